@@ -1,0 +1,1 @@
+"""Measuring a matcher beside what a user would pick instead."""

@@ -1,0 +1,89 @@
+"""The field's metrics. Errors that could not be computed are infinite, so that they count as failures."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lumiglue.geometry import direction_angle, epipolar_error, reprojection_error, rotation_angle, transform
+
+
+def auc(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:
+    """Area under the curve of recall over error up to each threshold, divided by the threshold, in percent.
+
+    Trapezoid rule over the sorted errors, as in SuperGlue's evaluation; 0 for no errors.
+    """
+    ordered = np.sort(np.asarray(errors, dtype=np.float64))
+    recall = np.arange(1, len(ordered) + 1) / max(1, len(ordered))
+    ordered, recall = np.concatenate([[0.0], ordered]), np.concatenate([[0.0], recall])
+    areas = []
+    for threshold in thresholds:
+        last = int(np.searchsorted(ordered, threshold))
+        x = np.concatenate([ordered[:last], [threshold]])
+        y = np.concatenate([recall[:last], [recall[last - 1]]])
+        areas.append(float(np.trapezoid(y, x) / threshold * 100))
+    return areas
+
+
+def homography_precision_recall(
+    points0: Float[Tensor, "m 2"],
+    points1: Float[Tensor, "n 2"],
+    pairs: Tensor,
+    image1_from_image0: Float[Tensor, "3 3"],
+    px: float = 3.0,
+) -> tuple[float, float]:
+    """Precision: share of the matches whose reprojection error in image 1 is at most `px`. Recall: right matches over
+    true correspondences, which are the mutual nearest keypoints with a reprojection error of at most `px`.
+
+    NaN where there are no matches (precision) or no true correspondences (recall).
+    """
+    points0, points1, homography = points0.double(), points1.double(), image1_from_image0.double()
+    right = int((reprojection_error(homography, points0[pairs[:, 0]], points1[pairs[:, 1]]) <= px).sum())
+    if not len(points0) or not len(points1):
+        return float("nan"), float("nan")
+    distance = torch.cdist(transform(homography, points0).nan_to_num(posinf=1e9), points1)
+    row, column = distance.argmin(1), distance.argmin(0)
+    mutual = column[row] == torch.arange(len(points0))
+    true = int((mutual & (distance.amin(1) <= px)).sum())
+    precision = right / len(pairs) if len(pairs) else float("nan")
+    return precision, min(1.0, right / true) if true else float("nan")
+
+
+def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 3"], size: tuple[int, int]) -> float:
+    """Mean distance in pixels between the image's four corners under both homographies; infinite without an estimate."""
+    if estimated is None:
+        return float("inf")
+    width, height = size
+    corners = torch.tensor([[0, 0], [width - 1, 0], [width - 1, height - 1], [0, height - 1]], dtype=torch.float64)
+    error = (transform(estimated.double(), corners) - transform(true.double(), corners)).norm(dim=1).mean()
+    return float(error.nan_to_num(float("inf"), float("inf")))
+
+
+def pose_error(
+    rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"], true_rotation: Tensor, true_translation: Tensor
+) -> float:
+    """The larger of the angles between rotations and between translation directions (its sign is unknown), in degrees."""
+    turn = rotation_angle(rotation, true_rotation)
+    heading = direction_angle(translation, true_translation)
+    return max(turn, min(heading, 180.0 - heading))
+
+
+def annotated_epipolar_error(fundamental: Tensor | None, points0: Tensor, points1: Tensor) -> float:
+    """Mean symmetric epipolar distance of hand-made correspondences in pixels; infinite without an estimate."""
+    if fundamental is None:
+        return float("inf")
+    return float(epipolar_error(fundamental.double(), points0.double(), points1.double()).mean())
+
+
+def bootstrap_interval(
+    values: Sequence[float], statistic: object, *, share: float = 0.95, rounds: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """The central `share` of a statistic over resampled values: a confidence interval for a mean or an AUC."""
+    assert callable(statistic)
+    rng = np.random.default_rng(seed)
+    array = np.asarray(values, dtype=np.float64)
+    samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(rounds)]
+    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])
+    return float(low), float(high)

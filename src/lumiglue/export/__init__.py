@@ -1,0 +1,1 @@
+"""Writing matches for other programs."""

@@ -1,0 +1,82 @@
+"""Matches of one pair as .npz or .json, and of many pairs as .h5 in hloc's layout."""
+
+import json
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+
+from lumiglue.errors import InputError
+from lumiglue.pipeline import MatchResult
+from lumiglue.types import Geometry
+
+DATA_SUFFIXES = (".npz", ".json")
+PIXELS = "x right, y down, centre of the top-left pixel at (0, 0)"
+
+
+def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:
+    """One pair as .npz or .json: points0, points1, scores, matches (rows), keypoints0, keypoints1, image_size0,
+    image_size1, stop_layer; with a geometry also inliers and the 3 x 3 matrix (absent in JSON as null when not found).
+    """
+    arrays: dict[str, Any] = {
+        "points0": result.points0,
+        "points1": result.points1,
+        "scores": result.scores,
+        "matches": result.matches.pairs.numpy(),
+        "keypoints0": result.features0.keypoints.numpy(),
+        "keypoints1": result.features1.keypoints.numpy(),
+        "image_size0": np.array(result.features0.image_size),
+        "image_size1": np.array(result.features1.image_size),
+        "stop_layer": np.array(result.matches.stop_layer),
+    }
+    if geometry is not None:
+        arrays["inliers"] = geometry.inliers.numpy()
+        if geometry.matrix is not None:
+            arrays[geometry.kind] = geometry.matrix.numpy()
+    path = Path(path)
+    if path.suffix == ".npz":
+        np.savez_compressed(path, **arrays)
+    elif path.suffix == ".json":
+        lists = {name: value.tolist() for name, value in arrays.items()}
+        path.write_text(json.dumps({"pixels": PIXELS, **lists}))
+    else:
+        raise InputError(f"{path} has no suffix that matches can be written to; choose from {list(DATA_SUFFIXES)}")
+
+
+class MatchesFile:
+    """Matches of many pairs in one HDF5 file, pair by pair.
+
+    hloc's layout: group `name0/name1` (slashes inside a name become dashes) with matches0 (per keypoint of image 0 the
+    row in image 1, or -1) and matching_scores0. Beside them, so that the file stands alone: keypoints0 and keypoints1
+    of the matches in pixels, and the attribute stop_layer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._unfinished = self.path.with_name(self.path.name + ".unfinished")
+        self._file = h5py.File(self._unfinished, "w")
+
+    def __enter__(self) -> "MatchesFile":
+        return self
+
+    def write(self, name0: str, name1: str, result: MatchResult) -> None:
+        """Adds one pair; a pair that is there already is replaced."""
+        key = "/".join(name.replace("/", "-") for name in (name0, name1))
+        if key in self._file:
+            del self._file[key]
+        group = self._file.create_group(key)
+        count = len(result.features0)
+        group.create_dataset("matches0", data=result.matches.matches0(count).numpy().astype(np.int32))
+        group.create_dataset("matching_scores0", data=result.matches.scores0(count).numpy().astype(np.float16))
+        group.create_dataset("keypoints0", data=result.points0)
+        group.create_dataset("keypoints1", data=result.points1)
+        group.attrs["stop_layer"] = result.matches.stop_layer
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._file.close()
+        if kind is None:
+            self._unfinished.replace(self.path)
+        else:
+            self._unfinished.unlink(missing_ok=True)

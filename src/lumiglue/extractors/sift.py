@@ -1,0 +1,123 @@
+"""SIFT (Lowe 2004) with RootSIFT descriptors (Arandjelovic and Zisserman 2012), over OpenCV: the default features."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from lumiglue.errors import InputError
+from lumiglue.images import resize_long_side, to_grey
+from lumiglue.types import Features
+
+# OpenCV yields a keypoint again for each further peak of its orientation histogram, 1.2 times as many as positions on
+# photos; asking for this many more than wanted leaves enough after the repeats are dropped.
+_REPEAT_MARGIN = 1.4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sift:
+    """SIFT features of an image.
+
+    max_keypoints: the strongest by detector response are kept.
+    resize: the long side in pixels that larger images are shrunk to before detection; None keeps the full size.
+        Keypoints are always returned in pixels of the image handed in.
+    contrast_threshold, edge_threshold: as in Lowe's paper; a low contrast threshold finds points in dull regions too.
+    rootsift: L1-normalise and take the square root, so that the inner product is the Hellinger kernel.
+    one_orientation: keep one keypoint per position and scale. SIFT repeats a position for each strong peak of its
+        orientation histogram; such twins make the ground truth of a one-to-one assignment ambiguous.
+    """
+
+    max_keypoints: int = 2048
+    resize: int | None = 1024
+    contrast_threshold: float = 0.01
+    edge_threshold: float = 10.0
+    rootsift: bool = True
+    one_orientation: bool = True
+
+    name: ClassVar[str] = "sift"
+    descriptor_dim: ClassVar[int] = 128
+
+    def __post_init__(self) -> None:
+        if self.max_keypoints < 1:
+            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
+        if self.resize is not None and self.resize < 16:
+            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+
+    def config(self) -> dict[str, Any]:
+        """What the descriptors depend on, to be stored beside features and weights."""
+        return {"name": self.name, "rootsift": self.rootsift, "one_orientation": self.one_orientation}
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
+        """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first; none in a blank image.
+
+        scales are sigma in pixels (OpenCV's `size` is the diameter, twice that); orientations are radians, clockwise.
+        """
+        height, width = image.shape[:2]
+        grey = to_grey(resize_long_side(image, self.resize))
+        scale_x, scale_y = width / grey.shape[1], height / grey.shape[0]
+        table, descriptors = self._detect(grey)
+        if not len(table):
+            return _no_features((width, height))
+        rows = self._choose(table)
+        table, descriptors = table[rows], descriptors[rows].astype(np.float32)
+        if self.rootsift:
+            descriptors = np.sqrt(descriptors / np.maximum(descriptors.sum(1, keepdims=True), 1e-12))
+        else:
+            descriptors /= np.maximum(np.linalg.norm(descriptors, axis=1, keepdims=True), 1e-12)
+        table[:, 0] = (table[:, 0] + 0.5) * scale_x - 0.5
+        table[:, 1] = (table[:, 1] + 0.5) * scale_y - 0.5
+        table[:, 2] *= math.sqrt(scale_x * scale_y)
+        x_y, scales, orientations, scores = np.split(table.astype(np.float32), [2, 3, 4], axis=1)
+        return Features(
+            keypoints=torch.from_numpy(np.ascontiguousarray(x_y)),
+            descriptors=torch.from_numpy(descriptors),
+            image_size=(width, height),
+            scores=torch.from_numpy(scores[:, 0].copy()),
+            scales=torch.from_numpy(scales[:, 0].copy()),
+            orientations=torch.from_numpy(orientations[:, 0].copy()),
+            extractor=self.name,
+        )
+
+    def _detect(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Rows (x, y, sigma, radians, response) and descriptors; enough of them to keep `max_keypoints` after `_choose`."""
+        if min(grey.shape) < 8:
+            return np.zeros((0, 5)), np.zeros((0, 128), np.float32)
+        wanted = math.ceil(self.max_keypoints * (_REPEAT_MARGIN if self.one_orientation else 1.0))
+        while True:
+            # Precise upscale: without it OpenCV's doubled first octave shifts keypoints by a quarter pixel.
+            detector = cv2.SIFT_create(
+                wanted, 3, self.contrast_threshold, self.edge_threshold, 1.6, enable_precise_upscale=True
+            )
+            points, descriptors = detector.detectAndCompute(grey, None)
+            if not points or descriptors is None:
+                return np.zeros((0, 5)), np.zeros((0, 128), np.float32)
+            rows = [(*p.pt, p.size / 2, math.radians(p.angle), p.response) for p in points]
+            table = np.array(rows, dtype=np.float64)
+            if len(points) < wanted or len(self._choose(table)) == self.max_keypoints:
+                return table, descriptors
+            wanted *= 2
+
+    def _choose(self, table: np.ndarray) -> np.ndarray:
+        """Rows to keep: strongest first, one per position; ties by position so that the order never depends on OpenCV's."""
+        order = np.lexsort((table[:, 3], table[:, 1], table[:, 0], -table[:, 4]))
+        if self.one_orientation:
+            _, first = np.unique(table[order][:, :3].round(3), axis=0, return_index=True)
+            order = order[np.sort(first)]
+        return order[: self.max_keypoints]
+
+
+def _no_features(size: tuple[int, int]) -> Features:
+    none = torch.zeros(0)
+    return Features(
+        keypoints=torch.zeros(0, 2),
+        descriptors=torch.zeros(0, Sift.descriptor_dim),
+        image_size=size,
+        scores=none,
+        scales=none,
+        orientations=none,
+        extractor=Sift.name,
+    )

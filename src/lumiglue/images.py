@@ -1,0 +1,121 @@
+"""Photos from disk to arrays, and resizing: the only pixel I/O."""
+
+import io
+import warnings
+from pathlib import Path
+
+import cv2
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from lumiglue.errors import ImageError, InputError
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
+
+
+def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+    """Reads a photo as 8-bit RGB, upright as its EXIF orientation says.
+
+    Grey, 16-bit (scaled to 8), palette, CMYK and alpha (laid over white) images are converted. Raises ImageError where
+    the file is missing, empty, truncated or not an image.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ImageError(f"{path} is a folder; give an image file")
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened: {error.strerror}") from None
+    if not data:
+        raise ImageError(f"{path} is empty (0 bytes); copy it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+            image.load()
+    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
+        raise ImageError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; downscale it first") from None
+    except UnidentifiedImageError:
+        return _read_with_opencv(path, data)
+    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
+        raise ImageError(f"{path} is damaged ({str(error) or type(error).__name__}); copy it again") from None
+    return to_rgb8(ImageOps.exif_transpose(image))
+
+
+def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
+    """A Pillow image of any mode as 8-bit RGB; 16-bit and float grey are scaled, alpha is laid over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        grey = np.asarray(image).astype(np.float32)
+        top = 65535.0 if image.mode.startswith("I") else max(float(grey.max(initial=0.0)), 1e-12)
+        grey8 = np.clip(grey * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+        return np.repeat(grey8[..., None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
+    return np.array(image.convert("RGB"))
+
+
+def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+    """An array H x W, H x W x 1, H x W x 3 or H x W x 4 (RGB order) as 8-bit RGB.
+
+    uint8 is taken as it is, uint16 is scaled by 1/257, floats are read as [0, 1]. Raises InputError for anything else.
+    """
+    array = np.asarray(image)
+    if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
+        raise InputError(f"image array has shape {array.shape}; give H x W x 3 (a tensor C x H x W is accepted as a tensor)")
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or min(array.shape) < 1:
+        raise InputError(f"image array has shape {np.shape(image)}; give H x W or H x W x 3")
+    if array.dtype == np.uint16:
+        array = (array.astype(np.float32) / 257.0 + 0.5).astype(np.uint8)
+    elif np.issubdtype(array.dtype, np.floating):
+        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1.0 + 1e-4:
+            raise InputError("a float image must hold finite numbers in [0, 1]; divide by 255 first or give uint8")
+        array = (array * 255.0 + 0.5).astype(np.uint8)
+    elif array.dtype != np.uint8:
+        raise InputError(f"image array has dtype {array.dtype}; give uint8, uint16 or float in [0, 1]")
+    if array.shape[2] == 4:
+        alpha = array[..., 3:].astype(np.float32) / 255.0
+        array = (array[..., :3] * alpha + 255.0 * (1.0 - alpha) + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+
+
+def to_grey(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
+    """Luma of an RGB image."""
+    return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+
+
+def resize_long_side(image: np.ndarray, long_side: int | None) -> np.ndarray:
+    """Shrinks an image so that its longer side is `long_side` (area filter); smaller images and None leave it as it is."""
+    height, width = image.shape[:2]
+    if long_side is None or max(height, width) <= long_side:
+        return image
+    scale = long_side / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """Every image file below a folder, sorted by path. Raises InputError where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is not a folder; give a folder of photos")
+    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not found:
+        raise InputError(f"{folder} holds no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return found
+
+
+def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
+    """Formats that Pillow does not know, 16-bit RGB TIFF foremost."""
+    try:
+        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
+    except cv2.error:
+        array = None
+    if array is None or array.dtype not in (np.uint8, np.uint16):
+        raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file")
+    return as_rgb8(array if array.ndim == 2 else np.ascontiguousarray(array[..., ::-1]))

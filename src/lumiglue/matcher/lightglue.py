@@ -1,0 +1,383 @@
+"""LightGlue (Lindenberger, Sarlin, Pollefeys, ICCV 2023) on packed tokens.
+
+Shape letters: P pairs, T tokens in all, d channels, h heads, c = d / h channels of a head, L layers.
+Equation and section numbers are the paper's.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.assignment import assign
+from lumiglue.matcher.packed import (
+    PackedPairs,
+    cross_attention,
+    keep_segments,
+    offsets_of,
+    segment_counts,
+    self_attention,
+)
+from lumiglue.types import Features, Matches
+
+Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LightGlueConfig:
+    """The shape of a matcher.
+
+    extractor: name of the features it was trained for; "" accepts any of the right size.
+    descriptor_dim: their width; project_input: map descriptors to d by a linear layer (needed where the widths differ).
+    d, heads, n_layers: width, attention heads, layers. The paper's model: 256, 4, 9.
+    encoding: what the rotary encoding sees. "xy": normalised position. "xy-scale-orientation": also scale in pixels and
+        orientation in radians, as they come (the released SIFT models). "xy-logscale-angle": also log scale, and the
+        orientation with integer frequencies, which keeps it periodic (359 and 1 degree are neighbours).
+    """
+
+    extractor: str = ""
+    descriptor_dim: int = 256
+    d: int = 256
+    heads: int = 4
+    n_layers: int = 9
+    encoding: Encoding = "xy"
+    project_input: bool = False
+
+    def __post_init__(self) -> None:
+        if self.d < 1 or self.heads < 1 or self.d % (2 * self.heads):
+            raise InputError(f"d is {self.d} with {self.heads} heads; d must be a multiple of 2 x heads")
+        if self.n_layers < 1:
+            raise InputError(f"n_layers is {self.n_layers}; give at least 1")
+        if self.encoding not in get_args(Encoding):
+            raise InputError(f"unknown encoding {self.encoding!r}; choose from {list(get_args(Encoding))}")
+        if self.descriptor_dim != self.d and not self.project_input:
+            raise InputError(f"descriptors of width {self.descriptor_dim} need project_input to become d = {self.d}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """How to match; None means off.
+
+    score_threshold: tau, matches need P_ij above it. exit_ratio: alpha, a pair is done when more than this share of its
+    points is confident. prune_below: beta, confident points of lower matchability leave the later layers.
+    """
+
+    score_threshold: float = 0.1
+    exit_ratio: float | None = 0.95
+    prune_below: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score_threshold <= 1:
+            raise InputError(f"score_threshold is {self.score_threshold}; give a probability between 0 and 1")
+        for name in ("exit_ratio", "prune_below"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; give a share between 0 and 1, or None for off")
+
+
+def positions_of(features: Features, encoding: Encoding) -> Float[Tensor, "n p"]:
+    """What the rotary encoding sees of each keypoint: n x 2, or n x 4 with scale and orientation.
+
+    p = (pixel - size / 2) / (max(size) / 2). Raises InputError where scale or orientation is needed and missing.
+    """
+    size = torch.tensor(features.image_size, dtype=torch.float32, device=features.keypoints.device)
+    xy = (features.keypoints.float() - size / 2) / (size.max() / 2)
+    if encoding == "xy":
+        return xy
+    if features.scales is None or features.orientations is None:
+        raise InputError(f"the matcher's encoding {encoding!r} needs scales and orientations, which the features lack")
+    scales = features.scales.float()
+    scales = scales.log() if encoding == "xy-logscale-angle" else scales
+    return torch.cat([xy, scales[:, None], features.orientations.float()[:, None]], dim=1)
+
+
+def pack(pairs: Sequence[tuple[Features, Features]], config: LightGlueConfig) -> PackedPairs:
+    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
+    images = [features for pair in pairs for features in pair]
+    for features in images:
+        if config.extractor and features.extractor and features.extractor != config.extractor:
+            raise InputError(f"the matcher is for {config.extractor!r} features; these are {features.extractor!r}")
+        if features.descriptors.shape[1] != config.descriptor_dim:
+            width = features.descriptors.shape[1]
+            raise InputError(f"descriptors have {width} channels; this matcher takes {config.descriptor_dim}")
+    if not images:
+        raise InputError("there are no pairs to match; give at least one")
+    return PackedPairs(
+        descriptors=torch.cat([features.descriptors.float() for features in images]),
+        positions=torch.cat([positions_of(features, config.encoding) for features in images]),
+        lengths=tuple(len(features) for features in images),
+    )
+
+
+class RotaryEncoding(nn.Module):
+    """R(p): plane k of each head turns by the angle b_k^T p with learned b_k (Equation 3), shared by layers and heads.
+
+    With "xy-logscale-angle" the orientation enters plane k with a fixed integer frequency instead of a learned one.
+    """
+
+    INTEGER_FREQUENCIES = (0, 0, 1, 2)
+
+    def __init__(self, encoding: Encoding, channels: int) -> None:
+        super().__init__()
+        self.periodic = encoding == "xy-logscale-angle"
+        learned = {"xy": 2, "xy-scale-orientation": 4, "xy-logscale-angle": 3}[encoding]
+        self.frequencies = nn.Parameter(torch.randn(channels // 2, learned))
+        turns = [self.INTEGER_FREQUENCIES[plane % 4] for plane in range(channels // 2)]
+        self.register_buffer("turns", torch.tensor(turns, dtype=torch.float32), persistent=False)
+        self.turns: Tensor
+
+    def forward(self, positions: Float[Tensor, "t p"]) -> tuple[Float[Tensor, "t q"], Float[Tensor, "t q"]]:
+        """Cosine and sine of the angle of each token's q = c / 2 planes, in the positions' precision."""
+        learned = positions[:, :3] if self.periodic else positions
+        angles = learned @ self.frequencies.to(positions.dtype).mT
+        if self.periodic:
+            angles = angles + positions[:, 3:] * self.turns.to(positions.dtype)
+        return angles.cos(), angles.sin()
+
+
+def rotate(x: Float[Tensor, "t h c"], cosine: Float[Tensor, "t q"], sine: Float[Tensor, "t q"]) -> Float[Tensor, "t h c"]:
+    """Turns plane k, the channels (k, k + c/2), of each head by its token's angle."""
+    a, b = x.chunk(2, dim=-1)
+    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
+
+
+def feed_forward(d: int) -> nn.Sequential:
+    """MLP([x | m]) of Equation 1."""
+    return nn.Sequential(nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Linear(2 * d, d))
+
+
+class SelfAttention(nn.Module):
+    """x_i <- x_i + MLP([x_i | m_i]), m_i attends to the points of its own image by relative position (Equations 1-4)."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(d, 3 * d)
+        self.out = nn.Linear(d, d)
+        self.ffn = feed_forward(d)
+
+    def forward(
+        self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
+    ) -> Float[Tensor, "t d"]:
+        qk, v = self.qkv(x).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
+        q, k = rotate(qk, *(table.to(qk.dtype) for table in rotation)).chunk(2, dim=1)
+        message = self.out(self_attention(q, k, v, lengths).flatten(1))
+        return x + self.ffn(torch.cat([x, message], dim=1))
+
+
+class CrossAttention(nn.Module):
+    """x_i <- x_i + MLP([x_i | m_i]), m_i attends to the other image; one key per point (Equation 5)."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qk = nn.Linear(d, d)
+        self.v = nn.Linear(d, d)
+        self.out = nn.Linear(d, d)
+        self.ffn = feed_forward(d)
+
+    def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
+        qk, v = (linear(x).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
+        message = self.out(cross_attention(qk, v, lengths).flatten(1))
+        return x + self.ffn(torch.cat([x, message], dim=1))
+
+
+class Layer(nn.Module):
+    """One self-attention and one cross-attention unit."""
+
+    def __init__(self, d: int, heads: int) -> None:
+        super().__init__()
+        self.self_attention = SelfAttention(d, heads)
+        self.cross_attention = CrossAttention(d, heads)
+
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
+        return self.cross_attention(self.self_attention(x, rotation, lengths), lengths)
+
+
+class Head(nn.Module):
+    """Similarity and matchability (Equations 6-7)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__()
+        self.projection = nn.Linear(d, d)
+        self.matchability = nn.Linear(d, 1)
+
+    def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side."""
+        return self.projection(x) * x.shape[-1] ** -0.25
+
+    def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
+        """sigma_i = sigmoid of these."""
+        return self.matchability(x).squeeze(-1)
+
+
+class LightGlue(nn.Module):
+    """The matcher: L layers, a head after each, a confidence classifier after each but the last."""
+
+    def __init__(self, config: LightGlueConfig) -> None:
+        super().__init__()
+        self.config = config
+        d, channels = config.d, config.d // config.heads
+        self.input_projection = nn.Linear(config.descriptor_dim, d) if config.project_input else nn.Identity()
+        self.position_encoding = RotaryEncoding(config.encoding, channels)
+        # A ModuleList registers what it holds; the cast tells readers and type checkers what that is.
+        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads) for _ in range(config.n_layers)))
+        self.heads = cast(Sequence[Head], nn.ModuleList(Head(d) for _ in range(config.n_layers)))
+        self.confidences = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(d, 1) for _ in range(config.n_layers - 1)))
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Starts as a soft nearest-neighbour matcher: updates are zero, and projections keep inner products.
+
+        Unit descriptors are scaled to a norm of sqrt(d); S begins as 20 times their cosine.
+        """
+        config = self.config
+        if isinstance(self.input_projection, nn.Linear):
+            nn.init.orthogonal_(self.input_projection.weight, math.sqrt(config.d))
+            nn.init.zeros_(self.input_projection.bias)
+        for module in self.modules():
+            if isinstance(module, CrossAttention):
+                nn.init.orthogonal_(module.qk.weight)
+            if isinstance(module, SelfAttention | CrossAttention):
+                last = module.ffn[3]
+                assert isinstance(last, nn.Linear)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
+            if isinstance(module, Head):
+                nn.init.orthogonal_(module.projection.weight, math.sqrt(20 / math.sqrt(config.d)))
+                nn.init.zeros_(module.projection.bias)
+        for confidence in self.confidences:
+            nn.init.zeros_(confidence.weight)
+            nn.init.zeros_(confidence.bias)
+
+    def exit_threshold(self, layer: int) -> float:
+        """lambda_l of Equation 11; layer counts from 0."""
+        return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
+
+    def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
+        """The state after each layer, all layers and all points: what training supervises."""
+        x = self.input_projection(pairs.descriptors)
+        rotation = self.position_encoding(pairs.positions)
+        for layer in self.layers:
+            x = layer(x, rotation, pairs.lengths)
+            yield x
+
+    @torch.inference_mode()
+    def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
+        """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
+        return _AdaptiveRun(self, pairs, settings or MatchSettings()).run()
+
+
+class _AdaptiveRun:
+    """The tokens still in play, layer by layer. A pair leaves with both segments; a pruned point leaves alone."""
+
+    def __init__(self, model: LightGlue, pairs: PackedPairs, settings: MatchSettings) -> None:
+        self.model, self.settings = model, settings
+        parameter = next(model.parameters())
+        pairs = pairs.to(parameter.device, parameter.dtype)
+        self.input_lengths = pairs.lengths
+        self.lengths = list(pairs.lengths)
+        self.open = list(range(pairs.n_pairs))  # the pairs in play; self.lengths has their 2 segments each
+        self.x: Tensor = model.input_projection(pairs.descriptors)
+        self.cosine, self.sine = model.position_encoding(pairs.positions)
+        self.rows = torch.cat([torch.arange(n, device=self.x.device) for n in pairs.lengths])  # in the image's features
+        self.layers_run = [torch.zeros(n, dtype=torch.int64, device=self.x.device) for n in pairs.lengths]
+        self.results: list[Matches | None] = [None] * pairs.n_pairs
+
+    def run(self) -> list[Matches]:
+        self._close([False] * len(self.open), layer=-1)
+        for layer in range(self.model.config.n_layers):
+            if not self.open:
+                break
+            self.x = self.model.layers[layer](self.x, (self.cosine, self.sine), self.lengths)
+            self._count_layer()
+            self._adapt(layer)
+        assert all(result is not None for result in self.results)
+        return [result for result in self.results if result is not None]
+
+    def _count_layer(self) -> None:
+        for position, rows in enumerate(self.rows.split(self.lengths)):
+            self.layers_run[self._segment(position)][rows] += 1
+
+    def _segment(self, position: int) -> int:
+        """Number in the input of the segment that is now at `position`."""
+        return 2 * self.open[position // 2] + position % 2
+
+    def _adapt(self, layer: int) -> None:
+        """The exit test, then pruning."""
+        if layer == self.model.config.n_layers - 1:
+            self._close([True] * len(self.open), layer)
+            return
+        settings = self.settings
+        if settings.exit_ratio is None and settings.prune_below is None:
+            return
+        confident = self.model.confidences[layer](self.x).squeeze(-1).float().sigmoid() > self.model.exit_threshold(layer)
+        if settings.exit_ratio is not None:
+            keep = self._close(self._confident_enough(confident, settings.exit_ratio), layer)
+            confident = confident[keep]
+        if settings.prune_below is not None and self.open:
+            head = self.model.heads[layer]
+            unmatchable = head.matchability_logits(self.x).float().sigmoid() < settings.prune_below
+            self._keep_tokens(~(confident & unmatchable))
+            self._close([False] * len(self.open), layer)
+
+    def _confident_enough(self, confident: Tensor, exit_ratio: float) -> list[bool]:
+        """Pruned points were confident when they left and go on counting: the share is of the pair's input points."""
+        counts = segment_counts(confident, self.lengths)
+        done = []
+        for position, pair in enumerate(self.open):
+            total = sum(self.input_lengths[2 * pair : 2 * pair + 2])
+            unsure = sum(self.lengths[2 * position : 2 * position + 2]) - sum(counts[2 * position : 2 * position + 2])
+            done.append(1 - unsure / total > exit_ratio)
+        return done
+
+    def _close(self, done: Sequence[bool], layer: int) -> Tensor:
+        """Finishes the pairs that are done, and those with an empty side; returns the token rows that stay in play."""
+        lengths = self.lengths
+        emptied = [min(lengths[2 * i : 2 * i + 2]) == 0 for i in range(len(self.open))]
+        closing = [i for i in range(len(self.open)) if done[i] or emptied[i]]
+        if not closing:
+            return torch.arange(len(self.x), device=self.x.device)
+        starts = offsets_of(lengths)
+        for i in closing:
+            self._finish(self.open[i], starts[2 * i : 2 * i + 3], layer)
+        stay = [i for i in range(len(self.open)) if i not in set(closing)]
+        segments = [2 * i + side for i in stay for side in (0, 1)]
+        keep = keep_segments(lengths, segments, self.x.device)
+        self._select(keep)
+        self.lengths = [lengths[s] for s in segments]
+        self.open = [self.open[i] for i in stay]
+        return keep
+
+    def _finish(self, pair: int, bounds: Sequence[int], layer: int) -> None:
+        """Assigns the points that are left of one pair with the head of its last layer."""
+        tokens = self.x[bounds[0] : bounds[2]]
+        split = bounds[1] - bounds[0]
+        head = self.model.heads[max(layer, 0)]
+        # The d^-1/4 and the inner product are taken in float32: bfloat16 would blur close scores.
+        features = head.projection(tokens).float() * tokens.shape[-1] ** -0.25
+        logits = head.matchability_logits(tokens).float()
+        found, scores = assign(
+            features[:split], features[split:], logits[:split], logits[split:], self.settings.score_threshold
+        )
+        rows = self.rows[bounds[0] : bounds[2]]
+        pairs = torch.stack([rows[:split][found[:, 0]], rows[split:][found[:, 1]]], dim=1)
+        self.results[pair] = Matches(
+            pairs, scores, layer + 1, self.layers_run[2 * pair].clone(), self.layers_run[2 * pair + 1].clone()
+        )
+
+    def _keep_tokens(self, kept: Tensor) -> None:
+        """Drops tokens of any segment; segments may become shorter or empty."""
+        counts = segment_counts(kept, self.lengths)
+        if counts != self.lengths:
+            self._select(kept.nonzero()[:, 0])
+            self.lengths = counts
+
+    def _select(self, rows: Tensor) -> None:
+        self.x, self.cosine, self.sine, self.rows = (t[rows] for t in (self.x, self.cosine, self.sine, self.rows))

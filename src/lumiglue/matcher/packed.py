@@ -1,0 +1,121 @@
+"""Packed tokens: any number of pairs, with any numbers of keypoints, as one tensor without padding.
+
+Shape letters: P pairs, T tokens in all, n tokens of a segment, d channels, h heads, c = d / h channels of a head.
+A batch holds 2P segments in the order A0 B0 A1 B1 ...; segment s and its partner s ^ 1 are the two images of a pair.
+Whatever runs over tokens (linear layers, norms) runs once over T; attention runs inside a segment or between partners.
+A kernel is chosen by a pair's own sizes alone, so that a pair's result never depends on what else is in its batch.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+# Attention of h x n x m scores up to this many is computed with the scores in memory, which is the faster form on CPU;
+# beyond, by the fused kernel in bounded memory. 4 heads x 2048 x 2048.
+MAX_SCORES_IN_MEMORY = 2**24
+
+
+@dataclass(frozen=True, eq=False)
+class PackedPairs:
+    """The matcher's input: P pairs of unequal images.
+
+    descriptors: T x descriptor_dim. positions: T x 2 or T x 4, see `matcher.lightglue.positions_of`.
+    lengths: 2P segment lengths; zeros are legal.
+    """
+
+    descriptors: Float[Tensor, "t d"]
+    positions: Float[Tensor, "t p"]
+    lengths: tuple[int, ...]
+
+    @property
+    def n_pairs(self) -> int:
+        return len(self.lengths) // 2
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedPairs":
+        """On `device`, with descriptors in `dtype`; positions stay float32, where half precision would lose pixels."""
+        return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
+
+
+def offsets_of(lengths: Sequence[int]) -> list[int]:
+    """Where each segment starts, and the end of the last: one more than there are segments."""
+    return [0, *accumulate(lengths)]
+
+
+def segment_counts(flags: Bool[Tensor, " t"], lengths: Sequence[int]) -> list[int]:
+    """How many tokens of each segment are true."""
+    running = torch.cat([flags.new_zeros(1, dtype=torch.int64), flags.cumsum(0)])
+    ends = torch.tensor(offsets_of(lengths), device=flags.device)
+    return running[ends].diff().tolist()
+
+
+def keep_segments(lengths: Sequence[int], segments: Sequence[int], device: torch.device) -> Int[Tensor, " k"]:
+    """Token rows of the given segments, in order."""
+    starts = offsets_of(lengths)
+    rows = [torch.arange(starts[s], starts[s + 1], device=device) for s in segments]
+    return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
+
+
+def self_attention(
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]
+) -> Float[Tensor, "t h c"]:
+    """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
+    if n := _common_length(lengths):
+        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
+        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
+    parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
+    return torch.cat([_attend_segment(*part) for part in parts])
+
+
+def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]) -> Float[Tensor, "t h c"]:
+    """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
+    if n := _common_length(lengths):
+        qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
+        a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
+        return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
+    qk_parts, v_parts = qk.split(list(lengths)), v.split(list(lengths))
+    messages: list[Tensor] = []
+    for a in range(0, len(lengths), 2):
+        sides = (x.transpose(0, 1) for x in (qk_parts[a], qk_parts[a + 1], v_parts[a], v_parts[a + 1]))  # (h, n, c)
+        messages += [message.transpose(0, 1) for message in _attend_both(*sides)]
+    return torch.cat(messages)
+
+
+def _common_length(lengths: Sequence[int]) -> int:
+    """n where all segments hold n > 0 tokens; 0 where they differ, or one pair alone needs no batching."""
+    return lengths[0] if len(lengths) > 0 and len(set(lengths)) == 1 else 0
+
+
+def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (h, n, c)
+    return _attend(q, k, v).transpose(0, 1)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(..., h, n, c) queries over (..., h, m, c) keys and values."""
+    heads, n, channels = q.shape[-3:]
+    if k.shape[-2] == 0:
+        return torch.zeros_like(q)
+    if q.is_cuda or heads * n * k.shape[-2] > MAX_SCORES_IN_MEMORY:
+        return F.scaled_dot_product_attention(q, k, v)
+    return ((q * channels**-0.5) @ k.mT).softmax(-1).to(v.dtype) @ v
+
+
+def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor]:
+    """Messages (..., h, n, c) to A from B and to B from A; where one side is empty the other's message is zero."""
+    heads, n, channels = qk_a.shape[-3:]
+    m = qk_b.shape[-2]
+    if n == 0 or m == 0:
+        return torch.zeros_like(qk_a), torch.zeros_like(qk_b)
+    if qk_a.is_cuda or heads * n * m > MAX_SCORES_IN_MEMORY:
+        return _attend(qk_a, qk_b, v_b), _attend(qk_b, qk_a, v_a)
+    root = math.sqrt(channels**-0.5)
+    similarity = (qk_a * root) @ (qk_b * root).mT  # (..., h, n, m)
+    a_from_b = similarity.softmax(-1).to(v_b.dtype) @ v_b
+    b_from_a = similarity.softmax(-2).to(v_a.dtype).mT @ v_a
+    return a_from_b, b_from_a

@@ -1,0 +1,208 @@
+"""Photos in, matches out: one pair, many pairs, or features that are already there."""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lumiglue.errors import InputError, LumiglueError
+from lumiglue.extractors import Extractor, create_extractor
+from lumiglue.images import as_rgb8, read_image
+from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.robust import estimate
+from lumiglue.types import Features, Geometry, GeometryKind, Matches
+from lumiglue.weights import load_weights, pretrained_path, resolve
+
+ImageLike = str | Path | np.ndarray | Tensor
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True, eq=False)
+class MatchResult:
+    """The correspondences of a pair of images, 0 and 1.
+
+    features0, features1: all keypoints. matches: rows into them with scores, and how adaptively it went.
+    seconds: wall time of each step that was run for this result.
+    """
+
+    features0: Features
+    features1: Features
+    matches: Matches
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def points0(self) -> Float[np.ndarray, "k 2"]:
+        """Matched points of image 0 in pixels (x, y), centre of the top-left pixel at (0, 0)."""
+        return self.features0.keypoints[self.matches.pairs[:, 0]].numpy()
+
+    @property
+    def points1(self) -> Float[np.ndarray, "k 2"]:
+        """Matched points of image 1; row i belongs to row i of `points0`."""
+        return self.features1.keypoints[self.matches.pairs[:, 1]].numpy()
+
+    @property
+    def scores(self) -> Float[np.ndarray, " k"]:
+        """Assignment probability of each match, in (0, 1]."""
+        return self.matches.scores.numpy()
+
+    def __len__(self) -> int:
+        return len(self.matches)
+
+    def geometry(self, kind: GeometryKind = "fundamental", *, threshold: float | None = None) -> Geometry:
+        """A homography or fundamental matrix that fits the matches, and which of them fit it; see `robust.estimate`."""
+        return estimate(kind, self.points0, self.points1, threshold=threshold)
+
+
+class Pipeline:
+    """An extractor and a matcher for its features.
+
+    Images are paths, arrays (H x W x 3 or H x W; uint8, uint16, or float in [0, 1]; RGB) or tensors (C x H x W, a
+    leading 1 is dropped). One pipeline may be used from several threads.
+    """
+
+    def __init__(
+        self,
+        extractor: Extractor,
+        matcher: LightGlue,
+        settings: MatchSettings | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        precision: Precision = "fp32",
+    ) -> None:
+        """Raises InputError where the matcher was made for other features."""
+        config = matcher.config
+        if config.extractor and config.extractor != extractor.name:
+            raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
+        if config.descriptor_dim != extractor.descriptor_dim:
+            given = extractor.descriptor_dim
+            raise InputError(
+                f"{extractor.name!r} gives {given}-channel descriptors, the weights take {config.descriptor_dim}"
+            )
+        if precision not in ("fp32", "bf16"):
+            raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
+        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+        self.extractor = extractor
+        self.matcher = matcher.eval().to(device=device, dtype=dtype)
+        self.settings = settings or MatchSettings()
+
+    @classmethod
+    def pretrained(
+        cls,
+        features: str = "sift",
+        *,
+        max_keypoints: int = 2048,
+        resize: int | None = 1024,
+        weights: str | Path | None = None,
+        settings: MatchSettings | None = None,
+        device: torch.device | str | None = None,
+        precision: Precision = "fp32",
+    ) -> "Pipeline":
+        """The built-in extractor `features` with the weights in the package, or in a file or URL `weights`.
+
+        max_keypoints, resize: see the extractor. device: None takes the GPU if there is one.
+        Raises InputError, WeightsError.
+        """
+        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize)
+        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        matcher = load_weights(pretrained_path(features) if weights is None else resolve(weights))
+        return cls(extractor, matcher, settings, device=chosen, precision=precision)
+
+    def extract(self, image: ImageLike) -> Features:
+        """Features of one image."""
+        return self.extractor(load_image(image))
+
+    def match(self, image0: ImageLike, image1: ImageLike) -> MatchResult:
+        """Matches two images."""
+        start = time.perf_counter()
+        features = self.extract(image0), self.extract(image1)
+        extracted = time.perf_counter()
+        (matches,) = self.match_features([features])
+        seconds = {"extract": extracted - start, "match": time.perf_counter() - extracted}
+        return MatchResult(*features, matches, seconds)
+
+    def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:
+        """Matches pairs of features, all in one batch; each pair's result is what it would be alone."""
+        packed = pack(list(pairs), self.matcher.config)
+        return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings)]
+
+    def match_many(
+        self,
+        pairs: Iterable[tuple[ImageLike, ImageLike]],
+        *,
+        batch_size: int = 8,
+        cached_images: int = 64,
+        on_error: Callable[[int, LumiglueError], None] | None = None,
+    ) -> Iterator[MatchResult | None]:
+        """Matches many pairs, in order, `batch_size` at a time; paths that recur soon are extracted once.
+
+        on_error: told the pair's number and the error when an image cannot be used; that pair yields None and the rest
+        go on. Without it the error is raised. Memory is bounded by `cached_images` images' features.
+        """
+        if batch_size < 1:
+            raise InputError(f"batch_size is {batch_size}; give at least 1")
+        extract = _FeatureCache(self.extract, max(cached_images, 2))
+        remaining = enumerate(pairs)
+        while batch := list(islice(remaining, batch_size)):
+            start = time.perf_counter()
+            features: list[tuple[Features, Features] | None] = []
+            for number, (a, b) in batch:
+                try:
+                    features.append((extract(a), extract(b)))
+                except LumiglueError as error:
+                    if on_error is None:
+                        raise
+                    on_error(number, error)
+                    features.append(None)
+            extracted = time.perf_counter()
+            usable = [pair for pair in features if pair is not None]
+            matches = iter(self.match_features(usable) if usable else [])
+            share = max(1, len(usable))
+            seconds = {"extract": (extracted - start) / share, "match": (time.perf_counter() - extracted) / share}
+            for pair in features:
+                yield None if pair is None else MatchResult(*pair, next(matches), seconds)
+
+
+def load_image(image: ImageLike) -> np.ndarray:
+    """Any accepted image as h x w x 3 RGB uint8. Raises ImageError for files, InputError for arrays."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Tensor):
+        tensor = image.detach().cpu()
+        tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
+        tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
+        return as_rgb8(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+    if isinstance(image, np.ndarray):
+        return as_rgb8(image)
+    raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
+
+
+class _FeatureCache:
+    """The features of the most recently used paths; arrays and tensors are not kept."""
+
+    def __init__(self, extract: Callable[[ImageLike], Features], size: int) -> None:
+        self.extract, self.size = extract, size
+        self.kept: OrderedDict[str, Features] = OrderedDict()
+
+    def __call__(self, image: ImageLike) -> Features:
+        if not isinstance(image, str | Path):
+            return self.extract(image)
+        key = str(image)
+        features = self.kept.pop(key, None)
+        self.kept[key] = features if features is not None else self.extract(image)
+        if len(self.kept) > self.size:
+            self.kept.popitem(last=False)
+        return self.kept[key]
+
+
+def _to_cpu(matches: Matches) -> Matches:
+    tensors = (matches.pairs, matches.scores, matches.layers0, matches.layers1)
+    pairs, scores, layers0, layers1 = (tensor.cpu() for tensor in tensors)
+    return Matches(pairs, scores, matches.stop_layer, layers0, layers1)

@@ -1,0 +1,84 @@
+"""The two losses: correspondences with deep supervision, then the confidence classifier (Section 3.4)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from lumiglue.matcher.lightglue import Head, LightGlue
+from lumiglue.matcher.packed import PackedPairs
+from lumiglue.training.labels import Labels
+
+
+def layer_scores(head: Head, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+    """S (P, n, n) and the matchability logits of both sides (P, n), in float32, for segments of equal length."""
+    with torch.autocast(x.device.type, enabled=False):
+        features = head.projection(x.float()) * x.shape[-1] ** -0.25
+        logits = head.matchability_logits(x.float()).unflatten(0, (n_pairs, 2, -1))
+        features = features.unflatten(0, (n_pairs, 2, -1))
+        return features[:, 0] @ features[:, 1].mT, logits[:, 0], logits[:, 1]
+
+
+def correspondence_loss(
+    similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], labels: Labels
+) -> Float[Tensor, ""]:
+    """One layer's negative log-likelihood (Equation 10 without the sum over layers), averaged over the pairs.
+
+    1/|M| sum log P_ij + 1/(2|A~|) sum log(1 - sigma_i) + 1/(2|B~|) sum log(1 - sigma_j); empty sets count 0.
+    """
+    n_pairs = len(similarity)
+    pair, i, j = labels.matches.unbind(1)
+    log_p = (
+        2 * similarity[pair, i, j]
+        - similarity.logsumexp(2)[pair, i]
+        - similarity.logsumexp(1)[pair, j]
+        + F.logsigmoid(logits0)[pair, i]
+        + F.logsigmoid(logits1)[pair, j]
+    )
+    counts = torch.bincount(pair, minlength=n_pairs).clamp_min(1)
+    matched = (log_p / counts[pair]).sum()
+    unmatched0 = _mean_where(F.logsigmoid(-logits0), labels.unmatchable0)
+    unmatched1 = _mean_where(F.logsigmoid(-logits1), labels.unmatchable1)
+    return -(matched + (unmatched0 + unmatched1).sum() / 2) / n_pairs
+
+
+def matcher_loss(model: LightGlue, pairs: PackedPairs, labels: Labels) -> Float[Tensor, ""]:
+    """Deep supervision: the mean over the layers of `correspondence_loss`."""
+    losses = []
+    for head, x in zip(model.heads, model.states(pairs), strict=True):
+        losses.append(correspondence_loss(*layer_scores(head, x, pairs.n_pairs), labels))
+    return torch.stack(losses).mean()
+
+
+def predictions(
+    similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], threshold: float
+) -> tuple[Tensor, Tensor]:
+    """What a layer says of each point: its partner's row, or -1; for both images, (B, m) and (B, n)."""
+    rows = similarity.logsumexp(2) - F.logsigmoid(logits0)
+    columns = similarity.logsumexp(1) - F.logsigmoid(logits1)
+    log_p = 2 * similarity - rows.unsqueeze(2) - columns.unsqueeze(1)
+    (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
+    limit = torch.tensor(threshold, device=log_p.device).log()
+    mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)
+    mutual1 = partner0.gather(1, partner1) == torch.arange(partner1.shape[1], device=log_p.device)
+    return partner0.where(mutual0 & (best0 > limit), -1), partner1.where(mutual1 & (best1 > limit), -1)
+
+
+def confidence_loss(model: LightGlue, pairs: PackedPairs, threshold: float = 0.1) -> Float[Tensor, ""]:
+    """Binary cross-entropy of the confidences against [a layer says what the last layer says]; states are detached."""
+    with torch.no_grad():
+        states = list(model.states(pairs))
+        said = [
+            torch.stack(predictions(*layer_scores(head, x, pairs.n_pairs), threshold), dim=1).flatten()  # (T,)
+            for head, x in zip(model.heads, states, strict=True)
+        ]
+    losses = []
+    for confidence, x, prediction in zip(model.confidences, states[:-1], said[:-1], strict=True):
+        with torch.autocast(x.device.type, enabled=False):
+            logits = confidence(x.float()).squeeze(-1)
+        losses.append(F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float()))
+    return torch.stack(losses).mean()
+
+
+def _mean_where(values: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:
+    return (values * where).sum(1) / where.sum(1).clamp_min(1)

@@ -1,0 +1,123 @@
+"""The structs that rooms exchange.
+
+Pixel convention, everywhere inside Lumiglue: the centre of the top-left pixel is (0, 0), x runs right and y down, so an
+image of width w covers [-0.5, w - 0.5]. Borders to other conventions (COLMAP adds 0.5) convert where they write.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from lumiglue.errors import InputError
+
+GeometryKind = Literal["homography", "fundamental", "essential"]
+
+
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Local features of one image; n may be 0.
+
+    keypoints: n x 2 pixels (x, y), centre of the top-left pixel at (0, 0).
+    descriptors: n x d.
+    image_size: (width, height) in pixels of the image that `keypoints` refer to.
+    scores: n, detector response, larger is better; optional.
+    scales: n, standard deviation in pixels of the blur at which the point was found; optional.
+    orientations: n, radians from +x towards +y (clockwise on the screen); optional.
+    extractor: the name of what made them, so that a matcher for other features can refuse; "" when unknown.
+
+    Raises InputError where shapes disagree or a number is not finite.
+    """
+
+    keypoints: Float[Tensor, "n 2"]
+    descriptors: Float[Tensor, "n d"]
+    image_size: tuple[int, int]
+    scores: Float[Tensor, " n"] | None = None
+    scales: Float[Tensor, " n"] | None = None
+    orientations: Float[Tensor, " n"] | None = None
+    extractor: str = ""
+
+    def __post_init__(self) -> None:
+        n = self.keypoints.shape[0]
+        if self.keypoints.ndim != 2 or self.keypoints.shape[1] != 2:
+            raise InputError(f"keypoints have shape {tuple(self.keypoints.shape)}; give n x 2 (x, y) pixels")
+        if self.descriptors.ndim != 2 or self.descriptors.shape[0] != n:
+            raise InputError(f"descriptors have shape {tuple(self.descriptors.shape)}; give {n} x d, one row a keypoint")
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise InputError(f"image_size is {self.image_size}; give (width, height) in pixels, each at least 1")
+        for name in ("scores", "scales", "orientations"):
+            value = getattr(self, name)
+            if value is not None and value.shape != (n,):
+                raise InputError(f"{name} have shape {tuple(value.shape)}; give one number for each of {n} keypoints")
+        for name in ("keypoints", "descriptors", "scales", "orientations"):
+            value = getattr(self, name)
+            if value is not None and not bool(torch.isfinite(value).all()):
+                bad = (~torch.isfinite(value)).reshape(n, -1).any(1).nonzero()[0].item()
+                raise InputError(f"{name} hold NaN or infinity (first at row {bad}); drop such keypoints")
+        if self.scales is not None and n and float(self.scales.min()) <= 0:
+            raise InputError(f"scales must be positive pixels; the smallest is {float(self.scales.min()):g}")
+
+    def __len__(self) -> int:
+        return self.keypoints.shape[0]
+
+    def __getitem__(self, rows: Int[Tensor, " m"] | slice) -> "Features":
+        """The features at `rows`, in that order."""
+        picked = {name: value[rows] for name, value in self._rows() if value is not None}
+        return replace(self, **picked)
+
+    def to(self, device: torch.device | str) -> "Features":
+        """The same features on `device`."""
+        return replace(self, **{name: value.to(device) for name, value in self._rows() if value is not None})
+
+    def _rows(self) -> Iterator[tuple[str, Tensor | None]]:
+        for entry in fields(self):
+            if entry.name not in ("image_size", "extractor"):
+                yield entry.name, getattr(self, entry.name)
+
+
+@dataclass(frozen=True, eq=False)
+class Matches:
+    """The partial assignment between two images A (0) and B (1).
+
+    pairs: k x 2 row numbers into the features handed in: (row in A, row in B). Each row number occurs at most once a side.
+    scores: k, assignment probability P_ij in (0, 1].
+    stop_layer: how many layers ran before the pair was done, 1..L; 0 when an image has no keypoints.
+    layers0, layers1: N_A and N_B, how many layers each point went through before it was pruned (or the pair was done).
+    """
+
+    pairs: Int[Tensor, "k 2"]
+    scores: Float[Tensor, " k"]
+    stop_layer: int = 0
+    layers0: Int[Tensor, " a"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    layers1: Int[Tensor, " b"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+
+    def __len__(self) -> int:
+        return self.pairs.shape[0]
+
+    def matches0(self, n: int) -> Int[Tensor, " n"]:
+        """For each of the n points of A, its row in B, or -1: the form that hloc and COLMAP tools store."""
+        partner = torch.full((n,), -1, dtype=torch.int64)
+        partner[self.pairs[:, 0].cpu()] = self.pairs[:, 1].cpu()
+        return partner
+
+    def scores0(self, n: int) -> Float[Tensor, " n"]:
+        """For each of the n points of A, the score of its match, or 0."""
+        scores = torch.zeros(n)
+        scores[self.pairs[:, 0].cpu()] = self.scores.float().cpu()
+        return scores
+
+
+@dataclass(frozen=True, eq=False)
+class Geometry:
+    """A two-view model estimated from matches.
+
+    matrix: 3 x 3; a homography maps A to B, a fundamental matrix fulfils x_B^T F x_A = 0; None when it could not be found.
+    inliers: k booleans, one a match.
+    """
+
+    kind: GeometryKind
+    matrix: Float[Tensor, "3 3"] | None
+    inliers: Tensor

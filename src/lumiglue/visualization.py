@@ -1,0 +1,148 @@
+"""Figures: matches over both photos, how the matcher adapted, learning curves. Made without touching pyplot's state."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
+
+from lumiglue.errors import InputError
+from lumiglue.types import Features, Geometry, Matches
+
+CONFIDENCE_COLOURS = "plasma"
+LAYER_COLOURS = "viridis"
+_GAP = 0.02  # between the photos, as a share of their width together
+_MAX_WIDTH = 15.0  # inches
+_DPI = 110
+
+
+def draw_matches(
+    image0: np.ndarray,
+    image1: np.ndarray,
+    features0: Features,
+    features1: Features,
+    matches: Matches,
+    geometry: Geometry | None = None,
+    title: str = "",
+) -> Figure:
+    """Both photos side by side: inlier matches coloured by score, outliers faint, unmatched points small.
+
+    Without a geometry every match is drawn as an inlier.
+    """
+    figure, axes, corners = _side_by_side(image0, image1)
+    points0, points1 = _keypoints(features0, corners[0]), _keypoints(features1, corners[1])
+    for points, rows in ((points0, matches.pairs[:, 0].numpy()), (points1, matches.pairs[:, 1].numpy())):
+        unmatched = np.delete(points, rows, axis=0)
+        axes.scatter(*unmatched.T, s=3, c="white", alpha=0.55, linewidths=0)
+    ends0, ends1 = points0[matches.pairs[:, 0].numpy()], points1[matches.pairs[:, 1].numpy()]
+    inliers = np.ones(len(matches), bool) if geometry is None else geometry.inliers.numpy()
+    scores = matches.scores.numpy()
+    order = np.argsort(scores, kind="stable")
+    good, bad = order[inliers[order]], order[~inliers[order]]
+    _lines(axes, ends0[bad], ends1[bad], colors="white", alpha=0.22, linewidths=0.5)
+    lines = _lines(
+        axes, ends0[good], ends1[good], array=scores[good], cmap=CONFIDENCE_COLOURS, norm=Normalize(0, 1),
+        alpha=0.75, linewidths=0.8,
+    )  # fmt: skip
+    for ends in (ends0, ends1):
+        axes.scatter(*ends[good].T, s=7, c=scores[good], cmap=CONFIDENCE_COLOURS, vmin=0, vmax=1, linewidths=0)
+    figure.colorbar(lines, ax=axes, fraction=0.02, pad=0.01, label="match score")
+    axes.set_title(title or f"{len(matches)} matches, {len(good)} inliers", fontsize=11)
+    return figure
+
+
+def draw_adaptivity(
+    image0: np.ndarray, image1: np.ndarray, features0: Features, features1: Features, matches: Matches, n_layers: int
+) -> Figure:
+    """Each keypoint coloured by the layers it went through: crosses were pruned early, dots stayed to the last."""
+    figure, axes, corners = _side_by_side(image0, image1)
+    drawn = None
+    for features, layers, offset in (
+        (features0, matches.layers0.numpy(), corners[0]),
+        (features1, matches.layers1.numpy(), corners[1]),
+    ):
+        points = _keypoints(features, offset)
+        for mask, marker, size in ((layers < matches.stop_layer, "x", 14), (layers >= matches.stop_layer, "o", 9)):
+            drawn = axes.scatter(
+                *points[mask].T, s=size, c=layers[mask], marker=marker, cmap=LAYER_COLOURS, vmin=1, vmax=n_layers,
+                linewidths=0.9 if marker == "x" else 0,
+            )  # fmt: skip
+    assert drawn is not None
+    figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01, label="layers run", ticks=range(1, n_layers + 1))
+    pruned = int((matches.layers0 < matches.stop_layer).sum() + (matches.layers1 < matches.stop_layer).sum())
+    total = max(1, len(features0) + len(features1))
+    axes.set_title(
+        f"stopped after layer {matches.stop_layer} of {n_layers}; {pruned} of {total} points"
+        f" ({100 * pruned / total:.0f} %) pruned on the way (crosses)",
+        fontsize=11,
+    )
+    return figure
+
+
+def draw_learning_curves(metrics: str | Path) -> Figure:
+    """Loss, and recall and precision of each layer, over the pairs seen; from a run's metrics.jsonl."""
+    lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
+    if not lines:
+        raise InputError(f"{metrics} holds no steps yet; draw it after training has begun")
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    loss, recall, precision = figure.subplots(1, 3)
+    for stage, colour in ((1, "C0"), (2, "C1")):
+        steps = [line for line in lines if line["stage"] == stage]
+        if steps:
+            values = np.array([line["loss"] for line in steps])
+            window = max(1, len(values) // 100)
+            smooth = np.convolve(values, np.ones(window) / window, mode="valid")
+            pairs = [line["pairs"] for line in steps][window - 1 :]
+            loss.plot(pairs, smooth, colour, label="correspondences" if stage == 1 else "confidence")
+    validations = [line for line in lines if line["layers"] and line["stage"] == 1]
+    for axes, name in ((recall, "recall"), (precision, "precision")):
+        for layer in range(len(validations[0]["layers"]) if validations else 0):
+            values = [line["layers"][layer][name] for line in validations]
+            axes.plot([line["pairs"] for line in validations], values, label=f"layer {layer + 1}")
+        axes.set(title=f"{name} on held-out photos (%)", xlabel="pairs seen")
+    loss.set(title="loss", xlabel="pairs seen", yscale="log")
+    for axes in (loss, recall):
+        axes.legend(fontsize=8)
+    return figure
+
+
+def save_figure(figure: Figure, path: str | Path) -> None:
+    """Writes a figure; the suffix names the format. Raises InputError for one that matplotlib does not know."""
+    suffix = Path(path).suffix.lstrip(".").lower()
+    if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
+        raise InputError(f"{path} has no picture suffix that can be written; use .png, .jpg, .pdf or .svg")
+    figure.savefig(path, dpi=_DPI)
+
+
+def _side_by_side(image0: np.ndarray, image1: np.ndarray) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:
+    """The photos on one dark canvas, centred vertically; also where the top-left corner of each is."""
+    (height0, width0), (height1, width1) = image0.shape[:2], image1.shape[:2]
+    gap = round(_GAP * (width0 + width1))
+    height, width = max(height0, height1), width0 + gap + width1
+    top0, top1 = (height - height0) // 2, (height - height1) // 2
+    canvas = np.full((height, width, 3), 32, np.uint8)
+    canvas[top0 : top0 + height0, :width0] = image0
+    canvas[top1 : top1 + height1, width0 + gap :] = image1
+    inches = min(_MAX_WIDTH, max(9.0, width / _DPI))
+    figure = Figure(figsize=(inches, inches * height / width * 0.95 + 0.5), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow(canvas, interpolation="bilinear")
+    axes.set_axis_off()
+    axes.autoscale(False)
+    return figure, axes, (np.array([0.0, top0]), np.array([width0 + gap, float(top1)]))
+
+
+def _keypoints(features: Features, corner: np.ndarray) -> np.ndarray:
+    return features.keypoints.cpu().numpy().astype(np.float64) + corner
+
+
+def _lines(axes: Axes, ends0: np.ndarray, ends1: np.ndarray, **style: object) -> LineCollection:
+    segments: Sequence[np.ndarray] = list(np.stack([ends0, ends1], axis=1)) if len(ends0) else []
+    lines = LineCollection(segments, **style)  # pyright: ignore[reportArgumentType]
+    axes.add_collection(lines, autolim=False)
+    return lines

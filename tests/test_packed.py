@@ -1,0 +1,90 @@
+"""Packed attention against plain loops over segments, and where it is bit-for-bit the single call."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from lumiglue.matcher import packed
+from lumiglue.matcher.packed import cross_attention, keep_segments, offsets_of, segment_counts, self_attention
+
+LENGTHS = [(5, 9), (4, 4, 4, 4), (0, 3, 6, 0, 0, 0, 7, 2), (1, 1), (300, 280, 7, 30)]
+
+
+def qkv(lengths: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    shape = (sum(lengths), 2, 8)
+    return tuple(torch.randn(shape, generator=generator) for _ in range(3))  # pyright: ignore[reportReturnType]
+
+
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """The definition, head by head, in float64."""
+    if not len(k):
+        return torch.zeros_like(q)
+    scores = torch.einsum("qhc,khc->hqk", q.double(), k.double()) / q.shape[-1] ** 0.5
+    return torch.einsum("hqk,khc->qhc", scores.softmax(-1), v.double()).float()
+
+
+@pytest.mark.parametrize("limit", [2**24, 0], ids=["in memory", "fused"])
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_attention_stays_within_segments_and_pairs(
+    lengths: tuple[int, ...], limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", limit)
+    q, k, v = qkv(lengths)
+    parts = [x.split(list(lengths)) for x in (q, k, v)]
+    inside = torch.cat([attend(*part) for part in zip(*parts, strict=True)])
+    partner = [s ^ 1 for s in range(len(lengths))]
+    across = torch.cat([attend(parts[0][s], parts[0][partner[s]], parts[2][partner[s]]) for s in range(len(lengths))])
+    assert_close(self_attention(q, k, v, lengths), inside, rtol=0, atol=2e-6)
+    assert_close(cross_attention(q, v, lengths), across, rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("lengths", LENGTHS)
+def test_attention_is_bit_for_bit_the_single_pair(lengths: tuple[int, ...]) -> None:
+    """Unequal and equal batches alike: a pair's kernel and its bits depend on its own sizes only."""
+    q, k, v = qkv(lengths, seed=1)
+    together = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
+    starts = offsets_of(lengths)
+    for pair in range(len(lengths) // 2):
+        own = slice(starts[2 * pair], starts[2 * pair + 2])
+        sizes = lengths[2 * pair : 2 * pair + 2]
+        assert torch.equal(together[0][own], self_attention(q[own], k[own], v[own], sizes))
+        assert torch.equal(together[1][own], cross_attention(q[own], v[own], sizes))
+
+
+def test_gradients_flow_through_the_dense_form_as_through_the_loops() -> None:
+    q, k, v = (x.requires_grad_() for x in qkv((6, 6, 6, 6)))
+    (self_attention(q, k, v, (6, 6, 6, 6)).square().sum() + cross_attention(q, v, (6, 6, 6, 6)).square().sum()).backward()
+    dense = [x.grad.clone() for x in (q, k, v) if x.grad is not None]
+    for x in (q, k, v):
+        x.grad = None
+    parts = [x.split(6) for x in (q, k, v)]
+    loss = torch.zeros(())
+    for s in range(4):
+        inside = _sdpa(parts[0][s], parts[1][s], parts[2][s])
+        across = _sdpa(parts[0][s], parts[0][s ^ 1], parts[2][s ^ 1])
+        loss = loss + inside.square().sum() + across.square().sum()
+    loss.backward()
+    for got, x in zip(dense, (q, k, v), strict=True):
+        assert x.grad is not None
+        assert_close(got, x.grad, rtol=1e-4, atol=1e-5)
+
+
+def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    q, k, v = (x.transpose(0, 1) for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(0, 1)
+
+
+def test_segment_bookkeeping() -> None:
+    flags = torch.tensor([True, False, True, True, False, False])
+    assert segment_counts(flags, [2, 0, 3, 1]) == [1, 0, 2, 0]
+    assert segment_counts(flags[:0], [0, 0]) == [0, 0]
+    assert offsets_of([2, 0, 3, 1]) == [0, 2, 2, 5, 6]
+    assert keep_segments([2, 0, 3, 1], [0, 3], torch.device("cpu")).tolist() == [0, 1, 5]
+    assert keep_segments([2, 3], [], torch.device("cpu")).tolist() == []
+    for lengths in itertools.product(range(3), repeat=3):
+        flags = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(1)) > 0.5
+        assert segment_counts(flags, lengths) == [int(part.sum()) for part in flags.split(list(lengths))]
