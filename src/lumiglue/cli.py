@@ -3,9 +3,10 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -14,10 +15,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from tyro.conf import Positional, arg
 
+from lumiglue import __version__
 from lumiglue.errors import ImageError, InputError, LumiglueError
 from lumiglue.matcher.lightglue import Encoding, MatchSettings
 from lumiglue.pipeline import MatchResult, Pipeline, Precision
 from lumiglue.types import Geometry
+
+if TYPE_CHECKING:
+    from lumiglue.evaluation.pairs import Summary
 
 GeometryChoice = Literal["fundamental", "homography", "none"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -123,9 +128,9 @@ def _match_two(
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, batch_size: int) -> int:
     from lumiglue.export.files import MatchesFile
 
+    names = _read_list(list_file)
     if target is None or target.suffix != ".h5":
         raise InputError(f"a list of pairs is written to an .h5 file; give --out matches.h5 (not {target})")
-    names = _read_list(list_file)
     pipeline = flags.pipeline()
     failures: list[str] = []
     total = 0
@@ -216,10 +221,11 @@ def train(
     out: Annotated[Path, arg(aliases=["-o"])],
     preset: str = "compact",
     encoding: Encoding = "xy-logscale-angle",
-    pairs: int = 80_000,
-    confidence_pairs: int = 4_000,
+    pairs: int = 48_000,
+    confidence_pairs: int = 3_200,
     batch_size: int = 16,
     points: int = 256,
+    long_points: int = 384,
     learning_rate: float = 1e-3,
     negatives: float = 0.05,
     precision: Precision = "bf16",
@@ -235,7 +241,8 @@ def train(
         pairs: Pairs seen in stage 1 (correspondences).
         confidence_pairs: Pairs seen in stage 2 (exit classifier).
         batch_size: Pairs per step.
-        points: Keypoints per image; the last quarter of stage 1 takes 512.
+        points: Keypoints per image.
+        long_points: Keypoints per image in the last fifth of stage 1 and in stage 2.
         learning_rate: Its peak.
         negatives: Share of pairs of two different photos.
         precision: Of the forward and backward pass.
@@ -252,6 +259,7 @@ def train(
         confidence_pairs=confidence_pairs,
         batch_size=batch_size,
         points=points,
+        long_points=long_points,
         learning_rate=learning_rate,
         negatives=negatives,
         precision=precision,
@@ -288,11 +296,10 @@ def evaluate(
     """
     from lumiglue.evaluation.baselines import BASELINES, Matcher
     from lumiglue.evaluation.pairs import evaluate as run_evaluation
-    from lumiglue.evaluation.pairs import read_pairs, summarise
+    from lumiglue.evaluation.pairs import select_pairs, summarise
 
     pipeline = flags.pipeline()
-    full = dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None)
-    without = Pipeline(pipeline.extractor, pipeline.matcher, full, precision=flags.precision)
+    without = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
     ours: dict[str, Matcher] = {
         "lumiglue": lambda a, b: pipeline.match_features([(a, b)])[0],
         "lumiglue-full": lambda a, b: without.match_features([(a, b)])[0],
@@ -302,8 +309,9 @@ def evaluate(
         raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
     chosen = {name: known[name] for name in methods}
     scores = []
-    with _Progress("evaluations", len(read_pairs(folder)) * len(chosen)) as advance:
-        for score in run_evaluation(folder, pipeline.extractor, chosen, groups=groups):
+    pairs = select_pairs(folder, groups)
+    with _Progress("evaluations", len(pairs) * len(chosen)) as advance:
+        for score in run_evaluation(folder, pairs, pipeline.extractor, chosen):
             scores.append(score)
             advance(1, "")
     if out is not None:
@@ -311,17 +319,8 @@ def evaluate(
         lines += [",".join(str(value) for value in dataclasses.astuple(score)) for score in scores]
         out.write_text("\n".join(lines) + "\n")
     protocol = "PoseLib; homography 2 px, pose and F 1.5 px"
-    table = Table(title=f"{folder}: {flags.max_keypoints} {flags.features} keypoints; {protocol}")
-    for column in ("matcher", "P / R / F1 at 3 px", "corner AUC 1/3/5/10 px", "pose AUC 5/10/20 deg", "epipolar AUC 3/10/20 px",
-                   "matches", "ms", "stop"):  # fmt: skip
-        table.add_column(column, justify="left" if column == "matcher" else "right")
-    for row in summarise(scores):
-        quality = " / ".join(f"{value:.1f}" for value in (row.precision, row.recall, row.f1))
-        areas = [
-            " / ".join(f"{value:.1f}" for value in values) for values in (row.corner_auc, row.pose_auc, row.epipolar_auc)
-        ]
-        table.add_row(row.method, quality, *areas, f"{row.matches:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}")
-    Console(width=180, highlight=False).print(table)
+    title = f"{folder}: {flags.max_keypoints} {flags.features} keypoints; {protocol}"
+    Console(width=180, highlight=False).print(_comparison(summarise(scores), title))
     return 0
 
 
@@ -368,14 +367,25 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
+DESCRIPTION = (
+    "Sparse feature matching: two photos in, correspondences out. Pixels: (0, 0) is the centre of the top-left one."
+)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version"]:
+        _out_line(f"lumiglue {__version__}")
+        return 0
+    if " ".join(words[:2]) in COMMANDS:  # a command of two words is one to tyro
+        words[:2] = [" ".join(words[:2])]
     app = tyro.extras.SubcommandApp()
     for name, command in COMMANDS.items():
         app.command(name=name)(command)
     try:
-        return app.cli(prog="lumiglue", description=__doc__, args=arguments)
+        return app.cli(prog="lumiglue", description=DESCRIPTION, args=words)
     except LumiglueError as error:
         err.print(f"error: {error}", markup=False)
         return 2
@@ -385,6 +395,25 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print("interrupted")
         return 130
+
+
+def _comparison(rows: "Sequence[Summary]", title: str) -> Table:
+    table = Table("matcher", title=title)
+    for column in (
+        "P / R / F1 at 3 px",
+        "corner AUC 1/3/5/10 px",
+        "pose AUC 5/10/20 deg",
+        "epipolar AUC 3/10/20 px",
+        "matches",
+        "ms",
+        "stop",
+    ):
+        table.add_column(column, justify="right")
+    for row in rows:
+        shares = ((row.precision, row.recall, row.f1), row.corner_auc, row.pose_auc, row.epipolar_auc)
+        cells = [" / ".join(f"{value:.1f}" for value in values) for values in shares]
+        table.add_row(row.method, *cells, f"{row.matches:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}")
+    return table
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
@@ -450,11 +479,13 @@ class _Progress:
         self.task = self.bar.add_task(label, total=total, note="")
 
     def __enter__(self) -> Callable[..., None]:
-        self.bar.start()
         return self.advance
 
     def advance(self, steps: int, note: str, total: int | None = None) -> None:
-        self.bar.update(self.task, advance=steps, note=note, **({} if total is None else {"total": total}))
+        self.bar.start()  # only now, so that an error before the first step stands alone
+        if total is not None:
+            self.bar.update(self.task, total=total)
+        self.bar.update(self.task, advance=steps, note=note)
 
     def __exit__(self, *_: object) -> None:
         self.bar.stop()

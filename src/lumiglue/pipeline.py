@@ -1,5 +1,6 @@
 """Photos in, matches out: one pair, many pairs, or features that are already there."""
 
+import copy
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -88,6 +89,11 @@ class Pipeline:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
+        try:
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+            reason = str(error).splitlines()[0]
+            raise InputError(f"device {str(device)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.extractor = extractor
         self.matcher = matcher.eval().to(device=device, dtype=dtype)
@@ -114,6 +120,12 @@ class Pipeline:
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
         matcher = load_weights(pretrained_path(features) if weights is None else resolve(weights))
         return cls(extractor, matcher, settings, device=chosen, precision=precision)
+
+    def with_settings(self, settings: MatchSettings) -> "Pipeline":
+        """The same extractor and weights with other settings; nothing is copied."""
+        other = copy.copy(self)
+        other.settings = settings
+        return other
 
     def extract(self, image: ImageLike) -> Features:
         """Features of one image."""

@@ -37,6 +37,8 @@ def estimate(
     else:
         matrix, info = poselib.estimate_fundamental(points0, points1, {"max_epipolar_error": limit, "seed": seed})
     inliers = torch.tensor(np.asarray(info["inliers"], dtype=bool))
+    if kind == "homography" and abs(matrix[2, 2]) > 1e-12:
+        matrix = matrix / matrix[2, 2]  # PoseLib's may be negative as a whole, which would put the image behind us
     if not np.isfinite(matrix).all() or int(inliers.sum()) < MINIMUM[kind]:
         return nothing
     return Geometry(kind, torch.tensor(np.asarray(matrix)).float(), inliers)
@@ -57,10 +59,9 @@ def relative_pose(
     """
     if len(points0) < MINIMUM["essential"]:
         return None
-    cameras = [_pinhole(k) for k in (intrinsics0, intrinsics1)]
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     options = {"max_epipolar_error": threshold, "seed": seed}
-    pose, info = poselib.estimate_relative_pose(points0, points1, *cameras, options)
+    pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), options)
     return np.asarray(pose.R), np.asarray(pose.t), np.asarray(info["inliers"], dtype=bool)
 
 

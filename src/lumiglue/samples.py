@@ -21,7 +21,7 @@ _PLANES = (
     ("astronaut", (-0.35, 0.15, 4.2), 6.0, 1.35),
     ("rocket", (1.35, -0.95, 4.8), -10.0, 1.7),
     ("chelsea", (1.2, 0.75, 3.7), -22.0, 1.3),
-    ("stereo_motorcycle", (-1.75, 0.85, 3.9), 24.0, 1.4),
+    ("camera", (-1.75, 0.85, 3.9), 24.0, 1.2),
 )
 # Camera centre, yaw and roll in degrees, exposure.
 _CAMERAS = (((-0.9, -0.1, 0.0), 10.0, 2.0, 1.0), ((1.0, 0.15, 0.35), -13.0, -7.0, 0.72))
@@ -96,18 +96,19 @@ def _render(
         u_v = texture_point[..., :2] * depth[..., None]
         height, width = plane.texture.shape[:2]
         inside = (u_v >= -0.5).all(-1) & (u_v <= (width - 0.5, height - 0.5)).all(-1) & (depth > 0) & (depth < nearest)
-        drawn = cv2.remap(plane.texture, *np.moveaxis(u_v, -1, 0).astype(np.float32), cv2.INTER_LINEAR)
+        u, v = (np.ascontiguousarray(u_v[..., axis], dtype=np.float32) for axis in (0, 1))
+        drawn = cv2.remap(plane.texture, u, v, cv2.INTER_LINEAR)
         image[inside], label[inside], nearest[inside] = drawn[inside], number, depth[inside]
     image = np.clip(255.0 * (image / 255.0) ** (1 / exposure), 0, 255).astype(np.uint8)
     return image, label, maps
 
 
 def _texture(name: str) -> np.ndarray:
-    """A bundled photograph as RGB with a white frame; walls have none."""
-    loaded = getattr(data, name)()
-    image = loaded[0] if isinstance(loaded, tuple) else loaded
-    if image.ndim == 2:
-        return cv2.cvtColor(np.tile(image, (2, 4)), cv2.COLOR_GRAY2RGB)
+    """A bundled photograph as RGB with a white frame; the brick wall has none."""
+    image = getattr(data, name)()
+    image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
+    if name == "brick":
+        return image
     border = max(image.shape) // 25
     return cv2.copyMakeBorder(image, border, border, border, border, cv2.BORDER_CONSTANT, value=(245, 245, 245))
 

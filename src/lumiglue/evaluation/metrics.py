@@ -1,6 +1,6 @@
 """The field's metrics. Errors that could not be computed are infinite, so that they count as failures."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -78,10 +78,14 @@ def annotated_epipolar_error(fundamental: Tensor | None, points0: Tensor, points
 
 
 def bootstrap_interval(
-    values: Sequence[float], statistic: object, *, share: float = 0.95, rounds: int = 1000, seed: int = 0
+    values: Sequence[float],
+    statistic: Callable[[np.ndarray], float],
+    *,
+    share: float = 0.95,
+    rounds: int = 1000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """The central `share` of a statistic over resampled values: a confidence interval for a mean or an AUC."""
-    assert callable(statistic)
     rng = np.random.default_rng(seed)
     array = np.asarray(values, dtype=np.float64)
     samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(rounds)]

@@ -70,18 +70,22 @@ def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
     return pairs
 
 
-def evaluate(
-    folder: str | Path, extractor: Extractor, methods: Mapping[str, Matcher], *, groups: Sequence[str] = ()
-) -> Iterator[PairScore]:
-    """Runs every method on every pair with the same features, methods in turn on each pair; yields as it goes.
+def select_pairs(folder: str | Path, groups: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The pairs of a folder whose group starts with one of `groups`; all of them when it is empty."""
+    chosen = [pair for pair in read_pairs(folder) if not groups or pair["group"].startswith(tuple(groups))]
+    if not chosen:
+        known = sorted({pair["group"] for pair in read_pairs(folder)})
+        raise InputError(f"no pair is in the groups {list(groups)}; choose from {known}")
+    return chosen
 
-    groups: keep pairs whose group starts with one of these; empty keeps all.
-    """
+
+def evaluate(
+    folder: str | Path, pairs: Sequence[dict[str, Any]], extractor: Extractor, methods: Mapping[str, Matcher]
+) -> Iterator[PairScore]:
+    """Runs every method on every pair with the same features, methods in turn on each pair; yields as it goes."""
     folder = Path(folder)
     cache: dict[str, Features] = {}
-    for pair in read_pairs(folder):
-        if groups and not any(pair["group"].startswith(group) for group in groups):
-            continue
+    for pair in pairs:
         for side in ("a", "b"):
             if pair[side] not in cache:
                 cache[pair[side]] = extractor(read_image(folder / pair[side]))

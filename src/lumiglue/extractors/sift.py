@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,6 +16,8 @@ from lumiglue.types import Features
 # OpenCV yields a keypoint again for each further peak of its orientation histogram, 1.2 times as many as positions on
 # photos; asking for this many more than wanted leaves enough after the repeats are dropped.
 _REPEAT_MARGIN = 1.4
+_NAME = "sift"
+_CHANNELS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,14 +40,21 @@ class Sift:
     rootsift: bool = True
     one_orientation: bool = True
 
-    name: ClassVar[str] = "sift"
-    descriptor_dim: ClassVar[int] = 128
-
     def __post_init__(self) -> None:
         if self.max_keypoints < 1:
             raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
         if self.resize is not None and self.resize < 16:
             raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+
+    @property
+    def name(self) -> str:
+        """Stored beside features and weights."""
+        return _NAME
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Channels of a descriptor: 4 x 4 cells of 8 directions."""
+        return _CHANNELS
 
     def config(self) -> dict[str, Any]:
         """What the descriptors depend on, to be stored beside features and weights."""
@@ -85,16 +94,16 @@ class Sift:
     def _detect(self, grey: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows (x, y, sigma, radians, response) and descriptors; enough of them to keep `max_keypoints` after `_choose`."""
         if min(grey.shape) < 8:
-            return np.zeros((0, 5)), np.zeros((0, 128), np.float32)
+            return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
         wanted = math.ceil(self.max_keypoints * (_REPEAT_MARGIN if self.one_orientation else 1.0))
         while True:
             # Precise upscale: without it OpenCV's doubled first octave shifts keypoints by a quarter pixel.
-            detector = cv2.SIFT_create(
+            detector = cv2.SIFT.create(
                 wanted, 3, self.contrast_threshold, self.edge_threshold, 1.6, enable_precise_upscale=True
             )
             points, descriptors = detector.detectAndCompute(grey, None)
             if not points or descriptors is None:
-                return np.zeros((0, 5)), np.zeros((0, 128), np.float32)
+                return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
             rows = [(*p.pt, p.size / 2, math.radians(p.angle), p.response) for p in points]
             table = np.array(rows, dtype=np.float64)
             if len(points) < wanted or len(self._choose(table)) == self.max_keypoints:
@@ -114,10 +123,10 @@ def _no_features(size: tuple[int, int]) -> Features:
     none = torch.zeros(0)
     return Features(
         keypoints=torch.zeros(0, 2),
-        descriptors=torch.zeros(0, Sift.descriptor_dim),
+        descriptors=torch.zeros(0, _CHANNELS),
         image_size=size,
         scores=none,
         scales=none,
         orientations=none,
-        extractor=Sift.name,
+        extractor=_NAME,
     )

@@ -268,7 +268,7 @@ class LightGlue(nn.Module):
             x = layer(x, rotation, pairs.lengths)
             yield x
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
         """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
         return _AdaptiveRun(self, pairs, settings or MatchSettings()).run()

@@ -74,7 +74,7 @@ def build_bank(
     """Builds `out` from a folder (or list) of photos; yields after each part. Run again after a kill to go on.
 
     Views depend on the seed and the photo's name only, so neither the number of workers nor a restart changes them.
-    workers: processes; 0 takes one per core. Raises BankError where an unfinished build has other settings, or no
+    workers: processes; 0 takes one per core. Raises BankError where `out` or an unfinished build has other settings, or no
     photo can be read, and InputError for an empty folder.
     """
     out = Path(out)
@@ -84,6 +84,11 @@ def build_bank(
         "settings": asdict(settings),
         "photos": [path.relative_to(root).as_posix() for path in paths],
     }
+    if out.exists():
+        if Bank(out).plan != json.loads(json.dumps(plan)):
+            raise BankError(f"{out} holds a bank of other photos or settings; delete it or choose another -o")
+        yield BankProgress(len(paths), len(paths), ())
+        return
     parts = _open_parts_folder(out, plan)
     step = settings.photos_per_part
     jobs = [
@@ -147,7 +152,7 @@ class Bank:
     def rows(self, view: int, choice: np.ndarray | slice) -> dict[str, np.ndarray]:
         """Arrays of one view's keypoints, strongest first, at `choice`; descriptors are dequantised to float32."""
         start, end = self.offsets[view], self.offsets[view + 1]
-        rows = {name: np.asarray(array[start:end][choice]) for name, array in self._rows.items()}
+        rows = {name: np.array(array[start:end][choice]) for name, array in self._rows.items()}
         rows["descriptors"] = rows["descriptors"].astype(np.float32) * rows.pop("descriptor_steps")[:, None]
         return rows
 
@@ -191,7 +196,7 @@ def make_view(
     features = extractor(view)
     on_photo = _project(features.keypoints.numpy().astype(np.float64), np.linalg.inv(view_from_photo))
     low, high = settings.edge, np.array([width - 1, height - 1]) - settings.edge
-    inside = ((on_photo >= low) & (on_photo <= high)).all(1).nonzero()[0]
+    inside = np.flatnonzero(np.all((on_photo >= low) & (on_photo <= high), axis=1))
     scores = features.scores.numpy()[inside] if features.scores is not None else -inside
     chosen = inside[np.argsort(-scores, kind="stable")[: settings.max_keypoints]]
     return view_from_photo, features[torch.from_numpy(chosen)]

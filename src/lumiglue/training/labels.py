@@ -22,6 +22,10 @@ class Labels:
     unmatchable0: Bool[Tensor, "b m"]
     unmatchable1: Bool[Tensor, "b n"]
 
+    def to(self, device: torch.device) -> "Labels":
+        """The same labels on `device`."""
+        return Labels(self.matches.to(device), self.unmatchable0.to(device), self.unmatchable1.to(device))
+
 
 def labels_from_homographies(
     keypoints0: Float[Tensor, "b m 2"],

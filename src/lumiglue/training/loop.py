@@ -31,12 +31,12 @@ class TrainSettings:
 
     preset: str = "compact"
     encoding: Encoding = "xy-logscale-angle"
-    pairs: int = 80_000
-    confidence_pairs: int = 4_000
+    pairs: int = 48_000
+    confidence_pairs: int = 3_200
     batch_size: int = 16
     points: int = 256
-    long_points: int = 512
-    long_share: float = 0.25
+    long_points: int = 384
+    long_share: float = 0.2
     learning_rate: float = 1e-3
     confidence_learning_rate: float = 3e-3
     warmup_pairs: int = 2_000
@@ -122,7 +122,10 @@ def train(bank_path: str | Path, run: str | Path, settings: TrainSettings) -> It
             pairs = batch.pairs.to(device, torch.float32)
 
             with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                loss = matcher_loss(model, pairs, batch.labels()) if stage == 1 else confidence_loss(model, pairs)
+                if stage == 1:
+                    loss = matcher_loss(model, pairs, batch.labels().to(device))
+                else:
+                    loss = confidence_loss(model, pairs)
             if not bool(torch.isfinite(loss)):
                 raise TrainingError(
                     f"the loss is {loss.item()} at step {step}; {run}/checkpoint.pt holds the last good state"

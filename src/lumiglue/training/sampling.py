@@ -52,7 +52,7 @@ class PairSampler:
             first, other = rng.choice(len(usable), 2, replace=False) if len(usable) > 1 else (0, 0)
             negative = len(usable) > 1 and rng.random() < self.negatives
             a, b = rng.choice(usable[first], 2, replace=False)
-            chosen.append((a, rng.choice(usable[other]) if negative else b))
+            chosen.append((int(a), int(rng.choice(usable[other]) if negative else b)))
             related.append(not negative)
         return self._assemble(chosen, related, points, rng)
 

@@ -1,0 +1,60 @@
+"""Puts trained weights into the package, with the record of how they were made and how well they do."""
+
+import argparse
+import csv
+from pathlib import Path
+
+import numpy as np
+
+from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("weights", type=Path, help="run/weights.safetensors of `lumiglue train`")
+    parser.add_argument("--name", default="sift", choices=sorted(BUILT_IN))
+    parser.add_argument("--data", required=True, help="one sentence: which photos, under which licences")
+    parser.add_argument("--hours", type=float, required=True, help="wall time of the training, and on what machine")
+    parser.add_argument("--machine", required=True)
+    parser.add_argument("--scores", type=Path, required=True, help="the .csv of `lumiglue eval --out`")
+    parser.add_argument("--method", default="lumiglue")
+    options = parser.parse_args()
+
+    _, record = read_metadata(options.weights)
+    record.update(
+        licence="Apache-2.0",
+        training_data=options.data,
+        training_hours=options.hours,
+        machine=options.machine,
+        metrics=read_metrics(options.scores, options.method),
+    )
+    target = pretrained_path(options.name)
+    target.parent.mkdir(exist_ok=True)
+    save_weights(load_weights(options.weights), target, record)
+    print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
+
+
+def read_metrics(scores: Path, method: str) -> dict[str, object]:
+    """The summary of one method from the per-pair figures."""
+    numbers = {"keypoints_a": int, "keypoints_b": int, "matches": int}
+    floats = ("milliseconds", "stop_layer", "error", "precision", "recall")
+    with scores.open() as file:
+        rows = [row for row in csv.DictReader(file) if row["method"] == method]
+    typed = [
+        PairScore(**{**row, **{k: f(row[k]) for k, f in numbers.items()}, **{k: float(row[k]) for k in floats}})  # pyright: ignore[reportArgumentType]
+        for row in rows
+    ]
+    summary = summarise(typed)[0]
+    shares = {name: round(getattr(summary, name), 1) for name in ("precision", "recall", "f1")}
+    areas = {name: np.round(getattr(summary, name), 1).tolist() for name in ("corner_auc", "pose_auc", "epipolar_auc")}
+    return {
+        "pairs": summary.pairs,
+        "unit": "percent, at 3 px; AUCs at 1/3/5/10 px, 5/10/20 deg, 3/10/20 px",
+        **shares,
+        **areas,
+    }
+
+
+if __name__ == "__main__":
+    main()

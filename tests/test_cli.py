@@ -1,0 +1,212 @@
+"""The command line as a user types it: files written, summaries printed, one sentence and exit code 2 for bad input."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import draw_photo, make_model
+from lumiglue.cli import main
+from lumiglue.weights import read_metadata, save_weights
+
+Save = Callable[[str, np.ndarray], Path]
+
+
+@pytest.fixture
+def folder(save_photo: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        save_photo(f"photos/{number}.jpg", draw_photo(number))
+    save_photo("photos/black.png", np.zeros((60, 80, 3), np.uint8))
+    save_photo("photos/dot.png", np.zeros((1, 1, 3), np.uint8))
+    return tmp_path
+
+
+def run(*arguments: object) -> int:
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+
+
+def test_two_photos_make_a_picture_and_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("match", "photos/0.jpg", "photos/0.jpg", "--adaptivity", "a.png") == 0
+    said = capsys.readouterr().out
+    assert (folder / "0_0_matches.png").stat().st_size > 20_000
+    assert (folder / "a.png").exists()
+    for word in (
+        "keypoints",
+        "matches",
+        "inliers (fundamental)",
+        "stopped after layer",
+        "extract",
+        " ms",
+        "saved 0_0_matches.png",
+    ):
+        assert word in said
+
+
+@pytest.mark.parametrize("suffix", ["npz", "json", "png", "svg"])
+@pytest.mark.parametrize("geometry", ["homography", "none"])
+def test_out_and_geometry(folder: Path, suffix: str, geometry: str) -> None:
+    out = folder / f"m.{suffix}"
+    arguments = ("--out", out, "--geometry", geometry, "--features", "sift", "--max-keypoints", "64")
+    assert run("match", "photos/0.jpg", "photos/0.jpg", *arguments) == 0
+    assert out.stat().st_size > 100
+    if suffix == "npz":
+        content = np.load(out)
+        assert len(content["points0"]) > 20
+        assert ("homography" in content) == (geometry == "homography")
+        assert len(content["keypoints0"]) == 64
+
+
+def test_a_list_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "pairs.txt").write_text("# a comment\n0.jpg 0.jpg\n\n0.jpg 1.jpg\nblack.png 2.jpg\n")
+    assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5", "--batch-size", 2) == 0
+    assert "3 pairs" in capsys.readouterr().out
+    with h5py.File(folder / "m.h5") as file:
+        assert (file["0.jpg/0.jpg/matches0"][:] >= 0).sum() > 50  # pyright: ignore
+        assert len(file["black.png/2.jpg/matches0"]) == 0  # pyright: ignore
+    (folder / "pairs.txt").write_text("0.jpg 0.jpg\n0.jpg none.jpg\n")
+    assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5") == 2
+    captured = capsys.readouterr()
+    assert "1 of 2 pairs were left out; the first: photos/none.jpg does not exist" in captured.err
+    with h5py.File(folder / "m.h5") as file:
+        assert list(file) == ["0.jpg"]
+
+
+def test_images_without_keypoints_are_a_valid_empty_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("black.png", "dot.png"):
+        assert run("match", f"photos/{name}", "photos/1.jpg") == 0
+        captured = capsys.readouterr()
+        assert "0 matches" in captured.out
+        assert "no keypoints" in captured.err
+
+
+def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
+    (folder / "text.jpg").write_text("hello")
+    (folder / "empty.jpg").write_bytes(b"")
+    data = (folder / "photos/0.jpg").read_bytes()
+    (folder / "half.jpg").write_bytes(data[: len(data) // 2])
+    (folder / "pairs.txt").write_text("0.jpg 1.jpg\n")
+    (folder / "one.txt").write_text("0.jpg\n")
+    (folder / "none.txt").write_text("\n")
+    (folder / "noise.safetensors").write_bytes(b"x" * 100)
+    (folder / "nothing").mkdir()
+    save_weights(make_model(extractor="disk"), folder / "disk.safetensors", {})
+    save_weights(make_model(extractor="sift"), folder / "narrow.safetensors", {})
+    good = "photos/0.jpg"
+    return [
+        (["match", "none.jpg", good], "none.jpg does not exist"),
+        (["match", good, "text.jpg"], "text.jpg is not an image"),
+        (["match", good, "empty.jpg"], "empty.jpg is empty"),
+        (["match", good, "half.jpg"], "half.jpg is damaged"),
+        (["match", "photos", good], "photos is a folder"),
+        (["match", good], "not a text file"),
+        (["match", good, good, good], "3 inputs were given"),
+        (["match", "pairs.txt"], "give --out matches.h5"),
+        (["match", "lost.txt", "--out", "m.h5"], "lost.txt does not exist"),
+        (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 holds one path"),
+        (["match", "none.txt", "--out", "m.h5"], "holds no pairs"),
+        (["match", good, good, "--out", "m.xyz"], "no known suffix"),
+        (["match", good, good, "--out", "no/such/folder/m.png"], "no/such/folder/m.png"),
+        (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['sift']"),
+        (["match", good, good, "--max-keypoints", "0"], "max_keypoints is 0"),
+        (["match", good, good, "--exit-ratio", "7"], "exit_ratio is 7"),
+        (["match", good, good, "--weights", "lost.safetensors"], "lost.safetensors does not exist"),
+        (["match", good, good, "--weights", "noise.safetensors"], "cannot be read as safetensors"),
+        (["match", good, good, "--weights", "disk.safetensors"], "weights are for 'disk' features"),
+        (["match", good, good, "--weights", "narrow.safetensors"], "the weights take 32"),
+        (["match", good, good, "--device", "tpu"], "device 'tpu' cannot be used"),
+        (["bank", "nothing", "-o", "b.h5"], "holds no images"),
+        (["bank", "lost", "-o", "b.h5"], "lost is not a folder"),
+        (["train", "lost.h5", "-o", "run"], "lost.h5 does not exist; build it"),
+        (["eval", "photos"], "pairs.json does not exist"),
+        (["weights", "import", "text.jpg", "-o", "w.safetensors"], "cannot be read as tensors"),
+        (["weights", "show", "lost"], "lost does not exist"),
+    ]
+
+
+def test_bad_input_gets_one_sentence_and_exit_code_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in bad_inputs(folder):
+        assert run(*arguments) == 2, arguments
+        said = capsys.readouterr().err.strip()
+        assert message in said, arguments
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+        assert len(said.splitlines()) == 1, said
+
+
+def test_unknown_flags_exit_with_code_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("match", "photos/0.jpg", "photos/1.jpg", "--fast") == 2
+    assert "--fast" in capsys.readouterr().err
+
+
+def test_sample_is_mostly_right(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("skimage")
+    assert run("sample", "--out", "demo.png", "--photos", "sample") == 0
+    said = capsys.readouterr().out
+    right, share = said.split(" truly right (")[0].split()[-1], said.split("truly right (")[1].split(" %")[0]
+    assert int(right) > 200
+    assert int(share) >= 80
+    assert (folder / "demo.png").stat().st_size > 100_000
+    assert Image.open(folder / "sample" / "sample0.jpg").size == (800, 600)
+
+
+def test_from_photos_to_a_matcher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """bank, train, match with the new weights, show them: the loop that a user makes."""
+    bank = ("bank", "photos", "-o", "bank.h5", "--views", 3, "--max-keypoints", 64, "--long-side", 160, "--workers", 1)
+    assert run(*bank) == 0
+    assert "5 photos, 3 views each" in capsys.readouterr().out
+    train = ("train", "bank.h5", "-o", "run", "--pairs", 16, "--confidence-pairs", 4, "--batch-size", 4, "--points", 24)
+    assert run(*train, "--long-points", 24) == 0
+    assert (folder / "run" / "curves.png").exists()
+    weights = "run/weights.safetensors"
+    assert run("match", "photos/0.jpg", "photos/0.jpg", "--weights", weights, "--out", "m.json") == 0
+    assert json.loads((folder / "m.json").read_text())["stop_layer"] >= 1
+    capsys.readouterr()
+    assert run("weights", "show", weights) == 0
+    assert json.loads(capsys.readouterr().out)["config"]["n_layers"] == 5
+    assert run("train", "bank.h5", "-o", "run", "--pairs", 99) == 2
+    assert "other settings" in capsys.readouterr().err
+
+
+def test_import_of_a_released_checkpoint(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    feature = pytest.importorskip("kornia.feature")
+    model = feature.LightGlue(None, input_dim=128, add_scale_ori=True, descriptor_dim=64, n_layers=2)
+    capsys.readouterr()
+    torch.save(model.state_dict(), folder / "released.pth")
+    assert run("weights", "import", "released.pth", "-o", "w.safetensors", "--features", "sift") == 0
+    assert "2 layers of 64" in capsys.readouterr().out
+    assert read_metadata(folder / "w.safetensors")[0].encoding == "xy-scale-orientation"
+    assert run("match", "photos/0.jpg", "photos/1.jpg", "--weights", "w.safetensors") == 0
+
+
+def test_eval_compares_the_methods(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    identity = np.eye(3).tolist()
+    pairs = [{"type": "homography", "group": "same", "a": "0.jpg", "b": "0.jpg", "H": identity}]
+    (folder / "photos" / "pairs.json").write_text(json.dumps({"images": {}, "pairs": pairs}))
+    methods = ("--methods", "lumiglue", "lumiglue-full", "nn", "ratio-0.8", "adalam")
+    assert run("eval", "photos", *methods, "--out", "scores.csv", "--max-keypoints", 200) == 0
+    said = capsys.readouterr().out
+    for name in methods[1:]:
+        assert name in said
+    rows = (folder / "scores.csv").read_text().splitlines()
+    assert len(rows) == 6
+    assert run("eval", "photos", "--methods", "magic") == 2
+    assert run("eval", "photos", "--groups", "other") == 2
+    assert "choose from ['same']" in capsys.readouterr().err
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--help") == 0
+    said = capsys.readouterr().out
+    for command in ("match", "sample", "bank", "train", "eval", "weights import"):
+        assert command in said
+    assert run("--version") == 0
+    assert capsys.readouterr().out.strip().startswith("lumiglue 0.")
