@@ -78,6 +78,15 @@ def test_broken_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value)
 
 
+def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.fromarray(PHOTO).save(tmp_path / "photo.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2000)  # the photo has 2400: large, yet no bomb
+    assert read_image(tmp_path / "photo.png").shape == PHOTO.shape
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ImageError, match="megapixels; downscale it first"):
+        read_image(tmp_path / "photo.png")
+
+
 def test_arrays_of_each_accepted_kind() -> None:
     assert np.array_equal(as_rgb8(PHOTO), PHOTO)
     assert np.array_equal(as_rgb8(PHOTO.astype(np.uint16) * 257), PHOTO)

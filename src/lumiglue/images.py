@@ -33,11 +33,12 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
         raise ImageError(f"{path} is empty (0 bytes); copy it again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error comes at twice as many pixels
             image = Image.open(io.BytesIO(data))
             image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise ImageError(f"{path} has more than {Image.MAX_IMAGE_PIXELS} pixels; downscale it first") from None
+    except Image.DecompressionBombError:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
+        raise ImageError(f"{path} has more than {limit} megapixels; downscale it first") from None
     except UnidentifiedImageError:
         return _read_with_opencv(path, data)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files

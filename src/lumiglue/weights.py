@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lumiglue.errors import InputError, WeightsError
@@ -29,7 +29,7 @@ def save_weights(model: LightGlue, path: str | Path, metadata: Mapping[str, Any]
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
-    save_file(tensors, unfinished, metadata=header)
+    unfinished.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
     unfinished.replace(path)
 
 
@@ -92,6 +92,8 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
                 file.write(block)
     except (OSError, ValueError) as error:  # urllib's errors are OSErrors; ValueError for a malformed address
         unfinished.unlink(missing_ok=True)
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise WeightsError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and give the file's path") from None
     if (found := _sha256(unfinished)) != sha256:
