@@ -127,7 +127,7 @@ def test_sample_truth_agrees_with_its_pixels() -> None:
 
 @pytest.mark.shared
 def test_the_default_beats_nearest_neighbours_on_real_planes(shared: Path) -> None:
-    """On two real groups; the whole comparison is in bench/RESULTS.md."""
+    """On two real groups, blur and zoom with rotation; the whole comparison is in bench/RESULTS.md."""
     from lumiglue import Pipeline
 
     pipeline = Pipeline.pretrained("sift", max_keypoints=512)
@@ -136,6 +136,6 @@ def test_the_default_beats_nearest_neighbours_on_real_planes(shared: Path) -> No
         "nn": BASELINES["nn"],
         "ratio": BASELINES["ratio-0.8"],
     }
-    pairs = [p for p in read_pairs(shared / "eval") if p["group"] in ("oxford_graf", "homogr")]
+    pairs = [p for p in read_pairs(shared / "eval") if p["group"] in ("oxford_boat", "oxford_bikes")]
     by_name = {s.method: s for s in summarise(list(evaluate(shared / "eval", pairs, pipeline.extractor, methods)))}
-    assert by_name["ours"].f1 > max(by_name["nn"].f1, by_name["ratio"].f1)
+    assert by_name["ours"].f1 > max(by_name["nn"].f1, by_name["ratio"].f1) + 3

@@ -65,7 +65,12 @@ def predictions(
 
 
 def confidence_loss(model: LightGlue, pairs: PackedPairs, threshold: float = 0.1) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the confidences against [a layer says what the last layer says]; states are detached."""
+    """Binary cross-entropy of the confidences against [a layer says what the last layer says]; states are detached.
+
+    Points that either layer matches count as much, all together, as the points that both leave unmatched. Most points
+    of most pairs have no match, and their label is nearly always true: unbalanced, they teach that a pair is done before
+    its matches are found.
+    """
     with torch.no_grad():
         states = list(model.states(pairs))
         said = [
@@ -76,7 +81,9 @@ def confidence_loss(model: LightGlue, pairs: PackedPairs, threshold: float = 0.1
     for confidence, x, prediction in zip(model.confidences, states[:-1], said[:-1], strict=True):
         with torch.autocast(x.device.type, enabled=False):
             logits = confidence(x.float()).squeeze(-1)
-        losses.append(F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float()))
+        each = F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float(), reduction="none")
+        matched = (prediction >= 0) | (said[-1] >= 0)
+        losses += [_mean_where(each[None], group[None]).squeeze() for group in (matched, ~matched)]
     return torch.stack(losses).mean()
 
 
