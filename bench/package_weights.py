@@ -3,6 +3,7 @@
 import argparse
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,17 +36,20 @@ def main() -> None:
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
 
 
-def read_metrics(scores: Path, method: str) -> dict[str, object]:
-    """The summary of one method from the per-pair figures."""
-    numbers = {"keypoints_a": int, "keypoints_b": int, "matches": int}
+def read_scores(scores: Path) -> list[PairScore]:
+    """The per-pair figures of `lumiglue eval --out`."""
+    counts = ("keypoints_a", "keypoints_b", "matches")
     floats = ("milliseconds", "stop_layer", "error", "precision", "recall")
     with scores.open() as file:
-        rows = [row for row in csv.DictReader(file) if row["method"] == method]
-    typed = [
-        PairScore(**{**row, **{k: f(row[k]) for k, f in numbers.items()}, **{k: float(row[k]) for k in floats}})  # pyright: ignore[reportArgumentType]
-        for row in rows
-    ]
-    summary = summarise(typed)[0]
+        rows: list[dict[str, Any]] = list(csv.DictReader(file))
+    for row in rows:
+        row.update({name: int(row[name]) for name in counts}, **{name: float(row[name]) for name in floats})
+    return [PairScore(**row) for row in rows]
+
+
+def read_metrics(scores: Path, method: str) -> dict[str, object]:
+    """The summary of one method from the per-pair figures."""
+    summary = summarise([score for score in read_scores(scores) if score.method == method])[0]
     shares = {name: round(getattr(summary, name), 1) for name in ("precision", "recall", "f1")}
     areas = {name: np.round(getattr(summary, name), 1).tolist() for name in ("corner_auc", "pose_auc", "epipolar_auc")}
     return {
