@@ -3,10 +3,9 @@
 import sys
 from pathlib import Path
 
-from package_weights import read_scores
-
 from lumiglue.evaluation.metrics import auc
 from lumiglue.evaluation.pairs import POSE_THRESHOLDS, PairScore, summarise
+from package_weights import read_scores
 
 WIDE = ("strecha", "fox")
 POSE_SETS = {
