@@ -44,10 +44,12 @@ def draw_matches(
     scores = matches.scores.numpy()
     order = np.argsort(scores, kind="stable")
     good, bad = order[inliers[order]], order[~inliers[order]]
+    # A thousand solid lines would hide the photos: the more there are, the fainter each is.
+    opacity = min(0.75, max(0.25, 200 / max(1, len(good))))
     _lines(axes, ends0[bad], ends1[bad], colors="white", alpha=0.22, linewidths=0.5)
     lines = _lines(
         axes, ends0[good], ends1[good], array=scores[good], cmap=CONFIDENCE_COLOURS, norm=Normalize(0, 1),
-        alpha=0.75, linewidths=0.8,
+        alpha=opacity, linewidths=0.8,
     )  # fmt: skip
     for ends in (ends0, ends1):
         axes.scatter(*ends[good].T, s=7, c=scores[good], cmap=CONFIDENCE_COLOURS, vmin=0, vmax=1, linewidths=0)
