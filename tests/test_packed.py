@@ -55,6 +55,21 @@ def test_attention_is_bit_for_bit_the_single_pair(lengths: tuple[int, ...]) -> N
         assert torch.equal(together[1][own], cross_attention(q[own], v[own], sizes))
 
 
+def test_a_batch_too_large_to_hold_at_once_is_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory is bounded by one segment's scores, not by the batch's; the bits are the same either way."""
+    lengths = (16,) * 8
+    q, k, v = qkv(lengths)
+    at_once = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
+    monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", 2 * 16 * 16)
+    calls = []
+    real = packed._attend
+    monkeypatch.setattr(packed, "_attend", lambda *x: calls.append(x[0].shape) or real(*x))
+    one_by_one = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
+    assert calls == [(2, 16, 8)] * 8
+    assert torch.equal(at_once[0], one_by_one[0])
+    assert torch.equal(at_once[1], one_by_one[1])
+
+
 def test_gradients_flow_through_the_dense_form_as_through_the_loops() -> None:
     q, k, v = (x.requires_grad_() for x in qkv((6, 6, 6, 6)))
     (self_attention(q, k, v, (6, 6, 6, 6)).square().sum() + cross_attention(q, v, (6, 6, 6, 6)).square().sum()).backward()

@@ -167,6 +167,30 @@ def test_the_confidence_stage_touches_only_the_confidences() -> None:
         assert (parameter.grad is not None) == name.startswith("confidences."), name
 
 
+def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike() -> None:
+    """A twin with loops over layers and points."""
+    model = make_model(n_layers=3)
+    a = make_features(30, 1)
+    packed = pack([(a, make_features(30, 2, like=a))], model.config)
+    with torch.no_grad():
+        states = list(model.states(packed))
+        said = [
+            torch.cat(predictions(*layer_scores(h, x, 1), 0.1), 1)[0].tolist()
+            for h, x in zip(model.heads, states, strict=True)
+        ]
+        parts = []
+        for layer in range(2):
+            logits = model.confidences[layer](states[layer])[:, 0].tolist()
+            groups: dict[bool, list[float]] = {True: [], False: []}
+            for i, (now, last) in enumerate(zip(said[layer], said[-1], strict=True)):
+                groups[now >= 0 or last >= 0].append(np.logaddexp(0, -logits[i] if now == last else logits[i]))
+            assert groups[True]
+            assert groups[False]
+            parts += [np.mean(group) for group in groups.values()]
+        assert any(now != last for now, last in zip(said[0], said[-1], strict=True))
+        assert float(confidence_loss(model, packed)) == pytest.approx(np.mean(parts), rel=1e-4)
+
+
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets(name: str) -> None:
     config = preset(name, "sift", 128, "xy")

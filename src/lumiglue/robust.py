@@ -8,8 +8,9 @@ from lumiglue.errors import InputError
 from lumiglue.types import Geometry, GeometryKind
 
 # Points that a model needs at least, and the usual inlier threshold in pixels.
-MINIMUM = {"homography": 4, "fundamental": 7, "essential": 5}
-THRESHOLD = {"homography": 2.0, "fundamental": 1.5, "essential": 1.5}
+MINIMUM = {"homography": 4, "fundamental": 7}
+THRESHOLD = {"homography": 2.0, "fundamental": 1.5}
+MINIMUM_POSE = 5
 
 
 def estimate(
@@ -23,7 +24,9 @@ def estimate(
     """A homography (points1 ~ H points0) or fundamental matrix (x1^T F x0 = 0) from k x 2 matched pixels.
 
     threshold: largest reprojection (homography) or Sampson (fundamental) error of an inlier in pixels; None takes 2 and
-    1.5. With too few matches, or when no model is found, the matrix is None and nothing is an inlier.
+    1.5. With too few matches, or when no model is found, the matrix is None and nothing is an inlier. A model always
+    fits the few matches that it takes to make one, so a handful of inliers proves nothing. Raises InputError for an
+    unknown kind.
     """
     if kind not in ("homography", "fundamental"):
         raise InputError(f"unknown geometry {kind!r}; choose from ['fundamental', 'homography']")
@@ -57,7 +60,7 @@ def relative_pose(
 
     Intrinsics are 3 x 3 pinhole matrices in the pixel convention of the points.
     """
-    if len(points0) < MINIMUM["essential"]:
+    if len(points0) < MINIMUM_POSE:
         return None
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     options = {"max_epipolar_error": threshold, "seed": seed}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lumiglue.errors import InputError
 
-GeometryKind = Literal["homography", "fundamental", "essential"]
+GeometryKind = Literal["homography", "fundamental"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -35,7 +35,8 @@ def homography_precision_recall(
     px: float = 3.0,
 ) -> tuple[float, float]:
     """Precision: share of the matches whose reprojection error in image 1 is at most `px`. Recall: right matches over
-    true correspondences, which are the mutual nearest keypoints with a reprojection error of at most `px`.
+    true correspondences, which are the mutual nearest keypoints with a reprojection error of at most `px`; at most 1, since
+    a right match need not be between mutual nearest keypoints.
 
     NaN where there are no matches (precision) or no true correspondences (recall).
     """

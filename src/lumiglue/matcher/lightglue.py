@@ -209,8 +209,13 @@ class Head(nn.Module):
         self.matchability = nn.Linear(d, 1)
 
     def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side."""
-        return self.projection(x) * x.shape[-1] ** -0.25
+        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side.
+
+        Scaled in float32, in which S is to be taken: bfloat16 would blur close scores.
+        """
+        features = self.projection(x)
+        features = features.float() if features.dtype.itemsize < 4 else features
+        return features * x.shape[-1] ** -0.25
 
     def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
         """sigma_i = sigmoid of these."""
@@ -360,9 +365,7 @@ class _AdaptiveRun:
         tokens = self.x[bounds[0] : bounds[2]]
         split = bounds[1] - bounds[0]
         head = self.model.heads[max(layer, 0)]
-        # The d^-1/4 and the inner product are taken in float32: bfloat16 would blur close scores.
-        features = head.projection(tokens).float() * tokens.shape[-1] ** -0.25
-        logits = head.matchability_logits(tokens).float()
+        features, logits = head.features(tokens), head.matchability_logits(tokens)
         found, scores = assign(
             features[:split], features[split:], logits[:split], logits[split:], self.settings.score_threshold
         )

@@ -65,7 +65,7 @@ def self_attention(
     q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]
 ) -> Float[Tensor, "t h c"]:
     """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
-    if n := _common_length(lengths):
+    if n := _dense_length(lengths, q):
         q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
         return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
     parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
@@ -74,7 +74,7 @@ def self_attention(
 
 def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]) -> Float[Tensor, "t h c"]:
     """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
-    if n := _common_length(lengths):
+    if n := _dense_length(lengths, qk):
         qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
         a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
         return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
@@ -86,9 +86,16 @@ def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengt
     return torch.cat(messages)
 
 
-def _common_length(lengths: Sequence[int]) -> int:
-    """n where all segments hold n > 0 tokens; 0 where they differ, or one pair alone needs no batching."""
-    return lengths[0] if len(lengths) > 0 and len(set(lengths)) == 1 else 0
+def _dense_length(lengths: Sequence[int], x: Tensor) -> int:
+    """n where all segments hold n > 0 tokens and are to be taken at once; 0 where they are to be taken one by one.
+
+    Both ways give the same bits; at once is faster, but holds the scores of all segments. Training needs them all anyway.
+    """
+    if len(set(lengths)) != 1:
+        return 0
+    n, heads = lengths[0], x.shape[1]
+    training = torch.is_grad_enabled() and x.requires_grad
+    return n if training or x.is_cuda or len(lengths) * heads * n * n <= MAX_SCORES_IN_MEMORY else 0
 
 
 def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import Head, LightGlue
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.labels import Labels
@@ -13,9 +14,8 @@ from lumiglue.training.labels import Labels
 def layer_scores(head: Head, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
     """S (P, n, n) and the matchability logits of both sides (P, n), in float32, for segments of equal length."""
     with torch.autocast(x.device.type, enabled=False):
-        features = head.projection(x.float()) * x.shape[-1] ** -0.25
+        features = head.features(x.float()).unflatten(0, (n_pairs, 2, -1))
         logits = head.matchability_logits(x.float()).unflatten(0, (n_pairs, 2, -1))
-        features = features.unflatten(0, (n_pairs, 2, -1))
         return features[:, 0] @ features[:, 1].mT, logits[:, 0], logits[:, 1]
 
 
@@ -54,9 +54,7 @@ def predictions(
     similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], threshold: float
 ) -> tuple[Tensor, Tensor]:
     """What a layer says of each point: its partner's row, or -1; for both images, (B, m) and (B, n)."""
-    rows = similarity.logsumexp(2) - F.logsigmoid(logits0)
-    columns = similarity.logsumexp(1) - F.logsigmoid(logits1)
-    log_p = 2 * similarity - rows.unsqueeze(2) - columns.unsqueeze(1)
+    log_p = log_assignment(similarity, logits0, logits1)
     (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
     limit = torch.tensor(threshold, device=log_p.device).log()
     mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)

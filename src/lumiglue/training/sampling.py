@@ -30,7 +30,8 @@ class Batch:
 class PairSampler:
     """Draws pairs of views of one photo (and, with chance `negatives`, of two photos) from one split of a bank.
 
-    validation_share of the photos, chosen by position in a seeded shuffle, are held out of training.
+    split: "training" or "validation"; a twentieth of the photos, at most 128, are held out for validation, the same ones
+    whatever the seed, so that runs on one bank can be compared.
     """
 
     def __init__(self, bank: Bank, config: LightGlueConfig, *, split: str, seed: int, negatives: float) -> None:
