@@ -1,0 +1,55 @@
+"""The command line: which commands there are, and how errors reach the user."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import tyro
+
+from lumiglue import __version__
+from lumiglue.cli.checkpoints import import_weights, show_weights
+from lumiglue.cli.evaluation import evaluate
+from lumiglue.cli.matching import match, sample
+from lumiglue.cli.terminal import err, say
+from lumiglue.cli.training import bank, train
+from lumiglue.errors import LumiglueError
+
+COMMANDS: dict[str, Callable[..., int]] = {
+    "match": match,
+    "sample": sample,
+    "bank": bank,
+    "train": train,
+    "eval": evaluate,
+    "weights import": import_weights,
+    "weights show": show_weights,
+}
+
+
+DESCRIPTION = (
+    "Sparse feature matching: two photos in, correspondences out. Pixels: (0, 0) is the centre of the top-left one."
+)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry point. Exit code 2 with one sentence for input that cannot be used."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words == ["--version"]:
+        say(f"lumiglue {__version__}")
+        return 0
+    if " ".join(words[:2]) in COMMANDS:  # a command of two words is one to tyro
+        words[:2] = [" ".join(words[:2])]
+    app = tyro.extras.SubcommandApp()
+    for name, command in COMMANDS.items():
+        app.command(name=name)(command)
+    try:
+        return app.cli(prog="lumiglue", description=DESCRIPTION, args=words)
+    except LumiglueError as error:
+        err.print(f"error: {error}", markup=False)
+        return 2
+    except OSError as error:
+        err.print(f"error: {error.filename or 'file'}: {error.strerror or error}", markup=False)
+        return 2
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        return 130

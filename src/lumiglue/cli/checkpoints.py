@@ -1,0 +1,40 @@
+"""`lumiglue weights import` and `lumiglue weights show`."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
+
+from lumiglue.cli.terminal import say
+
+
+def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliases=["-o"])], features: str = "") -> int:
+    """Convert a checkpoint in the released LightGlue naming (.pth or .safetensors) to a Lumiglue weights file.
+
+    Args:
+        checkpoint: File to read; nothing in it is executed.
+        out: The .safetensors file to write.
+        features: Name of the features it was trained for, so that others are refused; empty accepts any of that size.
+    """
+    from lumiglue.weights import import_released, save_weights
+
+    model = import_released(checkpoint, features)
+    save_weights(model, out, {"imported_from": checkpoint.name})
+    config = model.config
+    say(f"{config.n_layers} layers of {config.d}, {config.descriptor_dim}-channel descriptors, {config.encoding} -> {out}")
+    return 0
+
+
+def show_weights(weights: Positional[str] = "sift") -> int:
+    """Print the config, training record, metrics and licence of weights.
+
+    Args:
+        weights: A name of built-in weights, or a .safetensors file.
+    """
+    from lumiglue.weights import BUILT_IN, pretrained_path, read_metadata
+
+    config, metadata = read_metadata(pretrained_path(weights) if weights in BUILT_IN else weights)
+    say(json.dumps({"config": dataclasses.asdict(config), **metadata}, indent=2))
+    return 0

@@ -1,0 +1,46 @@
+"""Flags that several commands share."""
+
+import dataclasses
+
+from lumiglue.matcher.lightglue import MatchSettings
+from lumiglue.pipeline import Pipeline, Precision
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PipelineFlags:
+    """Which features and weights, and how far to adapt."""
+
+    features: str = "sift"
+    """Local features: sift."""
+    max_keypoints: int = 2048
+    """Keypoints kept per image, strongest first."""
+    resize: int = 1024
+    """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
+    weights: str | None = None
+    """A .safetensors file, or a URL with #sha256=...; without it, the weights in the package."""
+    score_threshold: float = 0.1
+    """Smallest score of a match."""
+    exit_ratio: float = 0.95
+    """Stop once this share of the points is confident; 0 runs all layers."""
+    prune_below: float = 0.01
+    """Confident points of lower matchability leave early; 0 keeps all points."""
+    precision: Precision = "fp32"
+    """Arithmetic of the matcher."""
+    device: str | None = None
+    """cpu or cuda; by default the GPU if there is one."""
+
+    def pipeline(self) -> Pipeline:
+        settings = MatchSettings(
+            score_threshold=self.score_threshold,
+            exit_ratio=self.exit_ratio or None,
+            prune_below=self.prune_below or None,
+        )
+        return Pipeline.pretrained(
+            self.features,
+            max_keypoints=self.max_keypoints,
+            resize=self.resize or None,
+            weights=self.weights,
+            settings=settings,
+            device=self.device,
+            precision=self.precision,
+        )

@@ -1,0 +1,170 @@
+"""`lumiglue match` and `lumiglue sample`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+from tyro.conf import Positional, arg
+
+from lumiglue.cli.flags import PipelineFlags
+from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.errors import ImageError, InputError
+from lumiglue.pipeline import MatchResult
+from lumiglue.types import Geometry
+
+GeometryChoice = Literal["fundamental", "homography", "none"]
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
+
+
+def match(
+    inputs: Positional[tuple[Path, ...]],
+    flags: Annotated[PipelineFlags, arg(name="")],
+    out: Path | None = None,
+    root: Path = Path(),
+    geometry: GeometryChoice = "fundamental",
+    adaptivity: Path | None = None,
+    batch_size: int = 8,
+) -> int:
+    """Match two photos, or every pair of a list.
+
+    Args:
+        inputs: Two image files, or one text file with a pair of image paths on each line.
+        flags: Features, weights, adaptivity.
+        out: Two photos: .png/.jpg/.pdf/.svg for a picture, .npz/.json for the matches (default: A_B_matches.png here).
+            A list: the .h5 file to write.
+        root: Folder that the paths of a list are relative to.
+        geometry: Model that separates inliers from outliers in the summary and the picture.
+        adaptivity: Also save a picture of where the matcher stopped and which points it pruned.
+        batch_size: Pairs matched at a time, for a list.
+    """
+    if len(inputs) == 2:
+        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity)
+    if len(inputs) == 1:
+        return _match_list(inputs[0], root, flags, out, batch_size)
+    raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")
+
+
+def _match_two(
+    a: Path, b: Path, flags: PipelineFlags, target: Path | None, kind: GeometryChoice, adaptivity: Path | None
+) -> int:
+    from lumiglue.export.files import DATA_SUFFIXES, save_result
+    from lumiglue.images import read_image
+    from lumiglue.visualization import draw_adaptivity, save_figure
+
+    target = target or Path(f"{a.stem}_{b.stem}_matches.png")
+    if target.suffix.lower() not in (*PICTURE_SUFFIXES, *DATA_SUFFIXES):
+        raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
+    images = read_image(a), read_image(b)
+    pipeline = flags.pipeline()
+    result = pipeline.match(*images)
+    geometry = None if kind == "none" else result.geometry(kind)
+    summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
+    if target.suffix.lower() in DATA_SUFFIXES:
+        save_result(target, result, geometry)
+    else:
+        _save_picture(target, images, result, geometry, f"{a.name} and {b.name}: {summary}")
+    if adaptivity is not None:
+        layers = pipeline.matcher.config.n_layers
+        save_figure(draw_adaptivity(*images, result.features0, result.features1, result.matches, layers), adaptivity)
+    _print_summary(summary, result, [path for path in (target, adaptivity) if path])
+    return 0
+
+
+def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, batch_size: int) -> int:
+    from lumiglue.export.files import MatchesFile
+
+    names = _read_list(list_file)
+    if target is None or target.suffix != ".h5":
+        raise InputError(f"a list of pairs is written to an .h5 file; give --out matches.h5 (not {target})")
+    pipeline = flags.pipeline()
+    failures: list[str] = []
+    total = 0
+    pairs = [(root / a, root / b) for a, b in names]
+    results = pipeline.match_many(pairs, batch_size=batch_size, on_error=lambda _, error: failures.append(str(error)))
+    with Progress("matching pairs", len(names)) as advance, MatchesFile(target) as file:
+        for (a, b), result in zip(names, results, strict=True):
+            if result is not None:
+                file.write(a, b, result)
+                total += len(result)
+            advance(1, f"{total} matches")
+    say(f"{len(names) - len(failures)} pairs, {total} matches -> {target}")
+    if failures:
+        err.print(f"error: {len(failures)} of {len(names)} pairs were left out; the first: {failures[0]}")
+        return 2
+    return 0
+
+
+def sample(flags: Annotated[PipelineFlags, arg(name="")], out: Path = Path("demo.png"), photos: Path | None = None) -> int:
+    """Match a sample pair with known ground truth, made from scikit-image's photographs.
+
+    Args:
+        flags: Features, weights, adaptivity.
+        out: Picture to save.
+        photos: Also save the two sample photos in this folder.
+    """
+    from PIL import Image
+
+    from lumiglue.samples import sample_pair
+
+    pair = sample_pair()
+    if photos is not None:
+        photos.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate((pair.image0, pair.image1)):
+            Image.fromarray(image).save(photos / f"sample{number}.jpg", quality=92)
+    pipeline = flags.pipeline()
+    result = pipeline.match(pair.image0, pair.image1)
+    geometry = result.geometry("fundamental")
+    right = pair.is_right(result.points0, result.points1)
+    share = 100 * right.mean() if len(right) else 0.0
+    summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
+    summary += f", {int(right.sum())} truly right ({share:.0f} %)"
+    _save_picture(out, (pair.image0, pair.image1), result, geometry, summary)
+    _print_summary(summary, result, [out])
+    return 0
+
+
+def _read_list(path: Path) -> list[tuple[str, str]]:
+    """Pairs of paths, one pair a line; blank lines and lines that begin with # are passed over."""
+    try:
+        text = path.read_text()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give two photos, or one list of pairs") from None
+    except UnicodeDecodeError:
+        raise ImageError(f"{path} is not a text file; give two photos, or one list of pairs") from None
+    names = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        if len(words) < 2:
+            raise InputError(f"{path} line {number} holds one path; give two, separated by a space")
+        names.append((words[0], words[1]))
+    if not names:
+        raise InputError(f"{path} holds no pairs; give two image paths on each line")
+    return names
+
+
+def _summary(result: MatchResult, geometry: Geometry | None, layers: int) -> str:
+    parts = [f"{len(result.features0)} and {len(result.features1)} keypoints", f"{len(result)} matches"]
+    if geometry is not None:
+        parts.append(f"{int(geometry.inliers.sum())} inliers ({geometry.kind})")
+    if result.matches.stop_layer:
+        parts.append(f"stopped after layer {result.matches.stop_layer} of {layers}")
+    return ", ".join(parts)
+
+
+def _print_summary(summary: str, result: MatchResult, files: list[Path]) -> None:
+    say(summary)
+    say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
+    if not len(result.features0) or not len(result.features1):
+        err.print("note: an image has no keypoints (blank, or under 8 pixels), so there is nothing to match")
+    for file in files:
+        say(f"saved {file}")
+
+
+def _save_picture(
+    target: Path, images: tuple[np.ndarray, np.ndarray], result: MatchResult, geometry: Geometry | None, title: str
+) -> None:
+    from lumiglue.visualization import draw_matches, save_figure
+
+    save_figure(draw_matches(*images, result.features0, result.features1, result.matches, geometry, title), target)

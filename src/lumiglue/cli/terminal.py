@@ -1,0 +1,40 @@
+"""What the commands print with: results to stdout, notes and progress to stderr."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One line of result."""
+    out.print(text, markup=False)
+
+
+class Progress:
+    """A progress bar on stderr: `advance(steps, note, total=None)`."""
+
+    def __init__(self, label: str, total: int | None) -> None:
+        columns: tuple[Any, ...] = (
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+        )  # fmt: skip
+        self.bar = Bar(*columns, console=err)
+        self.task = self.bar.add_task(label, total=total, note="")
+
+    def __enter__(self) -> Callable[..., None]:
+        return self.advance
+
+    def advance(self, steps: int, note: str, total: int | None = None) -> None:
+        self.bar.start()  # only now, so that an error before the first step stands alone
+        if total is not None:
+            self.bar.update(self.task, total=total)
+        self.bar.update(self.task, advance=steps, note=note)
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
