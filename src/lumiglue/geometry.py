@@ -12,6 +12,25 @@ def transform(homography: Float[Tensor, "*b 3 3"], points: Float[Tensor, "*b n 2
     return torch.where(depth > 1e-8, mapped[..., :2] / depth, torch.inf)
 
 
+def transfer(
+    points: Float[Tensor, "*b n 2"],
+    depths: Float[Tensor, "*b n"],
+    intrinsics0: Float[Tensor, "*b 3 3"],
+    intrinsics1: Float[Tensor, "*b 3 3"],
+    camera1_from_camera0: Float[Tensor, "*b 4 4"],
+) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
+    """Where pixels of image 0 with their depths (z in camera 0) lie in image 1, and their depths there.
+
+    Points behind camera 1 are at infinity; where the depth is NaN so is the result.
+    """
+    rays = torch.nn.functional.pad(points, (0, 1), value=1.0) @ torch.linalg.inv(intrinsics0).mT
+    rotation, translation = camera1_from_camera0[..., :3, :3], camera1_from_camera0[..., :3, 3]
+    in_camera1 = (rays * depths.unsqueeze(-1)) @ rotation.mT + translation.unsqueeze(-2)
+    pixels, depth = in_camera1 @ intrinsics1.mT, in_camera1[..., 2]
+    seen = torch.where(depth.unsqueeze(-1) > 1e-8, pixels[..., :2] / pixels[..., 2:], torch.inf)
+    return torch.where(depth.isnan().unsqueeze(-1), torch.nan, seen), depth
+
+
 def reprojection_error(
     image1_from_image0: Float[Tensor, "3 3"], points0: Float[Tensor, "k 2"], points1: Float[Tensor, "k 2"]
 ) -> Float[Tensor, " k"]:
@@ -19,22 +38,34 @@ def reprojection_error(
     return (transform(image1_from_image0, points0) - points1).norm(dim=-1)
 
 
-def skew(v: Float[Tensor, " 3"]) -> Float[Tensor, "3 3"]:
+def skew(v: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
     """[v]_x, so that skew(v) @ w is the cross product of v and w."""
-    zero = torch.zeros_like(v[0])
-    rows = [torch.stack([zero, -v[2], v[1]]), torch.stack([v[2], zero, -v[0]]), torch.stack([-v[1], v[0], zero])]
-    return torch.stack(rows)
+    x, y, z = v.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
 
 
 def fundamental_from_pose(
-    intrinsics0: Float[Tensor, "3 3"],
-    intrinsics1: Float[Tensor, "3 3"],
-    rotation: Float[Tensor, "3 3"],
-    translation: Float[Tensor, " 3"],
-) -> Float[Tensor, "3 3"]:
+    intrinsics0: Float[Tensor, "*b 3 3"],
+    intrinsics1: Float[Tensor, "*b 3 3"],
+    rotation: Float[Tensor, "*b 3 3"],
+    translation: Float[Tensor, "*b 3"],
+) -> Float[Tensor, "*b 3 3"]:
     """F with x1^T F x0 = 0, for X_1 = rotation X_0 + translation."""
     essential = skew(translation) @ rotation
     return torch.linalg.inv(intrinsics1).mT @ essential @ torch.linalg.inv(intrinsics0)
+
+
+def epipolar_distances(
+    fundamental: Float[Tensor, "*b 3 3"], points0: Float[Tensor, "*b m 2"], points1: Float[Tensor, "*b n 2"]
+) -> tuple[Float[Tensor, "*b m n"], Float[Tensor, "*b m n"]]:
+    """Of all pairs of points: pixels from each point of image 0 to the epipolar line of each point of image 1, and of
+    each point of image 1 to the line of each point of image 0."""
+    x0, x1 = (torch.nn.functional.pad(points, (0, 1), value=1.0) for points in (points0, points1))
+    lines1, lines0 = x0 @ fundamental.mT, x1 @ fundamental
+    residual = (lines1 @ x1.mT).abs()
+    length0, length1 = (lines[..., :2].norm(dim=-1).clamp_min(1e-12) for lines in (lines0, lines1))
+    return residual / length0.unsqueeze(-2), residual / length1.unsqueeze(-1)
 
 
 def epipolar_error(

@@ -80,20 +80,32 @@ class MatchSettings:
                 raise InputError(f"{name} is {value}; give a share between 0 and 1, or None for off")
 
 
-def positions_of(features: Features, encoding: Encoding) -> Float[Tensor, "n p"]:
+def normalize_positions(
+    keypoints: Float[Tensor, "n 2"],
+    image_sizes: Float[Tensor, "n 2"],
+    scales: Float[Tensor, " n"] | None,
+    orientations: Float[Tensor, " n"] | None,
+    encoding: Encoding,
+) -> Float[Tensor, "n p"]:
     """What the rotary encoding sees of each keypoint: n x 2, or n x 4 with scale and orientation.
 
-    p = (pixel - size / 2) / (max(size) / 2). Raises InputError where scale or orientation is needed and missing.
+    p = (pixel - size / 2) / (max(size) / 2), size being the (width, height) of the keypoint's image. Raises InputError
+    where scale or orientation is needed and missing.
     """
-    size = torch.tensor(features.image_size, dtype=torch.float32, device=features.keypoints.device)
-    xy = (features.keypoints.float() - size / 2) / (size.max() / 2)
+    xy = (keypoints - image_sizes / 2) / (image_sizes.amax(1, keepdim=True) / 2)
     if encoding == "xy":
         return xy
-    if features.scales is None or features.orientations is None:
+    if scales is None or orientations is None:
         raise InputError(f"the matcher's encoding {encoding!r} needs scales and orientations, which the features lack")
-    scales = features.scales.float()
     scales = scales.log() if encoding == "xy-logscale-angle" else scales
-    return torch.cat([xy, scales[:, None], features.orientations.float()[:, None]], dim=1)
+    return torch.cat([xy, scales[:, None], orientations[:, None]], dim=1)
+
+
+def positions_of(features: Features, encoding: Encoding) -> Float[Tensor, "n p"]:
+    """`normalize_positions` of one image's keypoints, in float32."""
+    size = torch.tensor([features.image_size], dtype=torch.float32, device=features.keypoints.device)
+    scales, orientations = (None if v is None else v.float() for v in (features.scales, features.orientations))
+    return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), scales, orientations, encoding)
 
 
 def pack(pairs: Sequence[tuple[Features, Features]], config: LightGlueConfig) -> PackedPairs:

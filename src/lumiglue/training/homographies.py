@@ -3,30 +3,43 @@
 Every view is a homography of the photo, so any two views of one photo are a training pair with known ground truth.
 """
 
-from dataclasses import dataclass
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Float64, UInt8
 
 from lumiglue.errors import InputError
+from lumiglue.extractors import Extractor
+from lumiglue.images import list_images, read_image, resize_long_side
+from lumiglue.training.bank import Kind, View
+from lumiglue.training.building import strongest
+from lumiglue.training.light import change_light
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
     """The distribution of views. Angles in degrees.
 
-    roll: standard deviation of the in-plane rotation; any_roll: share of views with a uniform roll in [0, 360).
+    roll: standard deviation of the in-plane rotation, cut at `largest_roll`; any_roll: share of views with a uniform roll in
+        [0, 360) instead.
     tilt: largest angle between the optical axis and the photo's normal.
-    zoom: smallest and largest magnification, log-uniform. shift: where the camera looks, as a share of the photo's size.
-    photometric: strength of light, blur, noise and JPEG changes; 0 is none, 1 is strong.
+    zoom: smallest and largest magnification, log-uniform; two views differ by up to their quotient.
+    shift: where the camera looks, as a share of the photo's size from its centre.
+    photometric: strength of the changes of light; 0 is none, 1 is strong.
     """
 
     roll: float = 20.0
-    any_roll: float = 0.15
-    tilt: float = 50.0
-    zoom: tuple[float, float] = (0.7, 2.2)
-    shift: float = 0.25
+    largest_roll: float = 45.0
+    any_roll: float = 0.3
+    tilt: float = 60.0
+    zoom: tuple[float, float] = (0.6, 2.4)
+    shift: float = 0.35
     photometric: float = 1.0
 
     def __post_init__(self) -> None:
@@ -36,6 +49,97 @@ class ViewSettings:
             raise InputError(f"zoom is {self.zoom}; give two positive numbers, the smaller first")
         if not 0 <= self.any_roll <= 1:
             raise InputError(f"any_roll is {self.any_roll}; give a share between 0 and 1")
+        if not 0 < self.largest_roll <= 180:
+            raise InputError(f"largest_roll is {self.largest_roll} degrees; give more than 0 up to 180")
+
+
+def upright() -> ViewSettings:
+    """Cameras held as people hold them: in-plane rotation within 45 degrees."""
+    return ViewSettings(any_roll=0.0)
+
+
+def any_angle() -> ViewSettings:
+    """Three views of ten are turned by any angle, so half of the pairs are."""
+    return ViewSettings()
+
+
+VIEW_PRESETS: dict[str, Callable[[], ViewSettings]] = {"upright": upright, "any": any_angle}
+
+
+def view_preset(name: str) -> ViewSettings:
+    """The preset of that name. Raises InputError for an unknown one."""
+    if name not in VIEW_PRESETS:
+        raise InputError(f"unknown views {name!r}; choose from {sorted(VIEW_PRESETS)}")
+    return VIEW_PRESETS[name]()
+
+
+@dataclass(frozen=True)
+class PhotoViews:
+    """The source of a planar bank: random views of each photo of a folder.
+
+    views: of each photo, any two are a pair. long_side: photos are shrunk to it. edge: pixels inside the photo's border
+    that keep no keypoint, since the border itself would be one. Views depend on the seed and the photo's name only.
+    """
+
+    root: Path
+    items: Sequence[str]
+    n_views: int = 8
+    long_side: int = 640
+    seed: int = 0
+    edge: float = 4.0
+    settings: ViewSettings = ViewSettings()
+
+    kind: Kind = field(default="plane", init=False)
+
+    def __post_init__(self) -> None:
+        if self.n_views < 2:
+            raise InputError(f"views is {self.n_views}; give at least 2, a pair is two views of one photo")
+        if self.long_side < 64:
+            raise InputError(f"long_side is {self.long_side}; give at least 64 pixels")
+
+    @classmethod
+    def of_folder(cls, folder: str | Path, **settings: Any) -> "PhotoViews":
+        """All photos in a folder and its subfolders. Raises InputError where there is none."""
+        root = Path(folder).resolve()
+        return cls(root, photo_names(root), **settings)
+
+    def plan(self) -> dict[str, Any]:
+        view = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()}
+        return {
+            "source": "photos", "views": self.n_views, "long_side": self.long_side, "seed": self.seed, "edge": self.edge,
+            "view": view,
+        }  # fmt: skip
+
+    def pairs(self) -> None:
+        return None
+
+    def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
+        name = self.items[item]
+        photo = resize_long_side(read_image(self.root / name), self.long_side)
+        rng = rng_for(self.seed, name)
+        return [self._view(name, photo, extractor, max_keypoints, rng) for _ in range(self.n_views)]
+
+    def _view(
+        self, name: str, photo: np.ndarray, extractor: Extractor, max_keypoints: int, rng: np.random.Generator
+    ) -> View:
+        """One view and its strongest keypoints that lie on the photo."""
+        height, width = photo.shape[:2]
+        view_from_photo = sample_view(rng, (width, height), self.settings)
+        features = extractor(change_light(rng, warp(photo, view_from_photo), self.settings.photometric))
+        on_photo = _project(features.keypoints.numpy().astype(np.float64), np.linalg.inv(view_from_photo))
+        high = np.array([width - 1, height - 1]) - self.edge
+        rows = strongest(features, np.all((on_photo >= self.edge) & (on_photo <= high), axis=1), max_keypoints)
+        return View(name, features[torch.from_numpy(rows)], view_from_scene=view_from_photo)
+
+
+def photo_names(root: Path) -> list[str]:
+    """Names of all photos below a folder, relative to it. Raises InputError where there is none."""
+    return [path.relative_to(root).as_posix() for path in list_images(root)]
+
+
+def rng_for(seed: int, name: str) -> np.random.Generator:
+    """A generator that depends on a seed and a name only."""
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little"))
 
 
 def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSettings) -> Float64[np.ndarray, "3 3"]:
@@ -46,7 +150,9 @@ def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewS
     width, height = size
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], dtype=np.float64)
     while True:
-        roll = rng.uniform(0, 360) if rng.random() < settings.any_roll else rng.normal(0, settings.roll)
+        roll = np.clip(rng.normal(0, settings.roll), -settings.largest_roll, settings.largest_roll)
+        if rng.random() < settings.any_roll:
+            roll = rng.uniform(0, 360)
         tilt = np.radians(settings.tilt) * np.sqrt(rng.random()) * rng.uniform(0.3, 1.0)
         zoom = np.exp(rng.uniform(*np.log(settings.zoom)))
         focal = rng.uniform(0.7, 1.6) * max(size)
@@ -81,46 +187,6 @@ def warp(image: UInt8[np.ndarray, "h w c"], view_from_photo: Float64[np.ndarray,
     return cv2.warpPerspective(image, view_from_photo, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
 
 
-def change_light(rng: np.random.Generator, image: UInt8[np.ndarray, "h w 3"], strength: float) -> UInt8[np.ndarray, "h w 3"]:
-    """Photometric change: colour, exposure, gamma, a soft shadow, blur, noise, JPEG; each with its own chance."""
-    if strength <= 0:
-        return image
-    values = image.astype(np.float32) / 255.0
-    if rng.random() < 0.5:
-        values = values * rng.uniform(1 - 0.25 * strength, 1 + 0.25 * strength, 3).astype(np.float32)
-    contrast = np.float32(np.exp(rng.normal(0, 0.25 * strength)))
-    values = (values - 0.5) * contrast + np.float32(0.5 + rng.normal(0, 0.12 * strength))
-    values = np.clip(values, 0, 1) ** np.float32(np.exp(rng.normal(0, 0.3 * strength)))
-    if rng.random() < 0.3 * strength:
-        values = values * _shadow(rng, image.shape[:2], strength)[..., None]
-    if rng.random() < 0.35 * strength:
-        values = _blur(rng, values)
-    if rng.random() < 0.5 * strength:
-        noise = rng.standard_normal(values.shape[:2], dtype=np.float32)[..., None]
-        values = values + noise * np.float32(rng.uniform(0.005, 0.04))
-    changed = (np.clip(values, 0, 1) * 255 + 0.5).astype(np.uint8)
-    if rng.random() < 0.4 * strength:
-        _, data = cv2.imencode(".jpg", changed, [cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 90))])
-        changed = cv2.imdecode(data, cv2.IMREAD_COLOR)
-        assert changed is not None
-    return changed
-
-
-def _shadow(rng: np.random.Generator, shape: tuple[int, int], strength: float) -> np.ndarray:
-    """A smooth field in [1 - 0.7 strength, 1]: light falls off across the image."""
-    coarse = rng.uniform(1 - 0.7 * strength, 1.0, (4, 4)).astype(np.float32)
-    return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-
-
-def _blur(rng: np.random.Generator, values: np.ndarray) -> np.ndarray:
-    """Defocus or motion blur of a few pixels."""
-    if rng.random() < 0.5:
-        return cv2.GaussianBlur(values, (0, 0), rng.uniform(0.5, 2.0))
-    length = int(rng.integers(3, 10))
-    kernel = np.zeros((length, length), dtype=np.float32)
-    angle = rng.uniform(0, np.pi)
-    half = (length - 1) / 2
-    step = np.array([np.cos(angle), np.sin(angle)]) * half
-    start, end = (np.rint(half + sign * step).astype(int).tolist() for sign in (-1, 1))
-    cv2.line(kernel, start, end, 1.0, 1)
-    return cv2.filter2D(values, -1, kernel / max(float(kernel.sum()), 1.0))
+def _project(points: np.ndarray, homography: np.ndarray) -> np.ndarray:
+    mapped = np.column_stack([points, np.ones(len(points))]) @ homography.T
+    return mapped[:, :2] / mapped[:, 2:]

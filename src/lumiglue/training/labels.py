@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lumiglue.geometry import transform
+from lumiglue.geometry import epipolar_distances, fundamental_from_pose, transfer, transform
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,12 +37,56 @@ def labels_from_homographies(
     unmatchable_px: float = 3.0,
 ) -> Labels:
     """Labels of pairs related by a homography; pairs that are not `related` (two photos) have no match at all."""
-    in1 = torch.cdist(transform(image1_from_image0, keypoints0), keypoints1)  # (B, m, n) pixels of image 1
-    in0 = torch.cdist(keypoints0, transform(torch.linalg.inv(image1_from_image0), keypoints1))  # pixels of image 0
+    in1 = _distances(transform(image1_from_image0, keypoints0), keypoints1)  # (B, m, n) pixels of image 1
+    in0 = _distances(keypoints0, transform(torch.linalg.inv(image1_from_image0), keypoints1))  # pixels of image 0
     far = torch.full_like(in1, torch.inf)
     distance = torch.where(related[:, None, None], torch.maximum(in0, in1).nan_to_num(torch.inf), far)
     nearest = torch.where(related[:, None, None], torch.minimum(in0, in1).nan_to_num(torch.inf), far)
     return Labels(mutual_nearest(distance, match_px), nearest.amin(2) > unmatchable_px, nearest.amin(1) > unmatchable_px)
+
+
+def labels_from_depths(
+    keypoints0: Float[Tensor, "b m 2"],
+    keypoints1: Float[Tensor, "b n 2"],
+    depths0: Float[Tensor, "b m"],
+    depths1: Float[Tensor, "b n"],
+    intrinsics0: Float[Tensor, "b 3 3"],
+    intrinsics1: Float[Tensor, "b 3 3"],
+    camera1_from_camera0: Float[Tensor, "b 4 4"],
+    *,
+    match_px: float = 3.0,
+    unmatchable_px: float = 5.0,
+    depth_tolerance: float = 0.05,
+) -> Labels:
+    """Labels of pairs with known cameras and, where not NaN, known depths.
+
+    A match lies within `match_px` both ways, and each depth, carried over, agrees with the other's within
+    `depth_tolerance` of it: a point behind another's surface is no match of it, so occlusion needs no depth map.
+    Two points are surely different when a known depth puts them more than `unmatchable_px` apart or twice the tolerance
+    in front of one another, or when one lies that far from the other's epipolar line; a point that surely differs from
+    every point of the other image is unmatchable. So points of unknown depth are judged by the epipolar lines alone.
+    """
+    camera0_from_camera1 = torch.linalg.inv(camera1_from_camera0)
+    seen1, carried0 = transfer(keypoints0, depths0, intrinsics0, intrinsics1, camera1_from_camera0)
+    seen0, carried1 = transfer(keypoints1, depths1, intrinsics1, intrinsics0, camera0_from_camera1)
+    in1, in0 = _distances(seen1, keypoints1), _distances(keypoints0, seen0)  # (B, m, n), NaN where unknown
+    disagree = torch.maximum(
+        (carried0[..., :, None] - depths1[..., None, :]).abs() / depths1[..., None, :],
+        (carried1[..., None, :] - depths0[..., :, None]).abs() / depths0[..., :, None],
+    )
+    distance = torch.maximum(in0, in1).where(disagree <= depth_tolerance, torch.inf)
+
+    rotation, translation = camera1_from_camera0[..., :3, :3], camera1_from_camera0[..., :3, 3]
+    fundamental = fundamental_from_pose(intrinsics0, intrinsics1, rotation, translation)
+    off_line = torch.maximum(*epipolar_distances(fundamental, keypoints0, keypoints1)) > unmatchable_px
+    # Comparisons with NaN are false: an unknown depth excludes nothing.
+    different = (in1 > unmatchable_px) | (in0 > unmatchable_px) | (disagree > 2 * depth_tolerance) | off_line
+    return Labels(mutual_nearest(distance, match_px), different.all(2), different.all(1))
+
+
+def _distances(a: Float[Tensor, "b m 2"], b: Float[Tensor, "b n 2"]) -> Float[Tensor, "b m n"]:
+    """Not by way of matrix products, which lose a tenth of a pixel; inf and NaN stay what they are."""
+    return torch.hypot(a[:, :, None, 0] - b[:, None, :, 0], a[:, :, None, 1] - b[:, None, :, 1])
 
 
 def mutual_nearest(distance: Float[Tensor, "b m n"], limit: float) -> Int[Tensor, "k 3"]:

@@ -1,84 +1,226 @@
-"""Training batches from a bank. A batch is a pure function of (seed, step): a resumed run sees the same pairs."""
+"""Training batches from banks. A batch is a pure function of (seed, step): a resumed run sees the same pairs, and so
+does each of several processes that share a batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from lumiglue.errors import BankError
-from lumiglue.matcher.lightglue import LightGlueConfig, pack
+from lumiglue.matcher.lightglue import LightGlueConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.bank import Bank
-from lumiglue.training.labels import Labels, labels_from_homographies
-from lumiglue.types import Features
+from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One image of each of P pairs, n keypoints each; what is known of where they lie."""
+
+    keypoints: Float[Tensor, "p n 2"]
+    depths: Float[Tensor, "p n"]
+    sizes: Float[Tensor, "p 2"]
+    view_from_scene: Float[Tensor, "p 3 3"]
+    intrinsics: Float[Tensor, "p 3 3"]
+    camera_from_world: Float[Tensor, "p 4 4"]
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """P pairs of `points` keypoints each side, with their keypoints (P, points, 2) and the homographies between them."""
+    """P pairs of n keypoints each side. planar: related by homographies, else by depth. related: not of two scenes."""
 
     pairs: PackedPairs
-    keypoints0: torch.Tensor
-    keypoints1: torch.Tensor
-    image1_from_image0: torch.Tensor
-    related: torch.Tensor
+    side0: Side
+    side1: Side
+    planar: Bool[Tensor, " p"]
+    related: Bool[Tensor, " p"]
+
+    @property
+    def keypoints0(self) -> Float[Tensor, "p n 2"]:
+        return self.side0.keypoints
+
+    @property
+    def keypoints1(self) -> Float[Tensor, "p n 2"]:
+        return self.side1.keypoints
 
     def labels(self) -> Labels:
-        return labels_from_homographies(self.keypoints0, self.keypoints1, self.image1_from_image0, self.related)
+        """Ground truth of all pairs, each by its own kind."""
+        p, n = self.side0.depths.shape
+        device = self.planar.device
+        matches = []
+        unmatchable = torch.ones(2, p, n, dtype=torch.bool, device=device)  # so it stays for pairs of two scenes
+        for kind in (self.planar & self.related, ~self.planar & self.related):
+            rows = kind.nonzero()[:, 0]
+            if not len(rows):
+                continue
+            labels = self._planar_labels(rows) if bool(self.planar[rows[0]]) else self._depth_labels(rows)
+            matches.append(torch.cat([rows[labels.matches[:, :1]], labels.matches[:, 1:]], dim=1))
+            unmatchable[0, rows], unmatchable[1, rows] = labels.unmatchable0, labels.unmatchable1
+        found = torch.cat(matches) if matches else torch.zeros(0, 3, dtype=torch.int64, device=device)
+        return Labels(found, *unmatchable.unbind())
+
+    def _planar_labels(self, rows: Tensor) -> Labels:
+        homographies = self.side1.view_from_scene[rows] @ torch.linalg.inv(self.side0.view_from_scene[rows])
+        homographies = (homographies / homographies[:, 2:, 2:]).float()
+        related = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
+        return labels_from_homographies(self.keypoints0[rows], self.keypoints1[rows], homographies, related)
+
+    def _depth_labels(self, rows: Tensor) -> Labels:
+        a, b = self.side0, self.side1
+        camera1_from_camera0 = b.camera_from_world[rows] @ torch.linalg.inv(a.camera_from_world[rows])
+        matrices = (a.intrinsics[rows], b.intrinsics[rows], camera1_from_camera0)
+        points = (a.keypoints[rows], b.keypoints[rows], a.depths[rows], b.depths[rows])
+        return labels_from_depths(*points, *(matrix.float() for matrix in matrices))
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """One pair as drawn: (bank, view) and rows of its keypoints for each image."""
+
+    views: tuple[tuple[int, int], tuple[int, int]]
+    rows: tuple[np.ndarray, np.ndarray]
+    related: bool
 
 
 class PairSampler:
-    """Draws pairs of views of one photo (and, with chance `negatives`, of two photos) from one split of a bank.
+    """Draws pairs of views of one scene (and, with chance `negatives`, of two) from one split of some banks.
 
-    split: "training" or "validation"; a twentieth of the photos, at most 128, are held out for validation, the same ones
-    whatever the seed, so that runs on one bank can be compared.
+    weights: how often each bank is drawn from; equal by default. least_overlap: pairs below it are left out.
+    split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
+    whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
+    A negative's two scenes come from two folders where there are several, as photos of one folder may show one place.
     """
 
-    def __init__(self, bank: Bank, config: LightGlueConfig, *, split: str, seed: int, negatives: float) -> None:
-        self.bank, self.config, self.seed, self.negatives = bank, config, seed, negatives
-        photos = np.unique(bank.view_photos)
-        order = np.random.default_rng(0).permutation(photos)
-        held_out = min(max(1, len(order) // 20), 128)
-        mine = set((order[:held_out] if split == "validation" else order[held_out:]).tolist())
-        self.views = {photo: np.flatnonzero(bank.view_photos == photo) for photo in sorted(mine)}
-        self.scale_free = config.encoding == "xy"
+    def __init__(
+        self,
+        banks: Sequence[Bank],
+        config: LightGlueConfig,
+        *,
+        split: str,
+        seed: int,
+        negatives: float,
+        weights: Sequence[float] | None = None,
+        least_overlap: float = 0.1,
+    ) -> None:
+        self.banks, self.config, self.seed, self.negatives = list(banks), config, seed, negatives
+        chances = np.asarray(weights if weights is not None else np.ones(len(banks)), dtype=np.float64)
+        if len(chances) != len(banks) or chances.min() < 0 or not chances.sum() > 0:
+            raise BankError(f"{len(banks)} banks need {len(banks)} weights, none negative; got {chances.tolist()}")
+        self.chances = chances / chances.sum()
+        self.pairs = [bank.pairs[_in_split(bank, split) & (bank.overlaps >= least_overlap)] for bank in self.banks]
+        self.folders = [_folders(bank) for bank in self.banks]
+        self.has_orientation = all(bank.has_orientation for bank in self.banks)
+        self._usable: dict[int, list[np.ndarray]] = {}
 
-    def batch(self, step: int, size: int, points: int) -> Batch:
-        """The batch of this step. Raises BankError where no photo has two views of `points` keypoints."""
-        rng = np.random.default_rng([self.seed, step])
-        usable = self._usable(points)
-        chosen: list[tuple[int, int]] = []
-        related: list[bool] = []
-        for _ in range(size):
-            first, other = rng.choice(len(usable), 2, replace=False) if len(usable) > 1 else (0, 0)
-            negative = len(usable) > 1 and rng.random() < self.negatives
-            a, b = rng.choice(usable[first], 2, replace=False)
-            chosen.append((int(a), int(rng.choice(usable[other]) if negative else b)))
-            related.append(not negative)
-        return self._assemble(chosen, related, points, rng)
+    def batch(
+        self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
+    ) -> Batch:
+        """The batch of this step, or the pairs `part` of it. Raises BankError where no pair has `points` keypoints."""
+        usable = self._pairs_of(points)
+        chances = self.chances * [len(pairs) > 0 for pairs in usable]
+        numbers = range(size)[part or slice(None)]
+        chances /= chances.sum()
+        drawn = [self._draw(np.random.default_rng([self.seed, step, k]), usable, chances, points) for k in numbers]
+        return self._assemble(drawn, points, device)
 
-    def _usable(self, points: int) -> list[np.ndarray]:
-        rich = [views[self.bank.counts[views] >= points] for views in self.views.values()]
-        usable = [views for views in rich if len(views) >= 2]
-        if not usable:
-            raise BankError(f"no photo of {self.bank.path} has two views of {points} keypoints; train with fewer points")
+    def _pairs_of(self, points: int) -> list[np.ndarray]:
+        """For each bank its pairs of views with enough keypoints."""
+        if points not in self._usable:
+            rich = [(bank.counts >= points)[pairs].all(1) for bank, pairs in zip(self.banks, self.pairs, strict=True)]
+            self._usable[points] = [pairs[enough] for pairs, enough in zip(self.pairs, rich, strict=True)]
+        usable = self._usable[points]
+        if not sum(weight * len(pairs) for weight, pairs in zip(self.chances, usable, strict=True)):
+            names = ", ".join(str(bank.path) for bank in self.banks)
+            raise BankError(f"no pair of views in {names} has {points} keypoints each; train with fewer points")
         return usable
 
-    def _assemble(self, chosen: list[tuple[int, int]], related: list[bool], points: int, rng: np.random.Generator) -> Batch:
-        pairs = [(self._features(a, points, rng), self._features(b, points, rng)) for a, b in chosen]
-        homographies = [self.bank.homographies[b] @ np.linalg.inv(self.bank.homographies[a]) for a, b in chosen]
-        stacked = torch.from_numpy(np.stack([h / h[2, 2] for h in homographies])).float()
-        keypoints0, keypoints1 = (torch.stack([pair[side].keypoints for pair in pairs]) for side in (0, 1))
-        return Batch(pack(pairs, self.config), keypoints0, keypoints1, stacked, torch.tensor(related))
+    def _draw(self, rng: np.random.Generator, usable: list[np.ndarray], chances: np.ndarray, points: int) -> _Drawn:
+        which = int(rng.choice(len(self.banks), p=chances))
+        a, b = rng.permutation(usable[which][rng.integers(len(usable[which]))]).tolist()
+        views = ((which, a), (which, b))
+        if rng.random() < self.negatives:
+            stranger = self._stranger(rng, usable, chances, views[0])
+            if stranger is not None:
+                views = (views[0], stranger)
+        related = views[0][0] == views[1][0] and self._scene(views[0]) == self._scene(views[1])
+        return _Drawn(views, (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng)), related)
 
-    def _features(self, view: int, points: int, rng: np.random.Generator) -> Features:
+    def _stranger(
+        self, rng: np.random.Generator, usable: list[np.ndarray], chances: np.ndarray, view: tuple[int, int]
+    ) -> tuple[int, int] | None:
+        """A view of another scene, if a few draws find one."""
+        for _ in range(8):
+            which = int(rng.choice(len(self.banks), p=chances))
+            other = int(rng.choice(usable[which][rng.integers(len(usable[which]))]))
+            if which != view[0] or self.folders[which][other] != self.folders[which][view[1]]:
+                return which, other
+        return None
+
+    def _scene(self, view: tuple[int, int]) -> int:
+        return int(self.banks[view[0]].view_scenes[view[1]])
+
+    def _rows(self, which: int, view: int, points: int, rng: np.random.Generator) -> np.ndarray:
         """`points` of the view's keypoints in random order: mostly the strongest, but never twice the same set."""
-        count = int(self.bank.counts[view])
+        bank = self.banks[which]
+        count = int(bank.counts[view])
         rank = np.arange(count) / points
-        choice = np.argsort(rank + rng.exponential(0.25, count))[:points]
-        rows = self.bank.rows(view, rng.permutation(choice))
-        tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in rows.items()}
-        if self.scale_free:
-            del tensors["scales"], tensors["orientations"]
-        width, height = self.bank.view_sizes[view].tolist()
-        return Features(**tensors, image_size=(width, height), extractor=self.config.extractor)
+        return bank.offsets[view] + rng.permutation(np.argsort(rank + rng.exponential(0.25, count))[:points])
+
+    def _assemble(self, drawn: list[_Drawn], points: int, device: torch.device | str) -> Batch:
+        p = len(drawn)
+        images = [(view, rows) for pair in drawn for view, rows in zip(pair.views, pair.rows, strict=True)]
+        gathered = self._gather(images, points, device)
+        sizes = self._of_views("view_sizes", images, device).float()
+        scales, orientations = (gathered[name] if self.has_orientation else None for name in ("scales", "orientations"))
+        positions = normalize_positions(
+            gathered["keypoints"], sizes.repeat_interleave(points, 0), scales, orientations, self.config.encoding
+        )
+        matrices = [self._of_views(name, images, device) for name in ("homographies", "intrinsics", "cameras")]
+        per_point = [gathered[name].unflatten(0, (2 * p, points)) for name in ("keypoints", "depths")]
+        planar = torch.tensor([self.banks[pair.views[0][0]].kind == "plane" for pair in drawn], device=device)
+        related = torch.tensor([pair.related for pair in drawn], device=device)
+        packed = PackedPairs(gathered["descriptors"], positions, (points,) * (2 * p))
+        side0, side1 = (Side(*(table[offset::2] for table in (*per_point, sizes, *matrices))) for offset in (0, 1))
+        return Batch(packed, side0, side1, planar, related)
+
+    def _gather(
+        self, images: list[tuple[tuple[int, int], np.ndarray]], points: int, device: torch.device | str
+    ) -> dict[str, Tensor]:
+        """Keypoint arrays of all images, in order, read bank by bank."""
+        found: dict[str, Tensor] = {}
+        for which, bank in enumerate(self.banks):
+            mine = [number for number, ((owner, _), _) in enumerate(images) if owner == which]
+            if not mine:
+                continue
+            index = (torch.tensor(mine)[:, None] * points + torch.arange(points)).flatten().to(device)
+            for name, array in bank.gather(np.concatenate([images[number][1] for number in mine])).items():
+                if name not in found:
+                    found[name] = array.new_empty(len(images) * points, *array.shape[1:], device=device)
+                found[name][index] = array.to(device, non_blocking=True)
+        return found
+
+    def _of_views(self, name: str, images: list[tuple[tuple[int, int], np.ndarray]], device: torch.device | str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(self.banks[which], name)[view] for (which, view), _ in images])).to(device)
+
+
+def _in_split(bank: Bank, split: str) -> np.ndarray:
+    """For each of the bank's pairs, whether it belongs to that split."""
+    rng = np.random.default_rng(0)
+    if len(bank.scenes) >= 20:
+        held_out = rng.permutation(len(bank.scenes))[: min(len(bank.scenes) // 20, 128)]
+        validation = np.isin(bank.view_scenes[bank.pairs[:, 0]], held_out)
+    else:
+        validation = np.isin(np.arange(len(bank.pairs)), rng.permutation(len(bank.pairs))[: max(1, len(bank.pairs) // 20)])
+    return validation if split == "validation" else ~validation
+
+
+def _folders(bank: Bank) -> np.ndarray:
+    """For each view a number of its scene's folder; of its scene where all lie in one folder."""
+    parents = [str(PurePosixPath(name).parent) for name in bank.scenes]
+    names = parents if len(set(parents)) > 1 else bank.scenes
+    _, numbers = np.unique(np.array(names), return_inverse=True)
+    return numbers[bank.view_scenes]
