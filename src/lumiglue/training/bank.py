@@ -15,7 +15,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import h5py
 import numpy as np
@@ -53,6 +53,7 @@ class View:
     depths: np.ndarray | None = None
 
 
+@runtime_checkable
 class ViewSource(Protocol):
     """Where a bank's views come from. It must be picklable: worker processes get a copy."""
 

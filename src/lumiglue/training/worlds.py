@@ -111,8 +111,7 @@ def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.nda
     height, width = rectangle.texture.shape[:2]
     corners = np.array([[-0.5, -0.5, 1], [width - 0.5, -0.5, 1], [width - 0.5, height - 0.5, 1], [-0.5, height - 0.5, 1]]).T
     outline = _clip(camera_from_texture @ corners)
-    normal = np.linalg.solve(camera_from_texture.T, [0.0, 0.0, 1.0]) if _stands(camera_from_texture) else None
-    if outline is None or normal is None:
+    if outline is None or abs(np.linalg.det(camera_from_texture)) < 1e-12:  # behind the camera, or seen edge-on
         return None
     pixels = (camera.intrinsics @ outline)[:2] / outline[2]
     low = np.maximum(np.floor(pixels.min(1)).astype(int) - 1, 0)
@@ -134,11 +133,6 @@ def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.nda
     texture, u, v = _shrunk_to_fit(rectangle.texture, u.astype(np.float32), v.astype(np.float32), covered)
     colours = cv2.remap(texture, u, v, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return (int(low[0]), int(low[1])), colours, covered, z
-
-
-def _stands(camera_from_texture: np.ndarray) -> bool:
-    """Whether the camera sees the face at all, rather than along it."""
-    return abs(np.linalg.det(camera_from_texture)) > 1e-12
 
 
 def _clip(corners: np.ndarray, nearest: float = 0.02) -> np.ndarray | None:
@@ -262,9 +256,7 @@ class Worlds:
         return [f"world-{number:06d}" for number in range(self.count)]
 
     def plan(self) -> dict[str, Any]:
-        world = {
-            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()
-        }
+        world = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()}
         return {
             "source": "worlds", "photos": list(self.photos), "views": self.n_views, "texture_side": self.texture_side,
             "seed": self.seed, "world": world,

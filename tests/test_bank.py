@@ -1,0 +1,361 @@
+"""Views of photos, banks of them, and batches from banks."""
+
+import errno
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from conftest import draw_photo
+from lumiglue import BankError, Features, InputError, Sift
+from lumiglue.extractors import Extractor
+from lumiglue.geometry import transform
+from lumiglue.matcher.presets import preset
+from lumiglue.training import building
+from lumiglue.training.bank import Bank
+from lumiglue.training.building import BankProgress, BankSettings, build_bank
+from lumiglue.training.homographies import PhotoViews, ViewSettings, plane_homography, sample_view, view_preset, warp
+from lumiglue.training.light import change_light
+from lumiglue.training.sampling import PairSampler
+from lumiglue.training.worlds import Worlds, WorldSettings
+
+SMALL_BANK = BankSettings(max_keypoints=48, items_per_part=2)
+VIEWS = ViewSettings(any_roll=0.15, tilt=50, zoom=(0.7, 2.2), shift=0.25)
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_straight_camera_sees_the_photo_itself() -> None:
+    centre = np.array([319 / 2, 239 / 2])
+    straight = plane_homography((320, 240), 0, 0, 0, 1.0, 300, centre)
+    assert np.allclose(straight / straight[2, 2], np.eye(3), atol=1e-9)
+    doubled = plane_homography((320, 240), 0, 0, 0, 2.0, 300, centre)
+    corner = transform(torch.tensor(doubled), torch.tensor([[0.0, 0.0]], dtype=torch.float64))
+    assert corner.numpy() == pytest.approx(centre[None] - 2 * centre[None])
+
+
+def test_views_have_no_horizon_inside_the_photo_and_cover_the_rolls() -> None:
+    rng = np.random.default_rng(0)
+    rolls = []
+    for _ in range(300):
+        view = sample_view(rng, (320, 240), ViewSettings(any_roll=1.0))
+        corners = np.array([[0, 0, 1], [319, 0, 1], [319, 239, 1], [0, 239, 1.0]]) @ view.T
+        assert (corners[:, 2] > 0).all()
+        assert np.linalg.det(view) > 0  # never a mirror image
+        rolls.append(np.arctan2(view[1, 0], view[0, 0]))
+    assert np.histogram(rolls, bins=8, range=(-np.pi, np.pi))[0].min() > 10
+
+
+def test_view_presets_bound_the_roll_and_reach_a_fourfold_scale() -> None:
+    rng = np.random.default_rng(0)
+    upright = ViewSettings(any_roll=0.0, tilt=0.0)
+    views = [sample_view(rng, (320, 240), upright) for _ in range(400)]
+    rolls = np.degrees([np.arctan2(view[1, 0], view[0, 0]) for view in views])
+    assert 35 < np.abs(rolls).max() <= 45.0001
+    zooms = [np.sqrt(np.linalg.det(view[:2, :2])) for view in views]
+    assert 3.5 < max(zooms) / min(zooms) <= 4.0001
+    assert view_preset("upright").any_roll == 0
+    assert view_preset("any").any_roll > 0
+    with pytest.raises(InputError, match="unknown views 'sideways'; choose from \\['any', 'upright'\\]"):
+        view_preset("sideways")
+
+
+def test_warped_pixels_are_where_the_homography_says() -> None:
+    photo = np.zeros((120, 160, 3), np.uint8)
+    cv2.circle(photo, (70, 50), 4, (255, 255, 255), -1)
+    view = sample_view(np.random.default_rng(5), (160, 120), ViewSettings(any_roll=0, tilt=30, zoom=(1.0, 1.2), shift=0.05))
+    weights = warp(photo, view)[..., 0].astype(float)
+    y, x = np.mgrid[0:120, 0:160]
+    found = np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+    expected = transform(torch.tensor(view), torch.tensor([[70.0, 50.0]], dtype=torch.float64))[0].numpy()
+    assert found == pytest.approx(expected, abs=0.5)
+
+
+def test_light_changes_with_its_strength_only() -> None:
+    photo = draw_photo(0)
+    assert change_light(np.random.default_rng(0), photo, 0.0) is photo
+    changes = [np.abs(change_light(np.random.default_rng(s), photo, 1.0).astype(int) - photo).mean() for s in range(10)]
+    assert np.mean(changes) > 10
+    again = change_light(np.random.default_rng(3), photo, 1.0)
+    assert np.array_equal(again, change_light(np.random.default_rng(3), photo, 1.0))
+
+
+# -- bank -------------------------------------------------------------------------------------------------------------
+
+
+def photo_folder(folder: Path, count: int = 5) -> Path:
+    for number in range(count):
+        path = folder / f"set{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(path), draw_photo(number, 160, 120))
+    return folder
+
+
+def finish(steps: object) -> list:
+    return list(steps)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture(scope="module")
+def bank(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bank")
+    finish(build(photo_folder(folder / "photos", 8), folder / "bank.h5"))
+    return folder / "bank.h5"
+
+
+def build(
+    photos: Path, out: Path, *, seed: int = 0, workers: int = 1, extractor: Extractor | None = None
+) -> Iterator[BankProgress]:
+    source = PhotoViews.of_folder(photos, n_views=3, long_side=128, seed=seed, settings=VIEWS)
+    return build_bank(source, out, extractor or Sift(max_keypoints=80), SMALL_BANK, workers=workers)
+
+
+def contents(path: Path) -> list[np.ndarray]:
+    bank = Bank(path)
+    views = [bank.view(v) for v in range(len(bank))]
+    return [
+        bank.homographies,
+        bank.view_scenes,
+        bank.pairs,
+        bank.overlaps,
+        *(array for view in views for array in view.values()),
+    ]
+
+
+def test_bank_keypoints_correspond_across_views(bank: Path) -> None:
+    """Keypoints of one view, carried by the stored homographies, land on keypoints of another far more than by chance."""
+    opened = Bank(bank)
+    hits, chance = [], []
+    for a, b in [(v, v + 1) for v in range(0, len(opened), 3)]:
+        points0, points1 = (torch.from_numpy(opened.view(v)["keypoints"]).double() for v in (a, b))
+        b_from_a = torch.tensor(opened.homographies[b] @ np.linalg.inv(opened.homographies[a]))
+        hits.append((torch.cdist(transform(b_from_a, points0), points1).amin(1) < 3).double().mean())
+        chance.append((torch.cdist(points0, points1).amin(1) < 3).double().mean())
+    assert np.mean(hits) > 0.2
+    assert np.mean(hits) > 2 * np.mean(chance)
+
+
+def test_bank_descriptors_survive_eight_bits(bank: Path) -> None:
+    opened = Bank(bank)
+    rows = opened.view(0)
+    assert rows["descriptors"].shape == (opened.counts[0], 128)
+    assert np.linalg.norm(rows["descriptors"], axis=1) == pytest.approx(np.ones(opened.counts[0]), abs=0.01)
+    assert (np.diff(rows["scores"]) <= 0).all()
+    assert (rows["scales"] > 0).all()
+
+
+def test_bank_does_not_depend_on_workers(bank: Path, tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 8)
+    finish(build(photos, tmp_path / "two.h5", workers=2))
+    for one, two in zip(contents(bank), contents(tmp_path / "two.h5"), strict=True):
+        assert np.array_equal(one, two, equal_nan=True)
+
+
+def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 6)
+    steps = build(photos, tmp_path / "bank.h5")
+    next(steps)
+    next(steps)
+    del steps  # the generator is closed: as if the process had stopped
+    assert not (tmp_path / "bank.h5").exists()
+    with pytest.raises(BankError, match="unfinished"):
+        Bank(tmp_path / "bank.h5")
+    with pytest.raises(BankError, match="other photos or settings"):
+        finish(build(photos, tmp_path / "bank.h5", seed=1))
+    progress = finish(build(photos, tmp_path / "bank.h5"))
+    assert progress[0].items_done == 2
+    assert progress[-1].items_done == 6
+    again = finish(build(photos, tmp_path / "bank.h5"))
+    assert [p.items_done for p in again] == [6]  # a finished bank is left alone
+    with pytest.raises(BankError, match="holds a bank of other photos or settings"):
+        finish(build(photos, tmp_path / "bank.h5", seed=1))
+    finish(build(photos, tmp_path / "whole.h5"))
+    for one, two in zip(contents(tmp_path / "bank.h5"), contents(tmp_path / "whole.h5"), strict=True):
+        assert np.array_equal(one, two, equal_nan=True)
+
+
+def test_unreadable_photos_are_skipped_and_named(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 3)
+    (photos / "broken.jpg").write_bytes(b"no photo")
+    progress = finish(build(photos, tmp_path / "bank.h5"))
+    assert progress[-1].skipped == ("broken.jpg",)
+    assert len(Bank(tmp_path / "bank.h5")) == 9
+    assert Bank(tmp_path / "bank.h5").skipped == ["broken.jpg"]
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.jpg").write_bytes(b"no photo")
+    with pytest.raises(BankError, match="none of the 1 photos can be read"):
+        finish(build(tmp_path / "bad", tmp_path / "b2.h5"))
+    (tmp_path / "text.h5").write_text("x")
+    with pytest.raises(BankError, match="cannot be read as a bank"):
+        Bank(tmp_path / "text.h5")
+    with pytest.raises(BankError, match="does not exist; build it"):
+        Bank(tmp_path / "none.h5")
+
+
+def test_a_pairs_overlap_is_what_the_other_view_sees(bank: Path) -> None:
+    opened = Bank(bank)
+    assert len(opened.pairs) == 8 * 3  # each photo's three views pair up
+    for (a, b), overlap in zip(opened.pairs[:6].tolist(), opened.overlaps, strict=False):
+        shares = []
+        for first, second in ((a, b), (b, a)):
+            way = opened.homographies[second] @ np.linalg.inv(opened.homographies[first])
+            points = np.column_stack([opened.view(first)["keypoints"], np.ones(opened.counts[first])]) @ way.T
+            x, y = (points[:, :2] / points[:, 2:]).T
+            width, height = opened.view_sizes[second]
+            shares.append(np.mean((x > -0.5) & (x < width - 0.5) & (y > -0.5) & (y < height - 0.5)))
+        assert overlap == pytest.approx(min(shares), abs=1e-6)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(building, "_write_part", full)
+    with pytest.raises(BankError, match=r"the disk of .* is full; make room and run the same command again"):
+        finish(build(photo_folder(tmp_path / "photos", 2), tmp_path / "bank.h5"))
+
+
+@dataclass(frozen=True)
+class Upright:
+    """SIFT without its scales and orientations, as many features are."""
+
+    name: str = "plain"
+    descriptor_dim: int = 128
+
+    def config(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def __call__(self, image: np.ndarray) -> Features:
+        return replace(Sift(max_keypoints=80)(image), scales=None, orientations=None, extractor="plain")
+
+
+def test_a_bank_knows_whether_its_features_have_scale_and_orientation(bank: Path, tmp_path: Path) -> None:
+    finish(build(photo_folder(tmp_path / "photos", 2), tmp_path / "bank.h5", extractor=Upright()))
+    assert Bank(bank).has_orientation
+    assert not Bank(tmp_path / "bank.h5").has_orientation
+    config = preset("compact", "plain", 128, "xy-logscale-angle")
+    sampler = PairSampler([Bank(tmp_path / "bank.h5")], config, split="training", seed=0, negatives=0)
+    with pytest.raises(InputError, match="needs scales and orientations"):
+        sampler.batch(0, 2, 16)
+
+
+# -- batches ----------------------------------------------------------------------------------------------------------
+
+SIFT = preset("compact", "sift", 128, "xy-logscale-angle")
+
+
+@pytest.fixture(scope="module")
+def worlds(bank: Path) -> Path:
+    source = Worlds.of_folder(bank.parent / "photos", count=4, n_views=3, settings=WorldSettings(size=(160, 120)))
+    finish(build_bank(source, bank.parent / "worlds.h5", Sift(max_keypoints=80), SMALL_BANK, workers=1))
+    return bank.parent / "worlds.h5"
+
+
+def test_batches_are_a_function_of_the_step(bank: Path) -> None:
+    samplers = [PairSampler([Bank(bank)], SIFT, split="training", seed=3, negatives=0.3) for _ in range(2)]
+    samplers[0].batch(0, 4, 24)
+    a, b = samplers[0].batch(7, 6, 24), samplers[1].batch(7, 6, 24)
+    assert torch.equal(a.pairs.descriptors, b.pairs.descriptors)
+    assert torch.equal(a.keypoints1, b.keypoints1)
+    assert a.pairs.lengths == (24,) * 12
+    other = samplers[0].batch(8, 6, 24)
+    assert not torch.equal(a.keypoints0, other.keypoints0)
+    related = torch.cat([samplers[0].batch(s, 16, 24).related for s in range(10)])
+    assert 0.15 < float((~related).float().mean()) < 0.45
+    with pytest.raises(BankError, match="has 5000 keypoints each; train with fewer points"):
+        samplers[0].batch(0, 4, 5000)
+
+
+def test_parts_of_a_batch_are_the_batch(bank: Path, worlds: Path) -> None:
+    """Processes that share a batch, each assembling its slice, see together what one process sees."""
+    sampler = PairSampler([Bank(bank), Bank(worlds)], SIFT, split="training", seed=1, negatives=0.2)
+    whole = sampler.batch(5, 6, 24)
+    parts = [sampler.batch(5, 6, 24, part=slice(start, start + 2)) for start in (0, 2, 4)]
+    assert torch.equal(whole.pairs.descriptors, torch.cat([part.pairs.descriptors for part in parts]))
+    assert torch.equal(whole.planar, torch.cat([part.planar for part in parts]))
+    labels = [part.labels() for part in parts]
+    assert torch.equal(whole.labels().unmatchable1, torch.cat([part.unmatchable1 for part in labels]))
+    shifted = torch.cat([part.matches + torch.tensor([2 * k, 0, 0]) for k, part in enumerate(labels)])
+    assert sorted(whole.labels().matches.tolist()) == sorted(shifted.tolist())
+
+
+def test_a_batch_holds_what_the_bank_holds(bank: Path) -> None:
+    """Every drawn keypoint is a keypoint of one view, with that view's descriptor and position."""
+    opened = Bank(bank)
+    batch = PairSampler([opened], SIFT, split="training", seed=0, negatives=0.0).batch(0, 3, 24)
+    descriptors = batch.pairs.descriptors.unflatten(0, (3, 2, 24))
+    for pair in range(3):
+        for side, keypoints in enumerate((batch.keypoints0[pair], batch.keypoints1[pair])):
+            owners = [v for v in range(len(opened)) if (opened.view(v)["keypoints"] == keypoints[0].numpy()).all(1).any()]
+            assert len(owners) == 1
+            view = opened.view(owners[0])
+            for row in range(24):
+                at = np.flatnonzero((view["keypoints"] == keypoints[row].numpy()).all(1))
+                assert any(np.allclose(view["descriptors"][k], descriptors[pair, side, row]) for k in at)
+    assert len(torch.unique(batch.keypoints0[0], dim=0)) == 24  # no keypoint twice
+
+
+def test_labels_of_a_batch_map_keypoints_onto_each_other(bank: Path) -> None:
+    batch = PairSampler([Bank(bank)], SIFT, split="training", seed=0, negatives=0.5).batch(2, 12, 24)
+    labels = batch.labels()
+    strangers = (~batch.related).nonzero()[:, 0].tolist()
+    assert strangers
+    assert not set(labels.matches[:, 0].tolist()) & set(strangers)
+    assert bool(labels.unmatchable0[strangers].all())
+    assert len(labels.matches) > 10
+    for pair, i, j in labels.matches.tolist():
+        way = batch.side1.view_from_scene[pair] @ torch.linalg.inv(batch.side0.view_from_scene[pair])
+        there = transform(way, batch.keypoints0[pair, i].double()[None])[0]
+        assert float((there - batch.keypoints1[pair, j]).norm()) <= 3.01
+
+
+def test_negatives_come_from_other_folders(bank: Path) -> None:
+    """Photos of one folder may show one place: only another folder is surely another scene."""
+    opened = Bank(bank)
+    batch = PairSampler([opened], SIFT, split="training", seed=0, negatives=0.9).batch(0, 24, 24)
+    owner = {tuple(point): view for view in range(len(opened)) for point in opened.view(view)["keypoints"].tolist()}
+    folders = [
+        [opened.scenes[opened.view_scenes[owner[tuple(side[pair, 0].tolist())]]].split("/")[0] for pair in range(24)]
+        for side in (batch.keypoints0, batch.keypoints1)
+    ]
+    strangers = (~batch.related).tolist()
+    assert sum(strangers) > 12
+    assert all((a != b) == stranger for a, b, stranger in zip(*folders, strangers, strict=True))
+
+
+def test_weights_choose_among_banks(bank: Path, worlds: Path) -> None:
+    banks = [Bank(bank), Bank(worlds)]
+    only_worlds = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[0, 1]).batch(0, 8, 24)
+    assert not bool(only_worlds.planar.any())
+    both = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[3, 1])
+    share = torch.cat([both.batch(step, 32, 24).planar for step in range(8)]).float().mean()
+    assert 0.65 < float(share) < 0.85
+    with pytest.raises(BankError, match="2 banks need 2 weights, none negative"):
+        PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[1])
+
+
+def test_validation_holds_out_whole_scenes_where_there_are_many(tmp_path: Path, bank: Path) -> None:
+    finish(build(photo_folder(tmp_path / "photos", 20), tmp_path / "bank.h5"))
+    many = Bank(tmp_path / "bank.h5")
+    splits = [PairSampler([many], SIFT, split=s, seed=0, negatives=0).pairs[0] for s in ("training", "validation")]
+    scenes = [set(many.view_scenes[pairs].flatten().tolist()) for pairs in splits]
+    assert len(scenes[1]) == 1
+    assert not scenes[0] & scenes[1]
+    few = Bank(bank)
+    splits = [PairSampler([few], SIFT, split=s, seed=0, negatives=0).pairs[0] for s in ("training", "validation")]
+    assert len(splits[1]) == 1
+    assert not {tuple(pair) for pair in splits[0].tolist()} & {tuple(pair) for pair in splits[1].tolist()}
+
+
+def test_a_bank_held_in_memory_gives_the_same(bank: Path) -> None:
+    opened = Bank(bank)
+    rows = np.array([5, 3, 200, 7])
+    before = opened.gather(rows)
+    opened.hold_on("cpu")
+    for name, array in opened.gather(rows).items():
+        assert torch.equal(array.nan_to_num(-1), before[name].nan_to_num(-1))
