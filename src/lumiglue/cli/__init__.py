@@ -10,6 +10,7 @@ from lumiglue import __version__
 from lumiglue.cli.checkpoints import import_weights, show_weights
 from lumiglue.cli.evaluation import evaluate
 from lumiglue.cli.matching import match, sample
+from lumiglue.cli.posed import posed_bank, posed_from_sfm
 from lumiglue.cli.terminal import err, say
 from lumiglue.cli.training import bank, train
 from lumiglue.errors import LumiglueError
@@ -18,6 +19,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "match": match,
     "sample": sample,
     "bank": bank,
+    "posed-bank": posed_bank,
+    "posed-from-sfm": posed_from_sfm,
     "train": train,
     "eval": evaluate,
     "weights import": import_weights,
