@@ -21,10 +21,10 @@ ARROWS: dict[str, set[str]] = {
     "visualization": {"types", "images"},
     "samples": set(),
     "export": {"types", "pipeline"},
-    "training": {"types", "images", "geometry", "extractors", "matcher", "weights"},
+    "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {"types", "images", "geometry", "robust", "extractors", "matcher", "pipeline"},
 }
-CLIENTS = {"cli", "__init__"}  # may import all
+CLIENTS = {"cli", "__init__", "__main__"}  # may import all
 
 
 def imported_rooms(file: Path) -> set[str]:

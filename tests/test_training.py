@@ -1,12 +1,5 @@
-"""Views, labels, losses, banks and the loop."""
+"""Views, labels, losses and banks."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,20 +10,16 @@ import torch
 from torch.testing import assert_close
 
 from conftest import draw_photo, make_features, make_model
-from lumiglue import BankError, InputError, Pipeline, Sift, TrainingError
+from lumiglue import BankError, InputError, Sift
 from lumiglue.geometry import transform
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import pack
 from lumiglue.matcher.presets import PRESETS, preset
-from lumiglue.training import loop
 from lumiglue.training.bank import Bank, BankSettings, build_bank
 from lumiglue.training.homographies import ViewSettings, change_light, plane_homography, sample_view, warp
 from lumiglue.training.labels import labels_from_homographies, mutual_nearest
-from lumiglue.training.loop import TrainProgress, TrainSettings, train
 from lumiglue.training.loss import confidence_loss, correspondence_loss, layer_scores, predictions
 from lumiglue.training.sampling import PairSampler
-from lumiglue.visualization import draw_learning_curves
-from lumiglue.weights import load_weights, read_metadata
 
 SMALL_BANK = BankSettings(views=3, max_keypoints=48, long_side=128, photos_per_part=2)
 
@@ -296,13 +285,7 @@ def test_unreadable_photos_are_skipped_and_named(tmp_path: Path) -> None:
         Bank(tmp_path / "none.h5")
 
 
-# -- sampling and the loop --------------------------------------------------------------------------------------------
-
-TINY = TrainSettings(
-    pairs=24, confidence_pairs=8, batch_size=4, points=24, long_points=32, warmup_pairs=4, evaluate_every=12,
-    checkpoint_every=4, precision="fp32",
-)  # fmt: skip
-
+# -- sampling ---------------------------------------------------------------------------------------------------------
 
 def test_batches_are_a_function_of_the_step(bank: Path) -> None:
     config = preset("compact", "sift", 128, "xy-logscale-angle")
@@ -320,89 +303,3 @@ def test_batches_are_a_function_of_the_step(bank: Path) -> None:
     assert not set(held_out.views) & set(samplers[0].views)
     with pytest.raises(BankError, match="two views of 5000 keypoints"):
         samplers[0].batch(0, 4, 5000)
-
-
-def test_schedule() -> None:
-    settings = TrainSettings(pairs=1600, confidence_pairs=160, batch_size=16, warmup_pairs=160, learning_rate=1.0)
-    assert settings.matcher_steps == 100
-    assert settings.steps == 110
-    assert settings.learning_rate_at(0) == pytest.approx(0.1)
-    assert settings.learning_rate_at(9) > 0.95
-    assert settings.learning_rate_at(99) < 0.02
-    assert settings.points_at(79) == settings.points
-    assert settings.points_at(80) == settings.long_points
-    with pytest.raises(TrainingError, match="pairs is 0"):
-        TrainSettings(pairs=0)
-
-
-def losses(progress: list[TrainProgress]) -> list[float]:
-    return [p.loss for p in progress]
-
-
-def test_training_learns_and_its_weights_match_photos(bank: Path, tmp_path: Path) -> None:
-    settings = replace(TINY, pairs=160, batch_size=8, learning_rate=2e-3)
-    progress = finish(train(bank, tmp_path / "run", settings))
-    stage1 = [p.loss for p in progress if p.stage == 1]
-    assert np.mean(stage1[-4:]) < 0.9 * np.mean(stage1[:4])
-    assert [p.stage for p in progress] == [1] * 20 + [2]
-    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert [line["loss"] for line in lines] == losses(progress)
-    assert len(lines[-1]["layers"]) == 5
-    assert 0 <= lines[-1]["layers"][0]["recall"] <= 100
-    weights = tmp_path / "run" / "weights.safetensors"
-    assert read_metadata(weights)[1]["recipe"]["pairs"] == 160
-    photo = draw_photo(50)
-    result = Pipeline(Sift(max_keypoints=100), load_weights(weights)).match(photo, photo)
-    same = np.linalg.norm(result.points0 - result.points1, axis=1) < 1
-    assert same.sum() > 40
-    assert len(draw_learning_curves(tmp_path / "run" / "metrics.jsonl").axes) == 3
-
-
-def test_a_stopped_run_goes_on_to_the_same_losses(bank: Path, tmp_path: Path) -> None:
-    whole = losses(finish(train(bank, tmp_path / "whole", TINY)))
-    steps = train(bank, tmp_path / "cut", TINY)
-    first = [next(steps).loss for _ in range(3)]
-    del steps  # the generator is closed: as if the process had stopped
-    rest = losses(finish(train(bank, tmp_path / "cut", TINY)))
-    assert first + rest == whole
-    lines = (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == whole
-    final = [load_weights(tmp_path / run / "weights.safetensors").state_dict() for run in ("whole", "cut")]
-    assert all(torch.equal(final[0][name], final[1][name]) for name in final[0])
-    with pytest.raises(TrainingError, match="other settings"):
-        next(train(bank, tmp_path / "cut", replace(TINY, seed=9)))
-
-
-def test_kill_minus_nine_and_resume(bank: Path, tmp_path: Path) -> None:
-    """A process killed at an arbitrary moment leaves a run that goes on to bit-for-bit the same losses."""
-    whole = losses(finish(train(bank, tmp_path / "whole", TINY)))
-    script = (
-        "import sys; from pathlib import Path; from lumiglue.training.loop import TrainSettings, train\n"
-        f"settings = TrainSettings(**{ {k: getattr(TINY, k) for k in TINY.__dataclass_fields__}!r})\n"
-        f"for p in train({str(bank)!r}, {str(tmp_path / 'killed')!r}, settings): print(p.step, flush=True)\n"
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if int(line) >= 4:
-            break
-    time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    rest = finish(train(bank, tmp_path / "killed", TINY))
-    assert losses(rest) == whole[len(whole) - len(rest) :]
-    lines = (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line)["loss"] for line in lines] == whole
-
-
-def test_a_loss_that_is_not_finite_stops_the_run(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real: Callable = loop.matcher_loss
-    calls = iter(range(1000))
-    monkeypatch.setattr(loop, "matcher_loss", lambda *args: real(*args) * (float("nan") if next(calls) == 4 else 1.0))
-    with pytest.raises(TrainingError, match="the loss is nan at step 4"):
-        finish(train(bank, tmp_path / "run", TINY))
-    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
-    assert state["step"] == 4
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in state["model"].values())

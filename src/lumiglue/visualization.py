@@ -1,7 +1,7 @@
 """Figures: matches over both photos, how the matcher adapted, learning curves. Made without touching pyplot's state."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +110,52 @@ def draw_learning_curves(metrics: str | Path) -> Figure:
     loss.set(title="loss", xlabel="pairs seen", yscale="log")
     for axes in (loss, recall):
         axes.legend(fontsize=8)
+    return figure
+
+
+def draw_training_matches(
+    pairs: Sequence[tuple[np.ndarray, tuple[float, float], np.ndarray, tuple[float, float], np.ndarray, np.ndarray, int]],
+    title: str = "",
+) -> Figure:
+    """Matches of some pairs without their pixels: the outlines of both views, keypoints, right matches green, wrong red.
+
+    Of each pair: keypoints (n x 2) and (width, height) of the first view, then of the second, matches (k x 2 rows), what
+    each is (1 right, 0 wrong, -1 not known, drawn grey), and how many true matches there are.
+    """
+    columns = min(2, len(pairs))
+    rows = -(-len(pairs) // columns)
+    figure = Figure(figsize=(7.5 * columns, 3.2 * rows + 0.4), layout="constrained")
+    grid = np.atleast_1d(figure.subplots(rows, columns)).flatten()
+    for axes, (keypoints0, size0, keypoints1, size1, matches, kinds, true) in zip(grid, pairs, strict=False):
+        shift = np.array([size0[0] * (1 + 2 * _GAP), 0.0])
+        for keypoints, (width, height), corner in ((keypoints0, size0, 0 * shift), (keypoints1, size1, shift)):
+            x, y = corner - 0.5  # pixel centres are whole numbers
+            axes.plot([x, x + width, x + width, x, x], [y, y, y + height, y + height, y], c="0.6", linewidth=0.8)
+            axes.scatter(*(keypoints + corner).T, s=2, c="0.55", linewidths=0)
+        ends0, ends1 = keypoints0[matches[:, 0]], keypoints1[matches[:, 1]] + shift
+        for kind, colour in ((-1, "0.75"), (1, "tab:green"), (0, "tab:red")):
+            chosen = kinds == kind
+            _lines(axes, ends0[chosen], ends1[chosen], colors=colour, alpha=0.6, linewidths=0.6)
+        wrong = int((kinds == 0).sum())
+        axes.set_title(f"{int((kinds == 1).sum())} of {true} true matches found, {wrong} wrong", fontsize=9)
+        axes.set_aspect("equal")
+        axes.invert_yaxis()
+    for axes in grid:
+        axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return figure
+
+
+def draw_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], unit: str) -> Figure:
+    """Panels of lines: title -> name -> (x, y); `unit` names the y axis."""
+    figure = Figure(figsize=(5 * min(len(panels), 2), 3.6 * -(-len(panels) // 2)), layout="constrained")
+    grid = figure.subplots(-(-len(panels) // 2), min(len(panels), 2), squeeze=False).flatten()
+    for axes, (title, lines) in zip(grid, panels.items(), strict=False):
+        for name, (x, y) in lines.items():
+            axes.plot(x, y, marker="o", markersize=3, label=name)
+        axes.set(title=title, ylabel=unit)
+        axes.grid(alpha=0.3)
+    grid[0].legend(fontsize=8)
     return figure
 
 

@@ -1,110 +1,199 @@
 """`lumiglue bank` and `lumiglue train`."""
 
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.errors import LumiglueError
 from lumiglue.matcher.lightglue import Encoding
 from lumiglue.pipeline import Precision
+
+if TYPE_CHECKING:
+    from lumiglue.training.bank import ViewSource
+    from lumiglue.training.presets import TrainSettings
+    from lumiglue.training.processes import Processes
 
 
 def bank(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
     features: str = "sift",
-    views: int = 8,
+    kind: Literal["homographies", "worlds"] = "homographies",
+    rolls: Literal["any", "upright"] = "any",
+    views: int = 6,
+    worlds: int = 1500,
     max_keypoints: int = 512,
-    long_side: int = 640,
+    long_side: int = 480,
     seed: int = 0,
     workers: int = 0,
 ) -> int:
-    """Build a feature bank from a folder of photos: random views, their features and homographies. Resumable.
+    """Build a feature bank from a folder of photos: random views with known ground truth, and their features. Resumable.
 
     Args:
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
-        features: Local features: sift.
-        views: Random views of each photo; any two are a training pair.
+        features: Local features: sift, aliked, or your own as file.py:Class.
+        kind: Views of each photo by homographies, or of worlds of planes and boxes that the photos paper.
+        rolls: Homographies: in-plane rotations by any angle, or up to 45 degrees.
+        views: Views of each photo or world; any two are a training pair.
+        worlds: How many worlds.
         max_keypoints: Keypoints kept per view.
-        long_side: Photos are shrunk to this many pixels.
+        long_side: Long side of the views in pixels.
         seed: Of the random views.
         workers: Processes; 0 takes one per core.
     """
-    from lumiglue.extractors import create_extractor
-    from lumiglue.training.bank import BankSettings, build_bank
+    from lumiglue.training.homographies import PhotoViews, view_preset
+    from lumiglue.training.worlds import Worlds, WorldSettings
 
-    settings = BankSettings(views=views, max_keypoints=max_keypoints, long_side=long_side, seed=seed)
+    if kind == "homographies":
+        source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls))
+    else:
+        size = (long_side, round(0.75 * long_side))
+        source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size))
+    return write_bank(source, out, features, max_keypoints, workers, "photos" if kind == "homographies" else "worlds")
+
+
+def write_bank(source: "ViewSource", out: Path, features: str, max_keypoints: int, workers: int, unit: str) -> int:
+    """Builds a bank from any source, with a progress bar; `unit` names its items."""
+    from lumiglue.extractors import create_extractor
+    from lumiglue.training.building import BankSettings, build_bank
+
     extractor = create_extractor(features, max_keypoints=round(1.5 * max_keypoints), resize=None)
+    settings = BankSettings(max_keypoints=max_keypoints)
     done, skipped = 0, ()
-    with Progress("photos", None) as advance:
-        for part in build_bank(photos, out, extractor, settings, workers=workers):
-            advance(part.photos_done - done, f"{len(part.skipped)} unreadable", part.photos)
-            done, skipped = part.photos_done, part.skipped
-    say(f"{done - len(skipped)} photos, {views} views each -> {out}")
+    with Progress(unit, None) as advance:
+        for part in build_bank(source, out, extractor, settings, workers=workers):
+            advance(part.items_done - done, f"{len(part.skipped)} unreadable", part.items)
+            done, skipped = part.items_done, part.skipped
+    say(f"{done - len(skipped)} {unit} -> {out}")
     if skipped:
-        err.print(f"{len(skipped)} photos could not be read and were left out; the first: {skipped[0]}")
+        err.print(f"{len(skipped)} {unit} could not be read and were left out; the first: {skipped[0]}")
     return 0
 
 
 def train(
-    bank: Positional[Path],
+    banks: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
-    preset: str = "compact",
-    encoding: Encoding = "xy-logscale-angle",
-    pairs: int = 48_000,
-    confidence_pairs: int = 3_200,
-    batch_size: int = 16,
-    points: int = 256,
-    long_points: int = 384,
-    learning_rate: float = 1e-3,
-    negatives: float = 0.05,
-    precision: Precision = "bf16",
-    seed: int = 0,
+    weights: tuple[float, ...] | None = None,
+    recipe: Literal["standard", "laptop", "gpu_30min", "paper"] = "standard",
+    preset: str | None = None,
+    encoding: Encoding | None = None,
+    start_from: str | None = None,
+    pairs: int | None = None,
+    confidence_pairs: int | None = None,
+    batch_size: int | None = None,
+    points: int | None = None,
+    long_points: int | None = None,
+    schedule: Literal["cosine", "paper"] | None = None,
+    learning_rate: float | None = None,
+    negatives: float | None = None,
+    ema: float | None = None,
+    precision: Precision | None = None,
+    compile: bool | None = None,
+    evaluate_every: int | None = None,
+    checkpoint_every: int | None = None,
+    draw_every: int | None = None,
+    seed: int | None = None,
 ) -> int:
-    """Train a matcher on a feature bank, in two stages. Run again to go on after an interruption.
+    """Train a matcher on feature banks, in two stages. Run again to go on after an interruption.
+
+    Several processes: torchrun --nproc-per-node N -m lumiglue train BANKS -o RUN. Flags that are not given are the recipe's.
 
     Args:
-        bank: The .h5 file of `lumiglue bank`.
-        out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors.
+        banks: The .h5 files of `lumiglue bank`, of one kind of features.
+        out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
+        weights: How often each bank is drawn from, a number for each; equal by default.
+        recipe: standard and laptop for two CPU cores (80 minutes, 2 hours), gpu_30min, or the paper's.
         preset: Size of the matcher: base or compact.
-        encoding: What the rotary encoding sees; "xy" for features without scale and orientation.
+        encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
+        start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones.
         pairs: Pairs seen in stage 1 (correspondences).
         confidence_pairs: Pairs seen in stage 2 (exit classifier).
-        batch_size: Pairs per step.
+        batch_size: Pairs per step, of all processes together.
         points: Keypoints per image.
         long_points: Keypoints per image in the last fifth of stage 1 and in stage 2.
+        schedule: Of the learning rate: cosine, or the paper's constant, then exponential.
         learning_rate: Its peak.
-        negatives: Share of pairs of two different photos.
+        negatives: Share of pairs of two different scenes.
+        ema: Half-life, in pairs, of a running mean of the weights, kept if it measures better.
         precision: Of the forward and backward pass.
+        compile: Run the layers through torch.compile.
+        evaluate_every: Validate each so many pairs.
+        checkpoint_every: Write a checkpoint each so many pairs.
+        draw_every: Draw held-out pairs with their matches each so many pairs.
         seed: Of the initial weights and the order of pairs.
     """
-    from lumiglue.training.loop import TrainSettings
+    from lumiglue.training import presets
+    from lumiglue.training.processes import join_processes
+
+    given = {name: value for name, value in locals().items() if name in presets.TrainSettings.__dataclass_fields__}
+    settings = replace(presets.recipe(recipe), **{name: value for name, value in given.items() if value is not None})
+    here = join_processes()
+    try:
+        return _train(banks, out, weights, settings, here)
+    except (LumiglueError, OSError):
+        if here.is_first_to_fail():
+            raise
+        return 2
+    finally:
+        here.leave()
+
+
+def _train(
+    banks: tuple[Path, ...], out: Path, weights: tuple[float, ...] | None, settings: "TrainSettings", here: "Processes"
+) -> int:
+    """The run of one process; the first of them speaks."""
     from lumiglue.training.loop import train as run_training
     from lumiglue.visualization import draw_learning_curves, save_figure
 
-    settings = TrainSettings(
-        preset=preset,
-        encoding=encoding,
-        pairs=pairs,
-        confidence_pairs=confidence_pairs,
-        batch_size=batch_size,
-        points=points,
-        long_points=long_points,
-        learning_rate=learning_rate,
-        negatives=negatives,
-        precision=precision,
-        seed=seed,
-    )
-    done, note = 0, ""
-    with Progress("steps", settings.steps) as advance:
-        for now in run_training(bank, out, settings):
+    done, finished, note = 0, True, ""
+    with _asked_to_stop(here.count == 1) as stop, Progress("steps", settings.steps) as advance:
+        for now in run_training(banks, out, settings, weights=weights, processes=here, stop=stop):
+            finished = now.step == now.steps
+            if not here.leads:
+                continue
             if now.layers:
                 last = now.layers[-1]
                 note = f"recall {last['recall']:.1f} precision {last['precision']:.1f}"
                 save_figure(draw_learning_curves(out / "metrics.jsonl"), out / "curves.png")
-            advance(now.step - done, f"loss {now.loss:.3f}  {now.pairs_per_second:.1f} pairs/s  {note}")
+            left = timedelta(seconds=round((now.steps - now.step) * settings.batch_size / now.pairs_per_second))
+            line = f"loss {now.loss:.3f}  {now.pairs_per_second:.1f} pairs/s  {left} left  {note}"
+            advance(now.step - done, line)
             done = now.step
+            if now.layers and not err.is_terminal:
+                err.print(f"{now.pairs} pairs: {line}")  # a line now and then for a log file
+    if not here.leads:
+        return 0 if finished else 130
+    if not finished:
+        err.print(f"stopped after step {done} of {settings.steps}; run the same command again to go on from there")
+        return 130
     say(f"trained weights -> {out / 'weights.safetensors'}")
     return 0
+
+
+@contextmanager
+def _asked_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
+    """Inside, Ctrl-C and SIGTERM ask to stop after the step; where the process is alone, a second one stops at once."""
+    asked: list[int] = []
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        if alone:  # torchrun passes on the signal that its processes got already
+            for known, handler in before.items():
+                signal.signal(known, handler)
+
+    before = {}
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before[number] = signal.signal(number, ask)
+    try:
+        yield lambda: bool(asked)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

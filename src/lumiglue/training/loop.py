@@ -1,220 +1,333 @@
-"""The training loop, whole: two stages, one step function, checkpoints that resume to the same losses."""
+"""The training loop, whole: two stages, one step, one process or many, checkpoints that resume to the same losses."""
 
+import contextlib
+import hashlib
 import json
 import math
+import statistics
 import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, cast
 
 import torch
+from torch import nn
 
-from lumiglue.errors import TrainingError
-from lumiglue.matcher.lightglue import Encoding, LightGlue
+from lumiglue.errors import BankError, TrainingError
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.presets import preset
 from lumiglue.training.bank import Bank
-from lumiglue.training.loss import confidence_loss, layer_scores, matcher_loss, predictions
-from lumiglue.training.sampling import PairSampler
-from lumiglue.weights import save_weights
+from lumiglue.training.loss import confidence_loss, matcher_loss
+from lumiglue.training.presets import TrainSettings
+from lumiglue.training.processes import Processes
+from lumiglue.training.run_folder import RunFolder, read_checkpoint
+from lumiglue.training.sampling import Batch, PairSampler
+from lumiglue.training.validation import draw_validation, quality, validate
+from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, resolve
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """How to train. Counts are of pairs, so that a change of batch size leaves the schedule alone.
-
-    pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
-    confidence_pairs: stage 2, the exit classifier, the matcher frozen.
-    learning_rate: peak, after a linear warm-up over `warmup_pairs`, then a cosine to 1 % of it.
-    negatives: share of pairs of two different photos. evaluate_every, checkpoint_every: in pairs.
-    """
-
-    preset: str = "compact"
-    encoding: Encoding = "xy-logscale-angle"
-    pairs: int = 48_000
-    confidence_pairs: int = 3_200
-    batch_size: int = 16
-    points: int = 256
-    long_points: int = 384
-    long_share: float = 0.2
-    learning_rate: float = 1e-3
-    confidence_learning_rate: float = 3e-3
-    warmup_pairs: int = 2_000
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    negatives: float = 0.05
-    precision: Literal["bf16", "fp32"] = "bf16"
-    evaluate_every: int = 4_000
-    checkpoint_every: int = 1_600
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("pairs", "batch_size", "points", "long_points", "learning_rate", "checkpoint_every"):
-            if getattr(self, name) <= 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}; it must be positive")
-        if not 0 <= self.negatives < 1 or not 0 <= self.long_share <= 1:
-            raise TrainingError("negatives must be in [0, 1) and long_share in [0, 1]")
-
-    @property
-    def matcher_steps(self) -> int:
-        return math.ceil(self.pairs / self.batch_size)
-
-    @property
-    def steps(self) -> int:
-        return self.matcher_steps + math.ceil(self.confidence_pairs / self.batch_size)
-
-    def points_at(self, step: int) -> int:
-        long_from = self.matcher_steps * (1 - self.long_share)
-        return self.points if step < long_from else self.long_points
-
-    def learning_rate_at(self, step: int) -> float:
-        """Stage 1: linear warm-up, cosine to 1 %. Stage 2: the same shape over its own steps, without warm-up."""
-        if step >= self.matcher_steps:
-            share = (step - self.matcher_steps) / max(1, self.steps - self.matcher_steps)
-            return self.confidence_learning_rate * _cosine(share)
-        warmup = max(1, self.warmup_pairs // self.batch_size)
-        return self.learning_rate * min((step + 1) / warmup, 1.0) * _cosine(step / self.matcher_steps)
+__all__ = ["TrainProgress", "TrainSettings", "train"]
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """One line of metrics.jsonl: a training step, or with `layers` a validation."""
+    """One line of metrics.jsonl: a training step, and in `layers` what a validation after it found.
+
+    pairs: seen so far. gradient_norm: before clipping. pairs_per_second: median of the last steps, without validations
+    and checkpoints. ema_layers: the same validation of the running mean of the weights.
+    """
 
     step: int
     steps: int
     pairs: int
     stage: int
     loss: float
+    learning_rate: float
+    gradient_norm: float
     pairs_per_second: float
     layers: list[dict[str, float]] | None = None
+    ema_layers: list[dict[str, float]] | None = None
 
 
-def train(bank_path: str | Path, run: str | Path, settings: TrainSettings) -> Iterator[TrainProgress]:
+def train(
+    banks: str | Path | Sequence[str | Path],
+    run: str | Path,
+    settings: TrainSettings,
+    *,
+    weights: Sequence[float] | None = None,
+    processes: Processes | None = None,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[TrainProgress]:
     """Trains a matcher in the folder `run`, or goes on with the run that is there; yields after every step.
 
-    Leaves in `run`: settings.json, metrics.jsonl, checkpoint.pt (the last state), weights.safetensors (the result).
-    Raises TrainingError where the folder holds a run with other settings or the loss is no longer finite (the last
-    good checkpoint stays), BankError where the bank does not fit.
+    weights: how often each bank is drawn from; equal by default. processes: those that share each batch, see
+    `join_processes`; all must call this alike, and the first alone writes and validates. stop: asked after each step;
+    once it is true anywhere, a checkpoint is written and the steps end early.
+
+    Leaves in `run` what `run_folder` lists; the result is weights.safetensors. Raises TrainingError where the folder holds
+    another run, the weights to start from do not fit, the disk is full or the loss is no longer finite (the last good
+    checkpoint stays), BankError where the banks do not fit one another or the settings.
     """
-    bank, run = Bank(bank_path), Path(run)
-    extractor = bank.plan["extractor"]
-    config = preset(settings.preset, extractor["name"], bank.descriptor_dim, settings.encoding)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    _open_run(run, settings, bank)
+    here, run = processes or Processes(), Path(run)
+    opened = _open_banks([banks] if isinstance(banks, str | Path) else list(banks))
+    learner = Learner(_build_model(settings, opened), settings, here.device)
+    training, held_out = _samplers(opened, learner.config, settings, weights)
+    batches = _batches(training, learner, here.part_of(settings.batch_size), here.device, ahead=here.device.type == "cuda")
+    record = _record(settings, learner.config, opened, training.chances.tolist())
+    folder = RunFolder(run, record) if here.leads else None
+    here.agree(False)  # the folder is known to be this run's before anyone reads it
+    learner.load(read_checkpoint(run, here.device), run)
+    log = folder.start_log(learner.step) if folder else None
+    if settings.compile:
+        _compile_layers(learner.model)
 
-    torch.manual_seed(settings.seed)
-    model = LightGlue(config).to(device)
-    confidence_parameters = [p for name, p in model.named_parameters() if name.startswith("confidences.")]
-    matcher_parameters = [p for name, p in model.named_parameters() if not name.startswith("confidences.")]
-    optimizers = [
-        torch.optim.AdamW(matcher_parameters, settings.learning_rate, weight_decay=settings.weight_decay, fused=True),
-        torch.optim.AdamW(confidence_parameters, settings.confidence_learning_rate, weight_decay=0.0),
-    ]
-    first_step = _resume(run, model, optimizers, device)
-    sampler = PairSampler(bank, config, split="training", seed=settings.seed, negatives=settings.negatives)
-    held_out = PairSampler(bank, config, split="validation", seed=settings.seed, negatives=0.0)
-
-    with (run / "metrics.jsonl").open("a") as log:
-        for step in range(first_step, settings.steps):
+    durations: deque[float] = deque(maxlen=50)
+    tf32, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True  # the heads' float32 products
+    try:
+        while learner.step < settings.steps:
             started = time.perf_counter()
-            stage = 1 if step < settings.matcher_steps else 2
-            batch = sampler.batch(step, settings.batch_size, settings.points_at(step))
-            pairs = batch.pairs.to(device, torch.float32)
+            stage, rate = settings.stage_at(learner.step), settings.learning_rate_at(learner.step)
+            loss, norm, stopping = _gradient(learner, next(batches), stage, here, stop())
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
+                raise TrainingError(f"{what} at step {learner.step}; {run}/checkpoint.pt holds the last good state")
+            learner.update(stage, rate)
+            durations.append(time.perf_counter() - started)
 
-            with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                if stage == 1:
-                    loss = matcher_loss(model, pairs, batch.labels().to(device))
-                else:
-                    loss = confidence_loss(model, pairs)
-            if not bool(torch.isfinite(loss)):
-                raise TrainingError(
-                    f"the loss is {loss.item()} at step {step}; {run}/checkpoint.pt holds the last good state"
-                )
-            optimizer = optimizers[stage - 1]
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], settings.clip)
-            for group in optimizer.param_groups:
-                group["lr"] = settings.learning_rate_at(step)
-            optimizer.step()
-
-            done = step + 1
-            seen = done * settings.batch_size
-            rate = settings.batch_size / (time.perf_counter() - started)
-            layers = evaluate(model, held_out, settings) if _due(seen, settings.evaluate_every, settings, done) else None
-            progress = TrainProgress(done, settings.steps, seen, stage, loss.item(), rate, layers)
-            log.write(json.dumps(asdict(progress)) + "\n")
-            if _due(seen, settings.checkpoint_every, settings, done):
-                log.flush()
-                _checkpoint(run, model, optimizers, done)
+            done, seen = learner.step, learner.step * settings.batch_size
+            speed = settings.batch_size / statistics.median(durations)
+            figures = (
+                _validate(learner, held_out, stage, here) if _due(settings.evaluate_every, settings, done) else (None, None)
+            )
+            progress = TrainProgress(done, settings.steps, seen, stage, loss, rate, norm, speed, *figures)
+            if folder and log:
+                log.write(asdict(progress))
+                if settings.draw_every and _due(settings.draw_every, settings, done):
+                    folder.write_picture(draw_validation(learner.model, held_out, settings, seen), seen)
+                if stopping or _due(settings.checkpoint_every, settings, done):
+                    folder.write_checkpoint(learner.state())
             yield progress
-    save_weights(model, run / "weights.safetensors", {"recipe": asdict(settings), "bank": bank.plan["settings"]})
+            if stopping and done < settings.steps:
+                return
+        if folder:
+            folder.write_weights(learner.model, {"recipe": asdict(settings), "banks": record["banks"]} | learner.notes)
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = tf32
+        batches.close()
+        if log:
+            log.close()
 
 
-@torch.no_grad()
-def evaluate(model: LightGlue, sampler: PairSampler, settings: TrainSettings, batches: int = 8) -> list[dict[str, float]]:
-    """Recall and precision of each layer's matches (P > 0.1) on held-out pairs, and how sure the exit test is.
-
-    recall: of the true matches; precision: of the found ones whose points are labelled. In percent.
-    """
-    device = next(model.parameters()).device
-    layers = model.config.n_layers
-    found, right, true = (torch.zeros(layers, device=device) for _ in range(3))
-    for step in range(batches):
-        batch = sampler.batch(step, 8, min(settings.long_points, settings.points * 2))
-        labels = batch.labels()
-        truth = torch.full(batch.keypoints0.shape[:2], -1)
-        truth[labels.matches[:, 0], labels.matches[:, 1]] = labels.matches[:, 2]
-        truth, labelled = truth.to(device), ((truth >= 0) | labels.unmatchable0).to(device)
-        pairs = batch.pairs.to(device, torch.float32)
-        with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-            states = list(model.states(pairs))
-        for layer, (head, x) in enumerate(zip(model.heads, states, strict=True)):
-            said, _ = predictions(*layer_scores(head, x, pairs.n_pairs), 0.1)
-            found[layer] += ((said >= 0) & labelled).sum()
-            right[layer] += ((said >= 0) & (said == truth)).sum()
-            true[layer] += (truth >= 0).sum()
-    recall, precision = 100 * right / true.clamp_min(1), 100 * right / found.clamp_min(1)
-    return [{"recall": float(r), "precision": float(p)} for r, p in zip(recall, precision, strict=True)]
+def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:
+    """Forward, backward and the average over the processes: loss, norm of the gradient, whether any wants to stop."""
+    settings, model = learner.settings, learner.model
+    with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+        if stage == 1:
+            loss = matcher_loss(model, batch.pairs, batch.labels())
+        else:
+            loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
+    learner.optimizers[stage - 1].zero_grad(set_to_none=True)
+    loss.backward()
+    said = torch.stack([loss.detach(), loss.new_tensor(float(stop))])
+    here.average([*(p.grad for p in learner.parameters[stage - 1] if p.grad is not None), said])
+    norm = nn.utils.clip_grad_norm_(learner.parameters[stage - 1], settings.clip)
+    value, stopping = said.tolist()
+    return value, float(norm), stopping > 0
 
 
-def _cosine(share: float) -> float:
-    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+def _validate(
+    learner: "Learner", held_out: PairSampler, stage: int, here: Processes
+) -> tuple[list[dict[str, float]] | None, list[dict[str, float]] | None]:
+    """Figures of the weights and of their running mean, if there is one; at the end of stage 1 the better of them stays."""
+    layers = ema_layers = None
+    if here.leads:
+        layers = validate(learner.model, held_out, learner.settings, stage)
+        if learner.ema is not None:
+            with learner.averaged():
+                ema_layers = validate(learner.model, held_out, learner.settings, stage)
+    if learner.ema is not None and learner.step == learner.settings.matcher_steps:
+        learner.settle(take_ema=here.agree(bool(layers and ema_layers and quality(ema_layers) > quality(layers))))
+    return layers, ema_layers
 
 
-def _due(seen: int, every: int, settings: TrainSettings, done: int) -> bool:
+class Learner:
+    """What changes while training: the weights, their running mean, the optimisers, the number of steps done."""
+
+    def __init__(self, model: LightGlue, settings: TrainSettings, device: torch.device) -> None:
+        self.model, self.settings = model.to(device), settings
+        named = list(self.model.named_parameters())
+        matcher = [p for name, p in named if not name.startswith("confidences.")]
+        self.parameters = [matcher, [p for name, p in named if name.startswith("confidences.")]]
+        self.optimizers = [
+            torch.optim.AdamW(matcher, settings.learning_rate, weight_decay=settings.weight_decay, fused=True),
+            torch.optim.AdamW(self.parameters[1], settings.confidence_learning_rate, weight_decay=0.0, fused=True),
+        ]
+        self.ema = [p.detach().clone() for p in matcher] if settings.ema is not None and settings.pairs else None
+        self.step = 0
+        self.notes: dict[str, Any] = {}
+
+    @property
+    def config(self) -> LightGlueConfig:
+        return self.model.config
+
+    def update(self, stage: int, rate: float) -> None:
+        """One step of the stage's optimiser."""
+        optimizer = self.optimizers[stage - 1]
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        if self.ema is not None and self.settings.ema is not None:
+            forget = 1 - 0.5 ** (self.settings.batch_size / self.settings.ema)
+            for mean, parameter in zip(self.ema, self.parameters[0], strict=True):
+                mean.lerp_(parameter.detach(), forget)
+        self.step += 1
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Inside, the matcher has the running mean of its weights."""
+        self._swap()
+        yield
+        self._swap()
+
+    def settle(self, *, take_ema: bool) -> None:
+        """Ends stage 1: keeps the weights, or takes their running mean."""
+        if take_ema:
+            self._swap()
+        self.ema, self.notes = None, {"weights": "ema" if take_ema else "last"}
+
+    @torch.no_grad()
+    def _swap(self) -> None:
+        assert self.ema is not None
+        for parameter, mean in zip(self.parameters[0], self.ema, strict=True):
+            kept = parameter.clone()
+            parameter.copy_(mean)
+            mean.copy_(kept)
+
+    def state(self) -> dict[str, Any]:
+        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        tensors = {"model": self.model.state_dict(), "optimizers": optimizers, "ema": self.ema}
+        return tensors | {"step": self.step, "notes": self.notes}
+
+    def load(self, state: dict[str, Any] | None, run: Path) -> None:
+        """Goes on from a checkpoint of `run`, if there is one."""
+        if state is None:
+            return
+        try:
+            self.model.load_state_dict(state["model"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
+            self.ema, self.step, self.notes = state["ema"], state["step"], state["notes"]
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise TrainingError(
+                f"{run}/checkpoint.pt does not fit this run ({reason}); delete {run} to start again"
+            ) from None
+
+
+def _batches(
+    sampler: PairSampler, learner: Learner, part: slice, device: torch.device, *, ahead: bool
+) -> Generator[Batch, None, None]:
+    """This process's part of the batch of each step to come; with `ahead` the next is drawn while one is computed on."""
+    settings, first = learner.settings, learner.step
+
+    def draw(step: int) -> Batch:
+        return sampler.batch(step, settings.batch_size, settings.points_at(step), part, device)
+
+    if not ahead:
+        for step in range(first, settings.steps):
+            yield draw(step)
+        return
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(draw, first)
+        for step in range(first + 1, settings.steps + 1):
+            batch = coming.result()
+            if step < settings.steps:
+                coming = thread.submit(draw, step)
+            yield batch
+
+
+def _due(every: int, settings: TrainSettings, done: int) -> bool:
     """True once each `every` pairs, at the end of a stage, and at the end."""
-    return seen % every < settings.batch_size or done in (settings.matcher_steps, settings.steps)
+    return done * settings.batch_size % every < settings.batch_size or done in (settings.matcher_steps, settings.steps)
 
 
-def _open_run(run: Path, settings: TrainSettings, bank: Bank) -> None:
-    run.mkdir(parents=True, exist_ok=True)
-    record = {"settings": asdict(settings), "bank": bank.plan["settings"], "extractor": bank.plan["extractor"]}
-    text = json.dumps(record, indent=2, sort_keys=True)
-    file = run / "settings.json"
-    if file.exists() and json.loads(file.read_text()) != json.loads(text):
-        raise TrainingError(f"{run} holds a run with other settings or another bank; choose another folder or delete it")
-    file.write_text(text + "\n")
+def _samplers(
+    banks: Sequence[Bank], config: LightGlueConfig, settings: TrainSettings, weights: Sequence[float] | None
+) -> tuple[PairSampler, PairSampler]:
+    """Training and held-out pairs. Raises BankError now, not hours later, where there are too few keypoints."""
+    training = PairSampler(
+        banks, config, split="training", seed=settings.seed, negatives=settings.negatives, weights=weights
+    )
+    held_out = PairSampler(banks, config, split="validation", seed=0, negatives=0.0, weights=weights)
+    for points in (settings.points, settings.long_points):
+        training.batch(0, 1, points)
+    held_out.batch(0, 1, settings.validation_points)
+    return training, held_out
 
 
-def _checkpoint(run: Path, model: LightGlue, optimizers: list[torch.optim.AdamW], step: int) -> None:
-    """Written beside and renamed, so that a kill leaves either the old or the new state, whole."""
-    state = {"model": model.state_dict(), "optimizers": [o.state_dict() for o in optimizers], "step": step}
-    unfinished = run / "checkpoint.unfinished"
-    torch.save(state, unfinished)
-    unfinished.replace(run / "checkpoint.pt")
+def _open_banks(paths: Sequence[str | Path]) -> list[Bank]:
+    """Raises BankError where they hold different features."""
+    if not paths:
+        raise BankError("no bank was given; build one with `lumiglue bank PHOTOS -o bank.h5`")
+    banks = [Bank(path) for path in paths]
+    for other in banks[1:]:
+        if other.extractor != banks[0].extractor:
+            first, second = (json.dumps(bank.extractor) for bank in (banks[0], other))
+            raise BankError(f"{banks[0].path} holds features {first} and {other.path} {second}; train on banks of one kind")
+    return banks
 
 
-def _resume(run: Path, model: LightGlue, optimizers: list[torch.optim.AdamW], device: torch.device) -> int:
-    """Loads the last checkpoint and cuts metrics.jsonl back to it; returns the step to go on with."""
-    file, log = run / "checkpoint.pt", run / "metrics.jsonl"
-    if not file.exists():
-        log.unlink(missing_ok=True)
-        return 0
-    state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
-    model.load_state_dict(state["model"])
-    for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
-        optimizer.load_state_dict(saved)
-    lines = log.read_text().splitlines() if log.exists() else []
-    log.write_text("".join(line + "\n" for line in lines[: state["step"]]))
-    return state["step"]
+def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> LightGlue:
+    """A fresh matcher for the banks' features, or the one to start from. Raises TrainingError where that does not fit."""
+    start = None if settings.start_from is None else load_weights(_start_path(settings.start_from))
+    encoding = settings.encoding or (start.config.encoding if start else None)
+    if encoding is None:
+        encoding = "xy-logscale-angle" if all(bank.has_orientation for bank in banks) else "xy"
+    if encoding != "xy" and not all(bank.has_orientation for bank in banks):
+        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the banks lack; take 'xy'")
+    config = preset(settings.preset, banks[0].extractor["name"], banks[0].descriptor_dim, encoding)
+    if start is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            return LightGlue(config)
+    if replace(start.config, extractor=start.config.extractor or config.extractor) != config:
+        wanted, found = asdict(config), asdict(start.config)
+        differing = ", ".join(f"{key} {found[key]!r} for {wanted[key]!r}" for key in wanted if found[key] != wanted[key])
+        raise TrainingError(f"the weights {settings.start_from} do not fit this run: they have {differing}")
+    start.config = config
+    return start
+
+
+def _start_path(name: str) -> Path:
+    return pretrained_path(name) if name in BUILT_IN else resolve(name)
+
+
+def _record(
+    settings: TrainSettings, config: LightGlueConfig, banks: Sequence[Bank], chances: Sequence[float]
+) -> dict[str, Any]:
+    """What is trained on what, for settings.json. Where files lie may change; what is in them may not."""
+    record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
+    del record["settings"]["start_from"]
+    if settings.start_from is not None:
+        sha256 = hashlib.sha256(_start_path(settings.start_from).read_bytes()).hexdigest()
+        record["start_from"] = {"_weights": settings.start_from, "sha256": sha256}
+    record["banks"] = [
+        {
+            "_path": str(bank.path),
+            "share": chance,
+            "views": len(bank),
+            "extractor": bank.extractor,
+            "settings": bank.plan["settings"],
+            "plan_sha256": hashlib.sha256(json.dumps(bank.plan, sort_keys=True).encode()).hexdigest(),
+        }
+        for bank, chance in zip(banks, chances, strict=True)
+    ]
+    return record
+
+
+def _compile_layers(model: LightGlue) -> None:
+    """In place, so that the names of the weights stay."""
+    for layer in model.layers:
+        cast(nn.Module, layer).compile(dynamic=False)

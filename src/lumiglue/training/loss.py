@@ -1,5 +1,7 @@
 """The two losses: correspondences with deep supervision, then the confidence classifier (Section 3.4)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
@@ -50,24 +52,37 @@ def matcher_loss(model: LightGlue, pairs: PackedPairs, labels: Labels) -> Float[
     return torch.stack(losses).mean()
 
 
+def mutual_best(log_p: Float[Tensor, "b m n"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each point the row of its mutual best partner, or -1, and its best log P: (B, m) twice, then (B, n) twice."""
+    (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
+    mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)
+    mutual1 = partner0.gather(1, partner1) == torch.arange(partner1.shape[1], device=log_p.device)
+    return partner0.where(mutual0, -1), best0, partner1.where(mutual1, -1), best1
+
+
 def predictions(
     similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], threshold: float
 ) -> tuple[Tensor, Tensor]:
     """What a layer says of each point: its partner's row, or -1; for both images, (B, m) and (B, n)."""
-    log_p = log_assignment(similarity, logits0, logits1)
-    (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
-    limit = torch.tensor(threshold, device=log_p.device).log()
-    mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)
-    mutual1 = partner0.gather(1, partner1) == torch.arange(partner1.shape[1], device=log_p.device)
-    return partner0.where(mutual0 & (best0 > limit), -1), partner1.where(mutual1 & (best1 > limit), -1)
+    partner0, best0, partner1, best1 = mutual_best(log_assignment(similarity, logits0, logits1))
+    limit = torch.tensor(threshold, device=similarity.device).log()
+    return partner0.where(best0 > limit, -1), partner1.where(best1 > limit, -1)
 
 
-def confidence_loss(model: LightGlue, pairs: PackedPairs, threshold: float = 0.1) -> Float[Tensor, ""]:
+def confidence_loss(
+    model: LightGlue,
+    pairs: PackedPairs,
+    threshold: float = 0.1,
+    average: Callable[[Tensor], None] | None = None,
+) -> Float[Tensor, ""]:
     """Binary cross-entropy of the confidences against [a layer says what the last layer says]; states are detached.
 
     Points that either layer matches count as much, all together, as the points that both leave unmatched. Most points
     of most pairs have no match, and their label is nearly always true: unbalanced, they teach that a pair is done before
     its matches are found.
+
+    average: where several processes share the batch, replaces a tensor by its mean over them; the mean of their losses
+    is then the loss of the whole batch.
     """
     with torch.no_grad():
         states = list(model.states(pairs))
@@ -75,14 +90,19 @@ def confidence_loss(model: LightGlue, pairs: PackedPairs, threshold: float = 0.1
             torch.stack(predictions(*layer_scores(head, x, pairs.n_pairs), threshold), dim=1).flatten()  # (T,)
             for head, x in zip(model.heads, states, strict=True)
         ]
-    losses = []
+    sums, counts = [], []
     for confidence, x, prediction in zip(model.confidences, states[:-1], said[:-1], strict=True):
         with torch.autocast(x.device.type, enabled=False):
             logits = confidence(x.float()).squeeze(-1)
         each = F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float(), reduction="none")
         matched = (prediction >= 0) | (said[-1] >= 0)
-        losses += [_mean_where(each[None], group[None]).squeeze() for group in (matched, ~matched)]
-    return torch.stack(losses).mean()
+        for group in (matched, ~matched):
+            sums.append((each * group).sum())
+            counts.append(group.sum())
+    shared = torch.stack(counts).to(torch.float32)
+    if average is not None:
+        average(shared)
+    return (torch.stack(sums) / shared.clamp_min(1e-6)).mean()  # an empty group's sum is 0
 
 
 def _mean_where(values: Float[Tensor, "b n"], where: Bool[Tensor, "b n"]) -> Float[Tensor, " b"]:

@@ -1,0 +1,157 @@
+"""How to train: the settings, their schedule, and the recipes that we have run or counted through."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from lumiglue.errors import TrainingError
+from lumiglue.matcher.lightglue import Encoding
+
+Schedule = Literal["cosine", "paper"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """How to train. Counts are of pairs, so that a change of batch size leaves the schedule alone. None means off.
+
+    preset: size of the matcher. encoding: None takes "xy-logscale-angle" where the banks have scales and orientations,
+        else "xy". start_from: a weights file or a built-in name to fine-tune; without it the matcher starts fresh.
+    pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
+    confidence_pairs: stage 2, the exit classifier, the matcher frozen. batch_size: of all processes together.
+    schedule, learning_rate, warmup_pairs: see `learning_rate_at`. clip: largest norm of a step's gradient.
+    negatives: share of pairs of two different scenes. ema: half-life, in pairs, of a running mean of the weights; it is
+        measured beside the weights, and taken in their place at the end of stage 1 where it measures better.
+    compile: run the layers through torch.compile. evaluate_every, checkpoint_every, draw_every: in pairs.
+    """
+
+    preset: str = "compact"
+    encoding: Encoding | None = None
+    start_from: str | None = None
+    pairs: int = 48_000
+    confidence_pairs: int = 3_200
+    batch_size: int = 16
+    points: int = 256
+    long_points: int = 384
+    long_share: float = 0.2
+    schedule: Schedule = "cosine"
+    learning_rate: float = 1e-3
+    confidence_learning_rate: float = 3e-3
+    warmup_pairs: int = 2_000
+    weight_decay: float = 0.01
+    clip: float = 1.0
+    negatives: float = 0.05
+    ema: float | None = None
+    precision: Literal["bf16", "fp32"] = "bf16"
+    compile: bool = False
+    evaluate_every: int = 4_000
+    checkpoint_every: int = 1_600
+    draw_every: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        positive = ["batch_size", "points", "long_points", "learning_rate", "confidence_learning_rate", "clip"]
+        positive += ["evaluate_every", "checkpoint_every"] + ([] if self.start_from else ["pairs"])
+        positive += [name for name in ("ema", "draw_every") if getattr(self, name) is not None]
+        for name in positive:
+            if not getattr(self, name) > 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must be positive")
+        for name in ("pairs", "confidence_pairs", "warmup_pairs", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if not 0 <= self.negatives < 1 or not 0 <= self.long_share <= 1:
+            raise TrainingError("negatives must be in [0, 1) and long_share in [0, 1]")
+        if self.schedule not in get_args(Schedule):
+            raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
+        if self.steps == 0:
+            raise TrainingError("pairs and confidence_pairs are both 0; there is nothing to train")
+
+    @property
+    def matcher_steps(self) -> int:
+        return math.ceil(self.pairs / self.batch_size)
+
+    @property
+    def steps(self) -> int:
+        return self.matcher_steps + math.ceil(self.confidence_pairs / self.batch_size)
+
+    @property
+    def validation_points(self) -> int:
+        return min(self.long_points, self.points * 2)
+
+    def stage_at(self, step: int) -> int:
+        return 1 if step < self.matcher_steps else 2
+
+    def points_at(self, step: int) -> int:
+        long_from = self.matcher_steps * (1 - self.long_share)
+        return self.points if step < long_from else self.long_points
+
+    def learning_rate_at(self, step: int) -> float:
+        """Both schedules of stage 1 begin with a linear warm-up over `warmup_pairs`.
+
+        "cosine": then half a cosine down to 1 %. "paper": then constant for two thirds of the pairs, then an exponential
+        decay by 10 over the last third: the paper's 20 epochs at a constant rate, then x 0.1 per 10 epochs, for 30 epochs.
+        Stage 2: a cosine over its own steps, without warm-up.
+        """
+        if step >= self.matcher_steps:
+            share = (step - self.matcher_steps) / max(1, self.steps - self.matcher_steps)
+            return self.confidence_learning_rate * _cosine(share)
+        warmup = max(1, self.warmup_pairs // self.batch_size)
+        share = step / self.matcher_steps
+        decay = _cosine(share) if self.schedule == "cosine" else 0.1 ** (3 * max(0.0, share - 2 / 3))
+        return self.learning_rate * min((step + 1) / warmup, 1.0) * decay
+
+
+def _cosine(share: float) -> float:
+    return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+
+
+def standard() -> TrainSettings:
+    """`compact`, 48,000 pairs: about 80 minutes on two CPU cores."""
+    return TrainSettings()
+
+
+def laptop() -> TrainSettings:
+    """`compact` on two CPU cores in about two hours, beside an hour for the bank: 60,000 pairs at 256, then 384 points.
+
+    Forward and backward cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP a pair of 256 points.
+    """
+    return TrainSettings(pairs=60_000, confidence_pairs=4_000)
+
+
+def gpu_30min() -> TrainSettings:
+    """`base` in 25 minutes of a large GPU, which leaves five to build or load the bank. Counted, not yet run.
+
+    512 points, L = 9, d = 256 take about 32 GFLOP a pair forward, 95 forward and backward: 2,500 pairs/s are 240 TFLOP/s,
+    and 25 minutes of them 3.75 M pairs (three quarters of the paper's 5 M), 356 PFLOP. In steps: 29,300 of 128 pairs.
+    """
+    return TrainSettings(
+        preset="base", pairs=3_750_000, confidence_pairs=128_000, batch_size=128, points=512, long_points=512,
+        learning_rate=4e-4, warmup_pairs=128_000, compile=True, evaluate_every=128_000, checkpoint_every=128_000,
+    )  # fmt: skip
+
+
+def paper() -> TrainSettings:
+    """The paper's pre-training: `base`, 5 M pairs of 512 points, learning rate 1e-4, its schedule. Not yet run.
+
+    We use AdamW and bfloat16 where the paper has Adam and float16.
+    """
+    return TrainSettings(
+        preset="base", pairs=5_000_000, confidence_pairs=128_000, batch_size=64, points=512, long_points=512,
+        schedule="paper", learning_rate=1e-4, warmup_pairs=64, weight_decay=0.0, evaluate_every=128_000,
+        checkpoint_every=64_000,
+    )  # fmt: skip
+
+
+RECIPES: dict[str, Callable[[], TrainSettings]] = {
+    "standard": standard,
+    "laptop": laptop,
+    "gpu_30min": gpu_30min,
+    "paper": paper,
+}
+
+
+def recipe(name: str) -> TrainSettings:
+    """The recipe of that name. Raises TrainingError for an unknown one."""
+    if name not in RECIPES:
+        raise TrainingError(f"unknown recipe {name!r}; choose from {sorted(RECIPES)}")
+    return RECIPES[name]()

@@ -1,0 +1,140 @@
+"""The folder of a run: its record, its log and its checkpoint, each whole at any moment.
+
+settings.json        what is trained on what; another run is not mixed into the folder
+metrics.jsonl        a line for each step, cut back to the checkpoint when a run goes on
+checkpoint.pt        the last state
+matches/             pictures of validation pairs, if asked for
+tensorboard/         the same figures as metrics.jsonl, where TensorBoard is installed
+weights.safetensors  the result
+"""
+
+import contextlib
+import errno
+import importlib.util
+import io
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+
+from lumiglue.errors import TrainingError
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.visualization import save_figure
+from lumiglue.weights import save_weights
+
+
+class RunFolder:
+    """Opens a folder for a run; raises TrainingError where it holds another run or the disk is full.
+
+    record: JSON values that say what is trained on what. Keys that begin with "_" are noted, but may change.
+    """
+
+    def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
+        self.path = path
+        file = path / "settings.json"
+        text = json.dumps(record, indent=2, sort_keys=True)
+        if file.exists() and _read_record(file) != _lasting(json.loads(text)):
+            raise TrainingError(f"{path} holds a run with other settings or other banks; choose another folder or delete it")
+        with self._saying_when_the_disk_is_full():
+            path.mkdir(parents=True, exist_ok=True)
+            _replace(file, (text + "\n").encode())
+
+    def start_log(self, step: int) -> "RunLog":
+        """The log, cut back to its first `step` lines."""
+        file = self.path / "metrics.jsonl"
+        lines = file.read_text().splitlines()[:step] if step and file.exists() else []
+        with self._saying_when_the_disk_is_full():
+            _replace(file, "".join(line + "\n" for line in lines).encode())
+            return RunLog(self, file, step)
+
+    def write_checkpoint(self, state: Mapping[str, Any]) -> None:
+        """Written beside and renamed, so that a kill or a full disk leaves either the old or the new state, whole."""
+        buffer = io.BytesIO()  # so that a full disk is an OSError, and known as one
+        torch.save(dict(state), buffer)
+        with self._saying_when_the_disk_is_full():
+            _replace(self.path / "checkpoint.pt", buffer.getbuffer())
+
+    def write_weights(self, model: LightGlue, metadata: Mapping[str, Any]) -> None:
+        with self._saying_when_the_disk_is_full():
+            save_weights(model, self.path / "weights.safetensors", metadata)
+
+    def write_picture(self, figure: Figure, pairs: int) -> None:
+        """matches/pairs-000016000.png: the figure after that many pairs."""
+        with self._saying_when_the_disk_is_full():
+            (self.path / "matches").mkdir(exist_ok=True)
+            save_figure(figure, self.path / "matches" / f"pairs-{pairs:09d}.png")
+
+    @contextlib.contextmanager
+    def _saying_when_the_disk_is_full(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            kept = "its last whole checkpoint is kept" if (self.path / "checkpoint.pt").exists() else "nothing is lost yet"
+            raise TrainingError(
+                f"the disk of {self.path} is full, {kept}; make room and run the same command again"
+            ) from None
+
+
+class RunLog:
+    """metrics.jsonl and, where TensorBoard is installed, its event files."""
+
+    def __init__(self, folder: RunFolder, file: Path, step: int) -> None:
+        self.folder, self.lines = folder, file.open("a")
+        self.events: Any = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            from lumiglue.training.events import EventLog
+
+            self.events = EventLog(folder.path / "tensorboard", step)
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        with self.folder._saying_when_the_disk_is_full():
+            self.lines.write(json.dumps(line) + "\n")
+            self.lines.flush()
+        if self.events is not None:
+            self.events.write(line)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # what a full disk did not take; the checkpoint says how far the run got
+            self.lines.close()
+        if self.events is not None:
+            self.events.close()
+
+
+def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
+    """The last state of a run, if there is one. Raises TrainingError where it cannot be read."""
+    file = run / "checkpoint.pt"
+    if not file.exists():
+        return None
+    try:
+        return torch.load(file, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise TrainingError(f"{file} cannot be read ({type(error).__name__}); delete {run} to start again") from None
+
+
+def _replace(file: Path, content: bytes | memoryview) -> None:
+    unfinished = file.with_name(file.name + ".unfinished")
+    try:
+        unfinished.write_bytes(content)
+    except OSError:
+        unfinished.unlink(missing_ok=True)
+        raise
+    unfinished.replace(file)
+
+
+def _read_record(file: Path) -> Any:
+    try:
+        return _lasting(json.loads(file.read_text()))
+    except ValueError:
+        raise TrainingError(f"{file} is not a run's record; choose another folder or delete it") from None
+
+
+def _lasting(value: Any) -> Any:
+    """A record without the keys that may change."""
+    if isinstance(value, dict):
+        return {key: _lasting(inner) for key, inner in value.items() if not key.startswith("_")}
+    return [_lasting(inner) for inner in value] if isinstance(value, list) else value

@@ -1,0 +1,125 @@
+"""How good each layer is on held-out pairs, in figures and in a picture."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from lumiglue.matcher.assignment import log_assignment
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.training.loss import layer_scores, mutual_best
+from lumiglue.training.presets import TrainSettings
+from lumiglue.training.sampling import Batch, PairSampler
+from lumiglue.visualization import draw_training_matches
+
+THRESHOLD = 0.1  # what a match's P must exceed
+BATCHES, PAIRS = 8, 8
+
+
+@dataclass(frozen=True, eq=False)
+class LayerSays:
+    """What one layer says of P pairs: mutual best partners or -1, their P, whether its classifier calls a point done."""
+
+    partner0: Int[Tensor, "p n"]
+    partner1: Int[Tensor, "p n"]
+    score0: Float[Tensor, "p n"]
+    score1: Float[Tensor, "p n"]
+    confident: Bool[Tensor, "p 2 n"] | None
+
+    @property
+    def matches(self) -> Int[Tensor, "p 2 n"]:
+        """Partners whose P exceeds the threshold, or -1, of both images."""
+        sides = ((self.partner0, self.score0), (self.partner1, self.score1))
+        return torch.stack([partner.where(score > THRESHOLD, -1) for partner, score in sides], dim=1)
+
+
+@torch.no_grad()
+def ask_layers(model: LightGlue, batch: Batch, precision: str) -> list[LayerSays]:
+    """Runs all layers on a batch; on the CPU."""
+    device = next(model.parameters()).device
+    pairs = batch.pairs.to(device, torch.float32)
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        states = list(model.states(pairs))
+    says = []
+    for layer, (head, x) in enumerate(zip(model.heads, states, strict=True)):
+        partner0, best0, partner1, best1 = mutual_best(log_assignment(*layer_scores(head, x, pairs.n_pairs)))
+        confident = None
+        if layer < len(model.confidences):
+            sure = model.confidences[layer](x.float()).squeeze(-1).sigmoid() > model.exit_threshold(layer)
+            confident = sure.unflatten(0, (pairs.n_pairs, 2, -1)).cpu()
+        says.append(LayerSays(partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu(), confident))
+    return says
+
+
+def validate(model: LightGlue, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
+    """Figures of each layer, in percent, on the same held-out pairs each time.
+
+    recall: of the true matches, those found (P > 0.1). precision: of the found ones whose points are labelled, those that
+    are right. average_precision: area under the curve of the two over all thresholds. In stage 2, of all layers but the
+    last, confident: share of the points that the classifier calls done; confident_right: share of these of which the last
+    layer says the same.
+    """
+    rights: list[list[Tensor]] = [[] for _ in model.heads]
+    scores: list[list[Tensor]] = [[] for _ in model.heads]
+    counts = torch.zeros(len(model.heads), 3)  # points, confident ones, and right ones of these
+    true = 0
+    for step in range(BATCHES):
+        batch = sampler.batch(step, PAIRS, settings.validation_points)
+        truth, labelled = truth_of(batch)
+        true += int((truth >= 0).sum())
+        says = ask_layers(model, batch, settings.precision)
+        for layer, said in enumerate(says):
+            known = (said.partner0 >= 0) & labelled
+            rights[layer].append((said.partner0 == truth)[known])
+            scores[layer].append(said.score0[known])
+            if said.confident is not None:
+                same = said.matches == says[-1].matches
+                counts[layer] += torch.tensor([same.numel(), said.confident.sum(), (said.confident & same).sum()])
+    figures = [_figures(torch.cat(s), torch.cat(r), true) for s, r in zip(scores, rights, strict=True)]
+    if stage == 2:
+        for figure, (points, confident, right) in zip(figures[:-1], counts.tolist(), strict=False):
+            figure |= {"confident": 100 * confident / points, "confident_right": 100 * right / max(confident, 1)}
+    return figures
+
+
+def truth_of(batch: Batch) -> tuple[Int[Tensor, "p n"], Bool[Tensor, "p n"]]:
+    """For each point of the first images its true partner or -1, and whether anything is known of it."""
+    labels = batch.labels()
+    truth = torch.full(batch.keypoints0.shape[:2], -1)
+    truth[labels.matches[:, 0], labels.matches[:, 1]] = labels.matches[:, 2]
+    return truth, (truth >= 0) | labels.unmatchable0
+
+
+def _figures(scores: Float[Tensor, " k"], right: Bool[Tensor, " k"], true: int) -> dict[str, float]:
+    right = right[scores.argsort(descending=True, stable=True)].double()
+    found = scores > THRESHOLD
+    hits = float(right[: int(found.sum())].sum())
+    precisions = right.cumsum(0) / torch.arange(1, len(right) + 1)
+    return {
+        "recall": 100 * hits / max(true, 1),
+        "precision": 100 * hits / max(int(found.sum()), 1),
+        "average_precision": 100 * float((precisions * right).sum()) / max(true, 1),
+    }
+
+
+def quality(figures: list[dict[str, float]]) -> float:
+    """One figure to choose between two sets of weights by: the harmonic mean of the last layer's recall and precision."""
+    recall, precision = figures[-1]["recall"], figures[-1]["precision"]
+    return 2 * recall * precision / max(recall + precision, 1e-9)
+
+
+def draw_validation(model: LightGlue, sampler: PairSampler, settings: TrainSettings, pairs_seen: int) -> Figure:
+    """What the last layer says of six held-out pairs."""
+    batch = sampler.batch(0, 6, settings.validation_points)
+    truth, labelled = truth_of(batch)
+    matches = ask_layers(model, batch, settings.precision)[-1].matches[:, 0]
+    colours = torch.where(matches == truth, 1, torch.where(labelled, 0, -1))
+    drawn = []
+    for pair in range(len(matches)):
+        rows = (matches[pair] >= 0).nonzero()[:, 0]
+        ends = torch.stack([rows, matches[pair, rows]], dim=1)
+        sides = [(side.keypoints[pair].numpy(), tuple(side.sizes[pair].tolist())) for side in (batch.side0, batch.side1)]
+        drawn.append((*sides[0], *sides[1], ends.numpy(), colours[pair, rows].numpy(), int((truth[pair] >= 0).sum())))
+    return draw_training_matches(drawn, f"held-out pairs after {pairs_seen:,} pairs")
