@@ -1,6 +1,7 @@
 """Metrics against closed forms, baselines against definitions, and the sample's ground truth."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import torch
 
 from conftest import draw_photo, make_features
 from lumiglue import InputError, Pipeline, Sift
-from lumiglue.evaluation.baselines import BASELINES, mutual_nearest_neighbours
+from lumiglue.evaluation.baselines import BASELINES, adalam, mutual_nearest_neighbours
+from lumiglue.evaluation.calibration import Bin, expected_calibration_error, reliability, roc_auc
 from lumiglue.evaluation.metrics import (
     auc,
     bootstrap_interval,
@@ -18,6 +20,8 @@ from lumiglue.evaluation.metrics import (
     pose_error,
 )
 from lumiglue.evaluation.pairs import evaluate, read_pairs, summarise
+from lumiglue.evaluation.synthetic import shrunk, turned
+from lumiglue.geometry import transform
 
 
 def test_auc_of_known_errors() -> None:
@@ -74,6 +78,64 @@ def test_baselines_accept_empty_images(name: str) -> None:
     pytest.importorskip("kornia")
     for m, n in ((0, 9), (9, 0), (1, 1)):
         assert len(BASELINES[name](make_features(m, 1), make_features(n, 2))) == 0
+
+
+def test_adalam_without_scales_is_adalam_that_does_not_test_them() -> None:
+    photo = draw_photo(0)
+    a, b = Sift(max_keypoints=300)(photo), Sift(max_keypoints=300)(turned(photo, 90)[0])
+    plain_a, plain_b = (replace(features, scales=None, orientations=None) for features in (a, b))
+    true = torch.from_numpy(turned(photo, 90)[1])
+    for first, second in ((a, b), (plain_a, plain_b)):
+        matches = adalam(first, second)
+        precision, _ = homography_precision_recall(first.keypoints, second.keypoints, matches.pairs, true)
+        assert len(matches) > 50
+        assert precision > 0.9
+
+
+def test_reliability_of_known_scores() -> None:
+    bins = reliability([0.95, 0.91, 1.0, 0.15, 0.12], [True, True, False, False, True])
+    assert [(b.low, b.count) for b in bins] == [(pytest.approx(0.1), 2), (pytest.approx(0.9), 3)]
+    assert [b.right for b in bins] == [pytest.approx(0.5), pytest.approx(2 / 3)]
+    assert bins[1].score == pytest.approx(2.86 / 3)
+    gap = (2 * abs(0.135 - 0.5) + 3 * abs(2.86 / 3 - 2 / 3)) / 5
+    assert expected_calibration_error(bins) == pytest.approx(gap)
+    assert np.isnan(expected_calibration_error([]))
+    assert expected_calibration_error([Bin(0, 1, 7, 0.25, 0.25)]) == 0
+
+
+def test_roc_auc_counts_pairs_in_order() -> None:
+    assert roc_auc([3, 2], [1, 0]) == 1
+    assert roc_auc([1, 1], [1]) == 0.5
+    assert roc_auc([5, 0], [1, 2, 3, 4]) == 0.5
+    assert np.isnan(roc_auc([], [1]))
+
+
+@pytest.mark.parametrize("degrees", [0, 30, 90, 135, 180])
+def test_turned_photos_are_where_the_homography_says(degrees: int) -> None:
+    photo = np.zeros((90, 121, 3), np.uint8)
+    photo[20:23, 100:103] = 255
+    image, image_from_photo = turned(photo, degrees)
+    weights = image[..., 0].astype(float) * (image[..., 0] > 150)  # the canvas is grey, the photo black
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    found = [(weights * x).sum() / weights.sum(), (weights * y).sum() / weights.sum()]
+    expected = transform(torch.from_numpy(image_from_photo), torch.tensor([[101.0, 21.0]], dtype=torch.float64))
+    assert found == pytest.approx(expected[0].tolist(), abs=0.2)  # grey mixes in at its rim
+    corners = transform(torch.from_numpy(image_from_photo), torch.tensor([[0.0, 0], [120, 0], [120, 89], [0, 89]]).double())
+    assert float(corners.min()) >= -0.5
+    assert (corners.amax(0) <= torch.tensor([image.shape[1] - 0.5, image.shape[0] - 0.5])).all()
+
+
+def test_shrunk_photos_are_where_the_homography_says() -> None:
+    photo = np.zeros((90, 120, 3), np.uint8)
+    photo[30:36, 60:66] = 255
+    image, image_from_photo = shrunk(photo, 3)
+    assert image.shape == (30, 40, 3)
+    assert (image[10:12, 20:22] == 255).all()
+    assert image.sum() == 4 * 255 * 3
+    found = transform(torch.from_numpy(image_from_photo), torch.tensor([[62.5, 32.5]], dtype=torch.float64))[0]
+    assert found.tolist() == pytest.approx([20.5, 10.5])
+    with pytest.raises(InputError, match=r"factor is 0\.5; give 1 or more"):
+        shrunk(photo, 0.5)
 
 
 def test_each_type_of_pair_is_scored(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """What a user would pick instead of a learned matcher: nearest neighbours, the ratio test, AdaLAM."""
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lumiglue.errors import InputError
 from lumiglue.types import Features, Matches
 
 Matcher = Callable[[Features, Features], Matches]
@@ -27,21 +27,27 @@ def mutual_nearest_neighbours(features0: Features, features1: Features, ratio: f
 
 
 def adalam(features0: Features, features1: Features) -> Matches:
-    """AdaLAM (Cavalli et al., ECCV 2020) as kornia implements it, default settings; needs scales and orientations."""
+    """AdaLAM (Cavalli et al., ECCV 2020) as kornia implements it. Default settings, less the tests of scale and orientation
+    for features that have neither."""
     from kornia.feature import laf_from_center_scale_ori, match_adalam
+    from kornia.feature.adalam.adalam import get_adalam_default_config
 
     if min(len(features0), len(features1)) < 2:
         return _matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
+    settings: Any = get_adalam_default_config()
     frames = []
     for features in (features0, features1):
+        n = len(features)
         if features.scales is None or features.orientations is None:
-            raise InputError("AdaLAM needs features with scales and orientations; choose another baseline")
-        degrees = -torch.rad2deg(features.orientations)  # kornia's angles are counter-clockwise
-        scale = features.scales[None, :, None, None]
-        frames.append(laf_from_center_scale_ori(features.keypoints[None], scale, degrees[None, :, None]))
+            settings["orientation_difference_threshold"] = settings["scale_rate_threshold"] = None
+        scales = torch.ones(n) if features.scales is None else features.scales
+        degrees = torch.zeros(n) if features.orientations is None else -torch.rad2deg(features.orientations)  # kornia: ccw
+        frames.append(
+            laf_from_center_scale_ori(features.keypoints[None], scales[None, :, None, None], degrees[None, :, None])
+        )
     sizes = [(features.image_size[1], features.image_size[0]) for features in (features0, features1)]
     distance, pairs = match_adalam(
-        features0.descriptors, features1.descriptors, *frames, hw1=sizes[0], hw2=sizes[1], config=None
+        features0.descriptors, features1.descriptors, *frames, hw1=sizes[0], hw2=sizes[1], config=settings
     )
     pairs = pairs.long()
     scores = (1 - distance.flatten() / 2).clamp(0, 1) if len(distance) == len(pairs) else torch.ones(len(pairs))
