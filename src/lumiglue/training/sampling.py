@@ -86,10 +86,23 @@ class _Drawn:
     related: bool
 
 
+@dataclass(frozen=True)
+class _Pool:
+    """Pairs to draw from, Q x 2 views, and the running sum of their chances."""
+
+    pairs: np.ndarray
+    running: np.ndarray
+
+    def draw(self, rng: np.random.Generator) -> np.ndarray:
+        row = int(np.searchsorted(self.running, rng.random() * self.running[-1], side="right"))
+        return self.pairs[min(row, len(self.pairs) - 1)]
+
+
 class PairSampler:
     """Draws pairs of views of one scene (and, with chance `negatives`, of two) from one split of some banks.
 
-    weights: how often each bank is drawn from; equal by default. least_overlap: pairs below it are left out.
+    weights: how often each bank is drawn from; equal by default. Within a bank a scene of n pairs is drawn as often as the
+    square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out.
     split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
     whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
     A negative's two scenes come from two folders where there are several, as photos of one folder may show one place.
@@ -114,33 +127,37 @@ class PairSampler:
         self.pairs = [bank.pairs[_in_split(bank, split) & (bank.overlaps >= least_overlap)] for bank in self.banks]
         self.folders = [_folders(bank) for bank in self.banks]
         self.has_orientation = all(bank.has_orientation for bank in self.banks)
-        self._usable: dict[int, list[np.ndarray]] = {}
+        self._usable: dict[int, list[_Pool]] = {}
 
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
     ) -> Batch:
         """The batch of this step, or the pairs `part` of it. Raises BankError where no pair has `points` keypoints."""
         usable = self._pairs_of(points)
-        chances = self.chances * [len(pairs) > 0 for pairs in usable]
+        chances = self.chances * [len(pool.pairs) > 0 for pool in usable]
         numbers = range(size)[part or slice(None)]
         chances /= chances.sum()
         drawn = [self._draw(np.random.default_rng([self.seed, step, k]), usable, chances, points) for k in numbers]
         return self._assemble(drawn, points, device)
 
-    def _pairs_of(self, points: int) -> list[np.ndarray]:
+    def _pairs_of(self, points: int) -> list["_Pool"]:
         """For each bank its pairs of views with enough keypoints."""
         if points not in self._usable:
-            rich = [(bank.counts >= points)[pairs].all(1) for bank, pairs in zip(self.banks, self.pairs, strict=True)]
-            self._usable[points] = [pairs[enough] for pairs, enough in zip(self.pairs, rich, strict=True)]
+            pools = []
+            for bank, pairs in zip(self.banks, self.pairs, strict=True):
+                rich = pairs[(bank.counts >= points)[pairs].all(1)]
+                _, scenes, counts = np.unique(bank.view_scenes[rich[:, 0]], return_inverse=True, return_counts=True)
+                pools.append(_Pool(rich, np.cumsum(counts[scenes] ** -0.5)))
+            self._usable[points] = pools
         usable = self._usable[points]
-        if not sum(weight * len(pairs) for weight, pairs in zip(self.chances, usable, strict=True)):
+        if not sum(weight * len(pool.pairs) for weight, pool in zip(self.chances, usable, strict=True)):
             names = ", ".join(str(bank.path) for bank in self.banks)
             raise BankError(f"no pair of views in {names} has {points} keypoints each; train with fewer points")
         return usable
 
-    def _draw(self, rng: np.random.Generator, usable: list[np.ndarray], chances: np.ndarray, points: int) -> _Drawn:
+    def _draw(self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, points: int) -> _Drawn:
         which = int(rng.choice(len(self.banks), p=chances))
-        a, b = rng.permutation(usable[which][rng.integers(len(usable[which]))]).tolist()
+        a, b = rng.permutation(usable[which].draw(rng)).tolist()
         views = ((which, a), (which, b))
         if rng.random() < self.negatives:
             stranger = self._stranger(rng, usable, chances, views[0])
@@ -150,12 +167,12 @@ class PairSampler:
         return _Drawn(views, (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng)), related)
 
     def _stranger(
-        self, rng: np.random.Generator, usable: list[np.ndarray], chances: np.ndarray, view: tuple[int, int]
+        self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, view: tuple[int, int]
     ) -> tuple[int, int] | None:
         """A view of another scene, if a few draws find one."""
         for _ in range(8):
             which = int(rng.choice(len(self.banks), p=chances))
-            other = int(rng.choice(usable[which][rng.integers(len(usable[which]))]))
+            other = int(rng.choice(usable[which].draw(rng)))
             if which != view[0] or self.folders[which][other] != self.folders[which][view[1]]:
                 return which, other
         return None
