@@ -120,7 +120,7 @@ def import_released(path: str | Path, extractor: str) -> LightGlue:
     The shape is read off the tensors. `extractor` names the features it was trained for. Nothing in the file is
     executed. Raises WeightsError where it is not such a checkpoint.
     """
-    released = _modern_names(_read_tensors(Path(path)))
+    released = _modern_names(read_tensors(Path(path)))
     config = _config_of(released, extractor, path)
     half = config.d // config.heads // 2
     ours: dict[str, Tensor] = {"position_encoding.frequencies": released.pop("posenc.Wr.weight")}
@@ -211,7 +211,8 @@ def _planes_apart(qkv: Tensor, heads: int, half: int) -> Tensor:
     return torch.cat([apart[:2], values[None]]).reshape(qkv.shape)
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .pth or .safetensors file; nothing in it is executed. Raises WeightsError."""
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; give a .pth or .safetensors checkpoint")
     try:

@@ -35,7 +35,17 @@ class Extractor(Protocol):
         ...
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"sift": Sift}
+def _aliked(**settings: Any) -> Extractor:
+    """An `Aliked`; kornia is imported only here, when it is asked for."""
+    try:
+        from lumiglue.extractors.aliked import Aliked
+    except ImportError as error:
+        reason = f'ALIKED needs kornia 0.9 or later ({error}); install it with `pip install "lumiglue[aliked]"`'
+        raise InputError(reason) from None
+    return Aliked(**settings)
+
+
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {"sift": Sift, "aliked": _aliked}
 
 
 def create_extractor(name: str, **settings: Any) -> Extractor:

@@ -1,0 +1,160 @@
+"""ALIKED (Zhao et al., IEEE TIM 2023), learned keypoints and descriptors, over kornia's network and the released weights."""
+
+import contextlib
+import os
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from kornia.feature import ALIKED
+
+from lumiglue.errors import InputError, WeightsError
+from lumiglue.images import resize_long_side
+from lumiglue.types import Features
+from lumiglue.weights import cache_folder, read_tensors
+
+# Model -> descriptor channels.
+MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
+WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
+
+# How far right of and below its structure each released network puts a keypoint, in pixels of its input. n16rot: half of
+# how far the keypoints of mirrored photos miss each other (20 photos, +-0.02); the others, which match few mirrored points:
+# the shift that best explains the matches between photos and their turned and scaled copies (+-0.1). SIFT's is 0.00 by
+# either measure; n32 was not measured. Left in, it grows with the factor of `resize` and comes twice into a turned pair.
+_SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
+
+_NAME = "aliked"
+_RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
+_DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aliked:
+    """ALIKED features of an image; they have no scale and no orientation.
+
+    max_keypoints: the strongest local maxima of the score map are kept.
+    resize: the long side in pixels that larger images are shrunk to before detection; None keeps the full size, at about
+        a kilobyte of memory a pixel. Keypoints are always returned in pixels of the image handed in.
+    model: aliked-t16 (small, 64 channels), aliked-n16, aliked-n16rot (trained with rotations) or aliked-n32.
+    detection_threshold: smallest score. 0, the default, lets the strongest maxima fill `max_keypoints`: the paper's 0.2
+        leaves a few hundred on most photos, and telling weak points apart is the matcher's task.
+    weights: the released file of the model, or a folder that holds it; by default $LUMIGLUE_ALIKED (file or folder), then
+        the cache folder, then a download.
+    device: where the network runs; features are returned on the CPU.
+
+    The network is loaded at the first image, once a process, and is never pickled. Calls raise WeightsError where its
+    weights cannot be found or do not fit.
+    """
+
+    max_keypoints: int = 2048
+    resize: int | None = 1024
+    model: str = "aliked-n16rot"
+    detection_threshold: float = 0.0
+    weights: str | Path | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.max_keypoints < 1:
+            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
+        if self.resize is not None and self.resize < 16:
+            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+        if self.model not in MODELS:
+            raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(MODELS)}")
+        if not 0 <= self.detection_threshold < 1:
+            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
+
+    @property
+    def name(self) -> str:
+        """Stored beside features and weights."""
+        return _NAME
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Channels of a descriptor."""
+        return MODELS[self.model]
+
+    def config(self) -> dict[str, Any]:
+        """What the descriptors depend on, to be stored beside features and weights."""
+        return {"name": self.name, "model": self.model}
+
+    def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
+        """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
+        height, width = image.shape[:2]
+        small = resize_long_side(image, self.resize)
+        scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
+        network = _network(self.model, _weights_file(self.weights, self.model), self.max_keypoints, str(self.device))
+        pixels = torch.from_numpy(np.ascontiguousarray(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        with torch.inference_mode(), _full_precision(pixels.device):
+            found = network(pixels)[0]
+        # Clones made outside inference mode are ordinary tensors, which autograd and in-place code may use.
+        keypoints, scores, descriptors = (
+            tensor.cpu().float().clone() for tensor in (found.keypoints, found.keypoint_scores, found.descriptors)
+        )
+        x, y = keypoints.numpy().T
+        order = np.lexsort((x, y, -scores.numpy()))  # ties by position, so that the order never depends on kornia's
+        rows = torch.from_numpy(order)[scores[order] > self.detection_threshold]
+        centred = keypoints[rows] - torch.tensor(_SHIFTS.get(self.model, (0.0, 0.0)))
+        return Features(
+            keypoints=(centred + 0.5) * scale - 0.5,  # kornia too has the centre of the top-left pixel at (0, 0)
+            descriptors=descriptors[rows],
+            image_size=(width, height),
+            scores=scores[rows],
+            extractor=self.name,
+        )
+
+
+def _weights_file(weights: str | Path | None, model: str) -> Path | None:
+    """The local file of a model's weights; None where there is none and none was asked for."""
+    for given, source in ((weights, "weights"), (os.environ.get(WEIGHTS_VARIABLE), f"${WEIGHTS_VARIABLE}")):
+        if not given:
+            continue
+        path = Path(given)
+        file = path / f"{model}.pth" if path.is_dir() else path
+        if not file.is_file():
+            raise WeightsError(f"{file}, named by {source}, does not exist; give {model}.pth or the folder that holds it")
+        return file.absolute()
+    cached = cache_folder() / f"{model}.pth"
+    return cached if cached.is_file() else None
+
+
+@lru_cache(maxsize=4)
+def _network(model: str, file: Path | None, max_keypoints: int, device: str) -> ALIKED:
+    settings: dict[str, Any] = {"max_num_keypoints": max_keypoints, "detection_threshold": 0.0}
+    with torch.random.fork_rng(devices=[]):
+        if file is None:
+            return _downloaded(model, settings).eval().to(device)
+        network = ALIKED(model, **settings)
+    try:
+        left = network.load_state_dict(read_tensors(file), strict=False)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise WeightsError(f"{file} does not fit {model} ({reason}); give the released {model}.pth") from None
+    wrong = [*(set(left.missing_keys) - _DERIVED), *left.unexpected_keys]
+    if wrong:
+        raise WeightsError(
+            f"{file} does not fit {model}: {len(wrong)} tensors are missing or unknown, the first {min(wrong)!r}; "
+            f"give the released {model}.pth"
+        )
+    return network.eval().to(device)
+
+
+def _downloaded(model: str, settings: dict[str, Any]) -> ALIKED:
+    try:
+        return ALIKED.from_pretrained(model, **settings)
+    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torch raises RuntimeError on a bad checksum
+        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
+        raise WeightsError(
+            f"{model}.pth is not on this machine and cannot be downloaded ({reason}); get {_RELEASED_AT}{model}.pth and put "
+            f"it into {cache_folder()}, or set {WEIGHTS_VARIABLE} to the file"
+        ) from None
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On CUDA, convolutions in fp32 proper and by deterministic kernels, so that features are the CPU's up to rounding."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
