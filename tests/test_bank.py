@@ -330,13 +330,13 @@ def test_negatives_come_from_other_folders(bank: Path) -> None:
 
 def test_weights_choose_among_banks(bank: Path, worlds: Path) -> None:
     banks = [Bank(bank), Bank(worlds)]
-    only_worlds = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[0, 1]).batch(0, 8, 24)
+    only_worlds = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, shares=[0, 1]).batch(0, 8, 24)
     assert not bool(only_worlds.planar.any())
-    both = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[3, 1])
+    both = PairSampler(banks, SIFT, split="training", seed=0, negatives=0, shares=[3, 1])
     share = torch.cat([both.batch(step, 32, 24).planar for step in range(8)]).float().mean()
     assert 0.65 < float(share) < 0.85
-    with pytest.raises(BankError, match="2 banks need 2 weights, none negative"):
-        PairSampler(banks, SIFT, split="training", seed=0, negatives=0, weights=[1])
+    with pytest.raises(BankError, match="2 banks need 2 shares, none negative"):
+        PairSampler(banks, SIFT, split="training", seed=0, negatives=0, shares=[1])
 
 
 def test_validation_holds_out_whole_scenes_where_there_are_many(tmp_path: Path, bank: Path) -> None:

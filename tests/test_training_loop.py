@@ -366,13 +366,13 @@ RICH = replace(TINY, ema=16.0, negatives=0.2)  # everything that has a state of 
 def test_a_stopped_run_goes_on_to_the_same_losses(banks: list[Path], tmp_path: Path, start: str) -> None:
     """Closed between checkpoints, as if killed; asked to stop; then to the end: as in one go."""
     rich = replace(RICH, start_from=start)
-    whole = losses(finish(train(banks, tmp_path / "whole", rich, weights=[1, 2])))
-    steps = train(banks, tmp_path / "cut", rich, weights=[1, 2])
+    whole = losses(finish(train(banks, tmp_path / "whole", rich, shares=[1, 2])))
+    steps = train(banks, tmp_path / "cut", rich, shares=[1, 2])
     first = [next(steps).loss for _ in range(3)]
     steps.close()  # pyright: ignore[reportAttributeAccessIssue]
     stopping = iter([False] * 2 + [True])
-    second = losses(finish(train(banks, tmp_path / "cut", rich, weights=[1, 2], stop=lambda: next(stopping))))
-    rest = losses(finish(train(banks, tmp_path / "cut", rich, weights=[1, 2])))
+    second = losses(finish(train(banks, tmp_path / "cut", rich, shares=[1, 2], stop=lambda: next(stopping))))
+    rest = losses(finish(train(banks, tmp_path / "cut", rich, shares=[1, 2])))
     assert first == whole[:3]
     assert second == whole[2:5]  # from the checkpoint after step 2
     assert rest == whole[5:]

@@ -81,7 +81,7 @@ def write_bank(source: "ViewSource", out: Path, features: str, max_keypoints: in
 def train(
     banks: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
-    weights: tuple[float, ...] | None = None,
+    shares: tuple[float, ...] | None = None,
     recipe: Literal["standard", "laptop", "gpu_30min", "paper"] = "standard",
     preset: str | None = None,
     encoding: Encoding | None = None,
@@ -109,7 +109,7 @@ def train(
     Args:
         banks: The .h5 files of `lumiglue bank`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
-        weights: How often each bank is drawn from, a number for each; equal by default.
+        shares: How often each bank is drawn from, a number for each; equal by default.
         recipe: standard and laptop for two CPU cores (80 minutes, 2 hours), gpu_30min, or the paper's.
         preset: Size of the matcher: base or compact.
         encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
@@ -137,7 +137,7 @@ def train(
     settings = replace(presets.recipe(recipe), **{name: value for name, value in given.items() if value is not None})
     here = join_processes()
     try:
-        return _train(banks, out, weights, settings, here)
+        return _train(banks, out, shares, settings, here)
     except (LumiglueError, OSError):
         if here.is_first_to_fail():
             raise
@@ -147,7 +147,7 @@ def train(
 
 
 def _train(
-    banks: tuple[Path, ...], out: Path, weights: tuple[float, ...] | None, settings: "TrainSettings", here: "Processes"
+    banks: tuple[Path, ...], out: Path, shares: tuple[float, ...] | None, settings: "TrainSettings", here: "Processes"
 ) -> int:
     """The run of one process; the first of them speaks."""
     from lumiglue.training.loop import train as run_training
@@ -155,7 +155,7 @@ def _train(
 
     done, finished, note = 0, True, ""
     with _asked_to_stop(here.count == 1) as stop, Progress("steps", settings.steps) as advance:
-        for now in run_training(banks, out, settings, weights=weights, processes=here, stop=stop):
+        for now in run_training(banks, out, settings, shares=shares, processes=here, stop=stop):
             finished = now.step == now.steps
             if not here.leads:
                 continue

@@ -56,13 +56,13 @@ def train(
     run: str | Path,
     settings: TrainSettings,
     *,
-    weights: Sequence[float] | None = None,
+    shares: Sequence[float] | None = None,
     processes: Processes | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainProgress]:
     """Trains a matcher in the folder `run`, or goes on with the run that is there; yields after every step.
 
-    weights: how often each bank is drawn from; equal by default. processes: those that share each batch, see
+    shares: how often each bank is drawn from; equal by default. processes: those that share each batch, see
     `join_processes`; all must call this alike, and the first alone writes and validates. stop: asked after each step;
     once it is true anywhere, a checkpoint is written and the steps end early.
 
@@ -73,7 +73,10 @@ def train(
     here, run = processes or Processes(), Path(run)
     opened = _open_banks([banks] if isinstance(banks, str | Path) else list(banks))
     learner = Learner(_build_model(settings, opened), settings, here.device)
-    training, held_out = _samplers(opened, learner.config, settings, weights)
+    if here.device.type == "cuda":
+        for bank in opened:
+            bank.hold_on(here.device)  # a batch is then gathered by the GPU, which outruns any disk
+    training, held_out = _samplers(opened, learner.config, settings, shares)
     batches = _batches(training, learner, here.part_of(settings.batch_size), here.device, ahead=here.device.type == "cuda")
     record = _record(settings, learner.config, opened, training.chances.tolist())
     folder = RunFolder(run, record) if here.leads else None
@@ -254,13 +257,11 @@ def _due(every: int, settings: TrainSettings, done: int) -> bool:
 
 
 def _samplers(
-    banks: Sequence[Bank], config: LightGlueConfig, settings: TrainSettings, weights: Sequence[float] | None
+    banks: Sequence[Bank], config: LightGlueConfig, settings: TrainSettings, shares: Sequence[float] | None
 ) -> tuple[PairSampler, PairSampler]:
     """Training and held-out pairs. Raises BankError now, not hours later, where there are too few keypoints."""
-    training = PairSampler(
-        banks, config, split="training", seed=settings.seed, negatives=settings.negatives, weights=weights
-    )
-    held_out = PairSampler(banks, config, split="validation", seed=0, negatives=0.0, weights=weights)
+    training = PairSampler(banks, config, split="training", seed=settings.seed, negatives=settings.negatives, shares=shares)
+    held_out = PairSampler(banks, config, split="validation", seed=0, negatives=0.0, shares=shares)
     for points in (settings.points, settings.long_points):
         training.batch(0, 1, points)
     held_out.batch(0, 1, settings.validation_points)

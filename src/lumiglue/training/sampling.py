@@ -101,7 +101,7 @@ class _Pool:
 class PairSampler:
     """Draws pairs of views of one scene (and, with chance `negatives`, of two) from one split of some banks.
 
-    weights: how often each bank is drawn from; equal by default. Within a bank a scene of n pairs is drawn as often as the
+    shares: how often each bank is drawn from; equal by default. Within a bank a scene of n pairs is drawn as often as the
     square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out.
     split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
     whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
@@ -116,13 +116,13 @@ class PairSampler:
         split: str,
         seed: int,
         negatives: float,
-        weights: Sequence[float] | None = None,
+        shares: Sequence[float] | None = None,
         least_overlap: float = 0.1,
     ) -> None:
         self.banks, self.config, self.seed, self.negatives = list(banks), config, seed, negatives
-        chances = np.asarray(weights if weights is not None else np.ones(len(banks)), dtype=np.float64)
+        chances = np.asarray(shares if shares is not None else np.ones(len(banks)), dtype=np.float64)
         if len(chances) != len(banks) or chances.min() < 0 or not chances.sum() > 0:
-            raise BankError(f"{len(banks)} banks need {len(banks)} weights, none negative; got {chances.tolist()}")
+            raise BankError(f"{len(banks)} banks need {len(banks)} shares, none negative; got {chances.tolist()}")
         self.chances = chances / chances.sum()
         self.pairs = [bank.pairs[_in_split(bank, split) & (bank.overlaps >= least_overlap)] for bank in self.banks]
         self.folders = [_folders(bank) for bank in self.banks]
