@@ -67,7 +67,7 @@ def test_strongest_first_unit_descriptors_no_frames(random_weights: Path) -> Non
     assert torch.allclose(features.descriptors.norm(dim=1), torch.ones(40), atol=1e-5)
     assert features.scales is None
     assert features.orientations is None
-    assert features.extractor == "aliked"
+    assert features.extractor == SMALL
     assert not features.descriptors.is_inference()
 
 
@@ -152,7 +152,7 @@ def test_weights_of_another_model_are_refused(random_weights: Path) -> None:
 def test_settings_are_checked() -> None:
     extractor = create_extractor("aliked", max_keypoints=5, model="aliked-n16")
     assert isinstance(extractor, Extractor)
-    assert extractor.config() == {"name": "aliked", "model": "aliked-n16"}
+    assert extractor.config() == {"name": "aliked-n16"}
     with pytest.raises(InputError, match=r"unknown ALIKED model 'n16'; choose from \['aliked-n16', "):
         Aliked(model="n16")
     with pytest.raises(InputError, match="max_keypoints is 0"):

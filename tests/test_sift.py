@@ -110,7 +110,7 @@ def test_blank_and_tiny_images_have_no_keypoints(shape: tuple[int, int]) -> None
 
 def test_registry_and_protocol() -> None:
     assert isinstance(create_extractor("sift", max_keypoints=5), Extractor)
-    assert set(EXTRACTORS) == {"sift", "aliked"}
+    assert set(EXTRACTORS) >= {"sift", "aliked"}
     with pytest.raises(InputError, match="max_keypoints is 0"):
         Sift(max_keypoints=0)
     with pytest.raises(InputError, match="resize is 4"):

@@ -1,20 +1,24 @@
 """Local features. An extractor is any object with the members of `Extractor`; `EXTRACTORS` names the built-in ones."""
 
+import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from lumiglue.errors import InputError
+from lumiglue.extractors.own import OwnExtractor
 from lumiglue.extractors.sift import Sift
 from lumiglue.types import Features
 
-__all__ = ["EXTRACTORS", "Extractor", "Sift", "create_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "create_extractor"]
 
 
 @runtime_checkable
 class Extractor(Protocol):
-    """What the pipeline and the bank ask of an extractor. It must be picklable, and give the same output each time."""
+    """What the pipeline and the bank ask of an extractor: the same output each time, and that it can be pickled, for the
+    bank's worker processes (an `OwnExtractor` sees to that for a class of yours)."""
 
     @property
     def name(self) -> str:
@@ -35,21 +39,42 @@ class Extractor(Protocol):
         ...
 
 
-def _aliked(**settings: Any) -> Extractor:
+def _aliked(*, device: str = "cpu", **settings: Any) -> Extractor:
     """An `Aliked`; kornia is imported only here, when it is asked for."""
     try:
         from lumiglue.extractors.aliked import Aliked
     except ImportError as error:
         reason = f'ALIKED needs kornia 0.9 or later ({error}); install it with `pip install "lumiglue[aliked]"`'
         raise InputError(reason) from None
-    return Aliked(**settings)
+    return Aliked(device=device, **settings)
 
 
-EXTRACTORS: dict[str, Callable[..., Extractor]] = {"sift": Sift, "aliked": _aliked}
+EXTRACTORS: dict[str, Callable[..., Extractor]] = {
+    "sift": Sift,
+    "aliked": _aliked,  # its default model, aliked-n16rot
+    "aliked-t16": partial(_aliked, model="aliked-t16"),
+    "aliked-n16": partial(_aliked, model="aliked-n16"),
+    "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
+    "aliked-n32": partial(_aliked, model="aliked-n32"),
+}
 
 
-def create_extractor(name: str, **settings: Any) -> Extractor:
-    """The built-in extractor of that name. Raises InputError for an unknown one."""
-    if name not in EXTRACTORS:
-        raise InputError(f"unknown extractor {name!r}; choose from {sorted(EXTRACTORS)}")
-    return EXTRACTORS[name](**settings)
+def create_extractor(name: str, *, device: str | None = None, **settings: Any) -> Extractor:
+    """The built-in extractor of that name, or one of your own by "path/to/file.py:Class" or "package.module:Class".
+
+    device: for extractors that run a network; the others pass it over. settings: of a built-in extractor, all of its
+    parameters; of your own, `max_keypoints` and `resize`, which hold whether the class takes them or not (see
+    `OwnExtractor`). Raises InputError for an unknown name, a setting that it does not have, a class that does not do.
+    """
+    factory = OwnExtractor if ":" in name else EXTRACTORS.get(name)
+    if factory is None:
+        own = "or your own as path/to/file.py:Class or package.module:Class"
+        raise InputError(f"unknown extractor {name!r}; choose from {sorted(EXTRACTORS)}, {own}")
+    if ":" in name:
+        settings["source"] = name
+    if device is not None and "device" in inspect.signature(factory).parameters:
+        settings["device"] = device
+    try:
+        return factory(**settings)
+    except TypeError as error:
+        raise InputError(f"the extractor {name!r} cannot be made: {error}") from error

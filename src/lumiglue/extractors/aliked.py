@@ -27,7 +27,6 @@ WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 # either measure; n32 was not measured. Left in, it grows with the factor of `resize` and comes twice into a turned pair.
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
-_NAME = "aliked"
 _RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
 _DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out
 
@@ -69,8 +68,9 @@ class Aliked:
 
     @property
     def name(self) -> str:
-        """Stored beside features and weights."""
-        return _NAME
+        """Stored beside features and weights: the model's, as a matcher for one network's descriptors is of no use for
+        another's."""
+        return self.model
 
     @property
     def descriptor_dim(self) -> int:
@@ -79,7 +79,7 @@ class Aliked:
 
     def config(self) -> dict[str, Any]:
         """What the descriptors depend on, to be stored beside features and weights."""
-        return {"name": self.name, "model": self.model}
+        return {"name": self.name}
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
         """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
