@@ -63,7 +63,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> LightG
     return model.eval().to(device)
 
 
-# The weights in the package, by the name of their features. Trained by us; see docs/weights.md.
+# The weights in the package: a name of features stands for their default. Trained by us; see docs/weights.md.
 BUILT_IN = {"sift": "sift-compact.safetensors"}
 
 
@@ -104,8 +104,10 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
 
 
 def resolve(weights: str | Path) -> Path:
-    """A local path, or a URL that carries its checksum as https://host/file.safetensors#sha256=HEX."""
+    """The file of a built-in name, a local path, or a URL with its checksum as https://host/file.safetensors#sha256=HEX."""
     text = str(weights)
+    if text in BUILT_IN:
+        return pretrained_path(text)
     if "://" not in text:
         return Path(weights)
     url, _, checksum = text.partition("#sha256=")

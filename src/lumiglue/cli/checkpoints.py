@@ -33,8 +33,8 @@ def show_weights(weights: Positional[str] = "sift") -> int:
     Args:
         weights: A name of built-in weights, or a .safetensors file.
     """
-    from lumiglue.weights import BUILT_IN, pretrained_path, read_metadata
+    from lumiglue.weights import read_metadata, resolve
 
-    config, metadata = read_metadata(pretrained_path(weights) if weights in BUILT_IN else weights)
+    config, metadata = read_metadata(resolve(weights))
     say(json.dumps({"config": dataclasses.asdict(config), **metadata}, indent=2))
     return 0

@@ -26,7 +26,7 @@ from lumiglue.training.processes import Processes
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
 from lumiglue.training.sampling import Batch, PairSampler
 from lumiglue.training.validation import draw_validation, quality, validate
-from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, resolve
+from lumiglue.weights import load_weights, resolve
 
 __all__ = ["TrainProgress", "TrainSettings", "train"]
 
@@ -282,7 +282,7 @@ def _open_banks(paths: Sequence[str | Path]) -> list[Bank]:
 
 def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> LightGlue:
     """A fresh matcher for the banks' features, or the one to start from. Raises TrainingError where that does not fit."""
-    start = None if settings.start_from is None else load_weights(_start_path(settings.start_from))
+    start = None if settings.start_from is None else load_weights(resolve(settings.start_from))
     encoding = settings.encoding or (start.config.encoding if start else None)
     if encoding is None:
         encoding = "xy-logscale-angle" if all(bank.has_orientation for bank in banks) else "xy"
@@ -301,10 +301,6 @@ def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> LightGlue:
     return start
 
 
-def _start_path(name: str) -> Path:
-    return pretrained_path(name) if name in BUILT_IN else resolve(name)
-
-
 def _record(
     settings: TrainSettings, config: LightGlueConfig, banks: Sequence[Bank], chances: Sequence[float]
 ) -> dict[str, Any]:
@@ -312,7 +308,7 @@ def _record(
     record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
     del record["settings"]["start_from"]
     if settings.start_from is not None:
-        sha256 = hashlib.sha256(_start_path(settings.start_from).read_bytes()).hexdigest()
+        sha256 = hashlib.sha256(resolve(settings.start_from).read_bytes()).hexdigest()
         record["start_from"] = {"_weights": settings.start_from, "sha256": sha256}
     record["banks"] = [
         {
