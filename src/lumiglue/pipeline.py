@@ -111,13 +111,15 @@ class Pipeline:
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
     ) -> "Pipeline":
-        """The built-in extractor `features` with the weights in the package, or in a file or URL `weights`.
+        """Features by name with the weights in the package, or in a file or URL `weights`.
+
+        features: of a built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
 
         max_keypoints, resize: see the extractor. device: None takes the GPU if there is one.
         Raises InputError, WeightsError.
         """
-        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize)
         chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
         matcher = load_weights(pretrained_path(features) if weights is None else resolve(weights))
         return cls(extractor, matcher, settings, device=chosen, precision=precision)
 

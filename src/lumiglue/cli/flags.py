@@ -11,7 +11,7 @@ class PipelineFlags:
     """Which features and weights, and how far to adapt."""
 
     features: str = "sift"
-    """Local features: sift."""
+    """Local features: sift, aliked, or your own as file.py:Class or module:Class."""
     max_keypoints: int = 2048
     """Keypoints kept per image, strongest first."""
     resize: int = 1024

@@ -32,7 +32,7 @@ def posed_bank(
     Args:
         folder: Of posed images, or of such folders.
         out: The .h5 file to write.
-        features: Local features: sift, aliked, or your own as file.py:Class.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
         format: Of the folder: ours, MegaDepth's scene_info, or a TUM RGB-D sequence; auto looks which files there are.
         images: Root of the image and depth paths, where it is not the folder.
         intrinsics: fx fy cx cy of a TUM sequence without calibration.txt.

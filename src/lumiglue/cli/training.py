@@ -39,7 +39,7 @@ def bank(
     Args:
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
-        features: Local features: sift, aliked, or your own as file.py:Class.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
         kind: Views of each photo by homographies, or of worlds of planes and boxes that the photos paper.
         rolls: Homographies: in-plane rotations by any angle, or up to 45 degrees.
         views: Views of each photo or world; any two are a training pair.

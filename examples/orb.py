@@ -1,0 +1,40 @@
+"""ORB (Rublee et al., ICCV 2011) as features of one's own: lumiglue bank PHOTOS -o orb.h5 --features examples/orb.py:Orb"""
+
+import math
+
+import cv2
+import numpy as np
+import torch
+
+import lumiglue
+
+
+class Orb:
+    """OpenCV's ORB: FAST corners on a pyramid, with a direction, and 256 bits that become unit vectors of +-1/16."""
+
+    name = "orb"
+    descriptor_dim = 256
+
+    def __init__(self, max_keypoints: int = 2048) -> None:
+        self.detector = cv2.ORB.create(nfeatures=max_keypoints, scaleFactor=1.2, nlevels=8, fastThreshold=7)
+
+    def config(self) -> dict:
+        """What the descriptors depend on."""
+        return {"name": self.name, "levels": 8, "scale_factor": 1.2}
+
+    def __call__(self, image: np.ndarray) -> lumiglue.Features:
+        """image: h x w x 3, RGB, uint8."""
+        points, found = self.detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+        bits = np.asarray(found, np.uint8) if points else np.zeros((0, 32), np.uint8)
+        scales = np.array([1.2**p.octave for p in points], np.float32).reshape(-1)
+        # Level s puts the centre of its top-left pixel at (s - 1) / 2; OpenCV says 0.
+        keypoints = np.array([p.pt for p in points], np.float32).reshape(-1, 2) + (scales[:, None] - 1) / 2
+        signs = np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1
+        return lumiglue.Features(
+            keypoints=torch.from_numpy(keypoints),
+            descriptors=torch.from_numpy(signs / 16),
+            image_size=(image.shape[1], image.shape[0]),
+            scores=torch.tensor([p.response for p in points]),
+            scales=torch.from_numpy(scales),
+            orientations=torch.tensor([math.radians(p.angle) for p in points]),
+        )
