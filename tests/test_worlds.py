@@ -1,5 +1,7 @@
 """Textured worlds: what is rendered lies where geometry says, and labels from depth respect occlusion."""
 
+from itertools import cycle
+
 import numpy as np
 import pytest
 import torch
@@ -55,7 +57,7 @@ def test_depth_is_a_ray_casters_depth() -> None:
     """Slow twin: intersect each pixel's ray with every rectangle's plane."""
     rng = np.random.default_rng(3)
     settings = WorldSettings(size=SIZE)
-    world = build_world(rng, [draw_photo(k, 80, 60) for k in range(4)], settings)
+    world = build_world(rng, cycle([draw_photo(k, 80, 60) for k in range(4)]), settings)
     camera = aim_camera(rng, settings)
     rendering = render(world, camera)
     world_from_camera = np.linalg.inv(camera.camera_from_world)

@@ -6,8 +6,9 @@ each textured rectangle is a homography of its photo in every view, and a z-buff
 World frame: x right, y down, z ahead (metres in name only); cameras look along +z of their own frame.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -164,26 +165,25 @@ def _shrunk_to_fit(
     return smaller, (u + 0.5) * np.float32(scale_x) - 0.5, (v + 0.5) * np.float32(scale_y) - 0.5
 
 
-def build_world(rng: np.random.Generator, textures: Sequence[np.ndarray], settings: WorldSettings) -> list[Rectangle]:
+def build_world(rng: np.random.Generator, textures: Iterator[np.ndarray], settings: WorldSettings) -> list[Rectangle]:
     """A backdrop of photos (a wall, sometimes with a floor and a side wall) and objects in front of it, near the origin."""
-    draw = _Textures(rng, textures)
     depth, tilt = rng.uniform(0.4, 1.2), rng.uniform(-0.3, 0.3)
     world = _wall(
-        draw, np.array([0.0, 0.0, depth]), _rotation(rng.uniform(-0.1, 0.1), tilt, 0.0), rng.uniform(0.8, 1.3), 3, 3
+        textures, np.array([0.0, 0.0, depth]), _rotation(rng.uniform(-0.1, 0.1), tilt, 0.0), rng.uniform(0.8, 1.3), 3, 3
     )
     if rng.random() < 0.6:
         below = np.array([0.0, rng.uniform(0.35, 0.7), 0.0])
-        world += _wall(draw, below, _rotation(-np.pi / 2, 0, rng.uniform(-0.3, 0.3)), 0.9, 3, 3)
+        world += _wall(textures, below, _rotation(-np.pi / 2, 0, rng.uniform(-0.3, 0.3)), 0.9, 3, 3)
     if rng.random() < 0.4:
         side = rng.choice([-1, 1])
         turn = _rotation(0, side * rng.uniform(1.0, 1.5), 0)
-        world += _wall(draw, np.array([side * rng.uniform(0.8, 1.3), 0.0, 0.0]), turn, 0.9, 2, 2)
+        world += _wall(textures, np.array([side * rng.uniform(0.8, 1.3), 0.0, 0.0]), turn, 0.9, 2, 2)
     for _ in range(int(rng.integers(settings.objects[0], settings.objects[1] + 1))):
         place = np.array([rng.uniform(-0.6, 0.6), rng.uniform(-0.4, 0.4), rng.uniform(-0.25, 0.4)])
         if rng.random() < 0.5:
-            world += _box(draw, place, _rotation(*rng.normal(0, [0.15, 0.6, 0.15])), rng.uniform(0.12, 0.35, 3))
+            world += _box(textures, place, _rotation(*rng.normal(0, [0.15, 0.6, 0.15])), rng.uniform(0.12, 0.35, 3))
         else:
-            world += _wall(draw, place, _rotation(*rng.normal(0, [0.35, 0.5, 0.3])), rng.uniform(0.2, 0.6), 1, 1)
+            world += _wall(textures, place, _rotation(*rng.normal(0, [0.35, 0.5, 0.3])), rng.uniform(0.2, 0.6), 1, 1)
     return world
 
 
@@ -225,9 +225,10 @@ def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: i
 
 @dataclass(frozen=True)
 class Worlds:
-    """The source of a bank of worlds: `items` worlds of `n_views` views, each of a dozen photos drawn from a folder.
+    """The source of a bank of worlds: `count` worlds of `n_views` views each, papered with photos drawn from a folder.
 
-    Views depend on the seed, the world's number and the list of photos.
+    No world shows a photo twice while there are others: a surface that looks like another cannot be told from it, and
+    its points would be taught to match nothing. Views depend on the seed, the world's number and the list of photos.
     """
 
     root: Path
@@ -238,8 +239,6 @@ class Worlds:
     seed: int = 0
     settings: WorldSettings = WorldSettings()
     kind: Kind = field(default="depth", init=False)
-
-    PHOTOS_PER_WORLD = 12
 
     def __post_init__(self) -> None:
         if self.n_views < 2 or self.count < 1:
@@ -267,22 +266,26 @@ class Worlds:
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
         rng = rng_for(self.seed, self.items[item])
-        world = build_world(rng, self._textures(rng), self.settings)
+        world = build_world(rng, self.textures(rng), self.settings)
         return [self._view(self.items[item], world, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
-    def _textures(self, rng: np.random.Generator) -> list[np.ndarray]:
-        """A dozen photos; unreadable ones are passed over. Raises ImageError where all are."""
-        textures = []
-        for name in rng.permutation(np.array(self.photos))[: 2 * self.PHOTOS_PER_WORLD]:
-            try:
-                textures.append(resize_long_side(read_image(self.root / str(name)), self.texture_side))
-            except ImageError:
-                continue
-            if len(textures) == self.PHOTOS_PER_WORLD:
-                break
-        if not textures:
-            raise ImageError(f"no photo of {self.root} can be read; a world needs at least one")
-        return textures
+    def textures(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
+        """The folder's photos in random order, then their mirror images, over and over; unreadable ones are passed over.
+
+        Raises ImageError where all are.
+        """
+        order, readable = rng.permutation(np.array(self.photos)).tolist(), True
+        for mirrored in cycle((False, True)):
+            if not readable:
+                raise ImageError(f"no photo of {self.root} can be read; a world needs at least one")
+            readable = False
+            for name in order:
+                try:
+                    photo = resize_long_side(read_image(self.root / name), self.texture_side)
+                except ImageError:
+                    continue
+                readable = True
+                yield photo[:, ::-1].copy() if mirrored else photo
 
     def _view(
         self, name: str, world: list[Rectangle], extractor: Extractor, max_keypoints: int, rng: np.random.Generator
@@ -299,21 +302,8 @@ class Worlds:
         )  # fmt: skip
 
 
-class _Textures:
-    """Hands out textures, each once before any is used again."""
-
-    def __init__(self, rng: np.random.Generator, textures: Sequence[np.ndarray]) -> None:
-        self.rng, self.textures = rng, textures
-        self.waiting: list[int] = []
-
-    def __call__(self) -> np.ndarray:
-        if not self.waiting:
-            self.waiting = self.rng.permutation(len(self.textures)).tolist()
-        return self.textures[self.waiting.pop()]
-
-
 def _wall(
-    draw: _Textures, centre: np.ndarray, rotation: np.ndarray, tile: float, columns: int, rows: int
+    textures: Iterator[np.ndarray], centre: np.ndarray, rotation: np.ndarray, tile: float, columns: int, rows: int
 ) -> list[Rectangle]:
     """A plane tiled with photos. Unrotated it faces -z; `tile` is the width of one photo."""
     rectangles = []
@@ -321,11 +311,11 @@ def _wall(
     for row in range(rows):
         for column in range(columns):
             middle = np.array([(column - (columns - 1) / 2) * tile, (row - (rows - 1) / 2) * high, 0.0])
-            rectangles.append(_face(draw(), centre + rotation @ middle, rotation, tile, high))
+            rectangles.append(_face(next(textures), centre + rotation @ middle, rotation, tile, high))
     return rectangles
 
 
-def _box(draw: _Textures, centre: np.ndarray, rotation: np.ndarray, half: np.ndarray) -> list[Rectangle]:
+def _box(textures: Iterator[np.ndarray], centre: np.ndarray, rotation: np.ndarray, half: np.ndarray) -> list[Rectangle]:
     """Five faces of a box of half side lengths `half`; the bottom is never seen."""
     width, height, depth = half
     faces = [
@@ -336,7 +326,7 @@ def _box(draw: _Textures, centre: np.ndarray, rotation: np.ndarray, half: np.nda
         (_rotation(-np.pi / 2, 0, 0), (0, -height, 0), width, depth),
     ]
     return [
-        _face(draw(), centre + rotation @ np.array(place), rotation @ turn, 2 * wide, 2 * high)
+        _face(next(textures), centre + rotation @ np.array(place), rotation @ turn, 2 * wide, 2 * high)
         for turn, place, wide, high in faces
     ]
 
