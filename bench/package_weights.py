@@ -1,7 +1,12 @@
-"""Puts trained weights into the package, with the record of how they were made and how well they do."""
+"""Puts trained weights into the package, as float16, with the record of how they were made and how well they do.
+
+    python bench/package_weights.py run/weights.safetensors --name sift --data "..." --hours 1.5 --machine "..." \\
+        --before first.safetensors --scores scores.csv
+"""
 
 import argparse
 import csv
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +25,14 @@ def main() -> None:
     parser.add_argument("--machine", required=True)
     parser.add_argument("--scores", type=Path, required=True, help="the .csv of `lumiglue eval --out`")
     parser.add_argument("--method", default="lumiglue")
+    parser.add_argument("--features", help="name of the features, where the bank called them otherwise")
+    parser.add_argument("--before", type=Path, help="the weights that the run started from, whose record is kept too")
     options = parser.parse_args()
 
-    _, record = read_metadata(options.weights)
+    record = without_paths(read_metadata(options.weights)[1])
+    if options.before:
+        before = without_paths(read_metadata(options.before)[1])
+        record["before"] = {name: before[name] for name in ("recipe", "bank", "banks", "before") if name in before}
     record.update(
         licence="Apache-2.0",
         training_data=options.data,
@@ -32,8 +42,17 @@ def main() -> None:
     )
     target = pretrained_path(options.name)
     target.parent.mkdir(exist_ok=True)
-    save_weights(load_weights(options.weights), target, record)
+    model = load_weights(options.weights).half()
+    model.config = replace(model.config, extractor=options.features or model.config.extractor)
+    save_weights(model, target, record)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
+
+
+def without_paths(value: Any) -> Any:
+    """A record without where files lay on the machine that made it."""
+    if isinstance(value, dict):
+        return {key: without_paths(item) for key, item in value.items() if not key.startswith("_") and key != "start_from"}
+    return [without_paths(item) for item in value] if isinstance(value, list) else value
 
 
 def read_scores(scores: Path) -> list[PairScore]:
