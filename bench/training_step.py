@@ -1,42 +1,146 @@
-"""Pairs per second of one training step of `compact` (16 pairs of 256 points): fp32 and bf16 autocast in turns."""
+"""One training step of `compact` (16 pairs of 256 points): pairs per second in fp32, bf16 autocast and bf16 with
+torch.compile, in turns in one process; where the time of a bf16 step goes; with --bank also the drawing of batches.
 
+    python bench/training_step.py [--bank bank.h5] [--rounds 9] [--compile] [--operations]
+"""
+
+import argparse
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
+from torch import nn
 
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.presets import preset
+from lumiglue.training.bank import Bank
 from lumiglue.training.labels import Labels
-from lumiglue.training.loss import matcher_loss
+from lumiglue.training.loss import correspondence_loss, layer_scores, matcher_loss
+from lumiglue.training.sampling import PairSampler
 
-PAIRS, POINTS, ROUNDS = 16, 256, 7
+PAIRS, POINTS = 16, 256
 
 
-def main() -> None:
-    torch.manual_seed(0)
-    model = LightGlue(preset("compact", "sift", 128, "xy-logscale-angle"))
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4, fused=True)
+def made_up_batch() -> tuple[PackedPairs, Labels]:
+    """60 matches in each pair, 196 points without."""
     descriptors = torch.nn.functional.normalize(torch.rand(2 * PAIRS * POINTS, 128), dim=1)
     packed = PackedPairs(descriptors, torch.rand(len(descriptors), 4), (POINTS,) * (2 * PAIRS))
     matches = torch.stack(torch.meshgrid(torch.arange(PAIRS), torch.arange(60), indexing="ij"), -1).reshape(-1, 2)
     alone = (torch.arange(POINTS) >= 60).expand(PAIRS, POINTS)
-    labels = Labels(torch.cat([matches, matches[:, 1:]], dim=1), alone, alone)
-    rates: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    for _ in range(ROUNDS):
-        for precision, measured in rates.items():
+    return packed, Labels(torch.cat([matches, matches[:, 1:]], dim=1), alone, alone)
+
+
+class Step:
+    """A model, its optimiser, and one step of training."""
+
+    def __init__(self, precision: str, compiled: bool = False) -> None:
+        torch.manual_seed(0)
+        self.model = LightGlue(preset("compact", "sift", 128, "xy-logscale-angle"))
+        self.parameters = [p for name, p in self.model.named_parameters() if not name.startswith("confidences.")]
+        self.optimizer = torch.optim.AdamW(self.parameters, 1e-4, fused=True)
+        self.precision = precision
+        if compiled:
+            for layer in self.model.layers:
+                cast(nn.Module, layer).compile(dynamic=False)
+
+    def __call__(self, packed: PackedPairs, labels: Labels) -> None:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = matcher_loss(self.model, packed, labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+
+
+class Stopwatch:
+    """Seconds by name, of calls that it wraps; a call inside another counts for both."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def around(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any, **named: Any) -> Any:
             start = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
-                loss = matcher_loss(model, packed, labels)
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            measured.append(PAIRS / (time.perf_counter() - start))
-    for precision, measured in rates.items():
-        low, middle, high = np.quantile(measured[1:], [0.0, 0.5, 1.0])  # the first round warms up
-        print(f"{precision}: {middle:.1f} pairs/s ({low:.1f} to {high:.1f})")
-    print(f"bf16 over fp32: {np.median(rates['bf16'][1:]) / np.median(rates['fp32'][1:]):.2f}")
+            result = function(*arguments, **named)
+            self.seconds[name] += time.perf_counter() - start
+            return result
+
+        return timed
+
+
+def parts_of_a_step(bank: Path | None, packed: PackedPairs, labels: Labels, rounds: int) -> dict[str, list[float]]:
+    """Seconds of each part, for each round; those that begin with "of layers" are parts of the layers' forward pass."""
+    step = Step("bf16")
+    found: dict[str, list[float]] = defaultdict(list)
+    sampler = None
+    if bank is not None:
+        sampler = PairSampler([Bank(bank)], step.model.config, split="training", seed=0, negatives=0.05)
+    watch = Stopwatch()
+    for layer in step.model.layers:
+        for name, unit in (("self", layer.self_attention), ("cross", layer.cross_attention)):
+            unit.forward = watch.around(f"of layers: {name}-attention units", unit.forward)
+            unit.ffn.forward = watch.around("of layers: ffn in both units", unit.ffn.forward)
+    for number in range(rounds):
+        watch.seconds.clear()
+        if sampler is not None:
+            batch = watch.around("draw the batch", sampler.batch)(number, PAIRS, POINTS)
+            packed, labels = batch.pairs, watch.around("labels", batch.labels)()
+        with torch.autocast("cpu", torch.bfloat16):
+            states = watch.around("layers", list)(step.model.states(packed))
+            leaves = [x.detach().requires_grad_() for x in states]  # so that the heads' backward pass ends there
+            loss = watch.around("heads and loss", head_losses)(step.model, leaves, labels)
+        step.optimizer.zero_grad(set_to_none=True)
+        watch.around("heads and loss, backward", loss.backward)()
+        watch.around("layers, backward", torch.autograd.backward)(states, [x.grad for x in leaves])
+        watch.around("clip and AdamW", lambda: (nn.utils.clip_grad_norm_(step.parameters, 1.0), step.optimizer.step()))()
+        for name, seconds in watch.seconds.items():
+            found[name].append(seconds)
+    return found
+
+
+def head_losses(model: LightGlue, states: list[torch.Tensor], labels: Labels) -> torch.Tensor:
+    pairs = zip(model.heads, states, strict=True)
+    return torch.stack([correspondence_loss(*layer_scores(head, x, PAIRS), labels) for head, x in pairs]).mean()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--bank", type=Path)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--operations", action="store_true")
+    flags = parser.parse_args()
+    packed, labels = made_up_batch()
+
+    steps = {"fp32": Step("fp32"), "bf16": Step("bf16")}
+    if flags.compile:
+        steps["bf16 compiled"] = Step("bf16", compiled=True)
+    rates: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(flags.rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            step(packed, labels)
+            if number:  # the first round warms up
+                rates[name].append(PAIRS / (time.perf_counter() - start))
+    for name, measured in rates.items():
+        low, middle, high = np.quantile(measured, [0.0, 0.5, 1.0])
+        print(f"{name}: {middle:.1f} pairs/s ({low:.1f} to {high:.1f}), {middle / np.median(rates['fp32']):.2f} x fp32")
+
+    parts = {name: float(np.median(s[1:])) for name, s in parts_of_a_step(flags.bank, packed, labels, flags.rounds).items()}
+    total = sum(seconds for name, seconds in parts.items() if not name.startswith("of layers"))
+    print("\n| part of a bf16 step | ms | share |\n|---|---|---|")
+    for name, seconds in parts.items():
+        print(f"| {name} | {1000 * seconds:.1f} | {100 * seconds / total:.0f} % |")
+
+    if flags.operations:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+            steps["bf16"](packed, labels)
+        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25, max_name_column_width=50))
 
 
 if __name__ == "__main__":
