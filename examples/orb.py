@@ -26,12 +26,15 @@ class Orb:
         """image: h x w x 3, RGB, uint8."""
         points, found = self.detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
         bits = np.asarray(found, np.uint8) if points else np.zeros((0, 32), np.uint8)
-        scales = np.array([1.2**p.octave for p in points], np.float32).reshape(-1)
-        # Level s puts the centre of its top-left pixel at (s - 1) / 2; OpenCV says 0.
-        keypoints = np.array([p.pt for p in points], np.float32).reshape(-1, 2) + (scales[:, None] - 1) / 2
+        scales = np.array([1.2**p.octave for p in points], np.float32)
+        # OpenCV multiplies pixels of a level by its scale. But a level has a whole number of pixels, which gives x and y
+        # factors of their own, and the centre of its top-left pixel is not that of the photo's.
+        size, of_level = np.array(image.shape[1::-1]), scales.reshape(-1, 1)
+        on_level = np.array([p.pt for p in points]).reshape(-1, 2) / of_level
+        keypoints = (on_level + 0.5) * (size / np.rint(size / of_level)) - 0.5
         signs = np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1
         return lumiglue.Features(
-            keypoints=torch.from_numpy(keypoints),
+            keypoints=torch.from_numpy(keypoints).float(),
             descriptors=torch.from_numpy(signs / 16),
             image_size=(image.shape[1], image.shape[0]),
             scores=torch.tensor([p.response for p in points]),

@@ -249,10 +249,7 @@ def test_the_orb_example() -> None:
     assert len(orb(np.zeros((90, 90, 3), np.uint8))) == 0
     assert features.scales is not None
     mirrored = features.keypoints.numpy() * [-1, 1] + [PHOTO.shape[1] - 1, 0]
-    flipped = orb(np.ascontiguousarray(PHOTO[:, ::-1]))
-    best, row = nearest(mirrored, flipped)
-    offset = flipped.keypoints[row] - torch.from_numpy(mirrored).float()
-    for large in (False, True):
-        chosen = (best < 2) & ((features.scales > 2) == large)
-        assert int(chosen.sum()) > 30
-        assert float(offset[chosen].mean(0).abs().max()) < 0.2
+    best, _ = nearest(mirrored, orb(np.ascontiguousarray(PHOTO[:, ::-1])))
+    for level in features.scales.unique():
+        on_level = features.scales == level
+        assert float((best[on_level] < 0.1).float().mean()) > 0.8, f"level {level}"
