@@ -704,9 +704,10 @@ def photo_through(camera: object, pose: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("distortion", [0.0, -0.12])
 def test_a_colmap_model_becomes_posed_images(tmp_path: Path, shots: list[Shot], distortion: float) -> None:
     write_model(tmp_path, shots, distortion)
-    from lumiglue.training.sfm import posed_from_sfm
+    from lumiglue.training.sfm import SfmSettings, posed_from_sfm
 
-    steps = list(posed_from_sfm(tmp_path / "model", tmp_path / "photos", tmp_path / "out"))
+    settings = SfmSettings(max_edge=0.08)  # points lie 6 pixels apart on each side, 8.5 across
+    steps = list(posed_from_sfm(tmp_path / "model", tmp_path / "photos", tmp_path / "out", settings))
     assert [step.name for step in steps] == ["sub/1.png", "sub/2.png", "sub/3.png", "sub/4.png"]
     data = read_posed(tmp_path / "out")
     for frame, shot in zip(data.frames, shots, strict=True):
@@ -714,9 +715,9 @@ def test_a_colmap_model_becomes_posed_images(tmp_path: Path, shots: list[Shot], 
         depth = frame.depth.read()
         exact = shoot(shot.camera_from_world, depth.shape[::-1], frame.intrinsics)  # the undistorted camera
         known = np.isfinite(depth)
-        assert known.mean() > 0.15
+        assert known.mean() > 0.4
         error = np.abs(depth / exact.depth - 1)[known]
-        assert np.median(error) < 1e-3
+        assert np.median(error) < 5e-5  # 16 bits; interpolation itself is exact on planes
         assert np.mean(error < 0.03) > 0.93  # contours are a few pixels off where a point's square of pixels crosses them
         found = cv2.imread(str(frame.image))
         assert found is not None
