@@ -22,9 +22,9 @@ MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32
 WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 
 # How far right of and below its structure each released network puts a keypoint, in pixels of its input. n16rot: half of
-# how far the keypoints of mirrored photos miss each other (20 photos, +-0.02); the others, which match few mirrored points:
-# the shift that best explains the matches between photos and their turned and scaled copies (+-0.1). SIFT's is 0.00 by
-# either measure; n32 was not measured. Left in, it grows with the factor of `resize` and comes twice into a turned pair.
+# how far the keypoints of mirrored photos miss each other (20 photos, +-0.02; by turned copies 0.3 to 0.5). The others match
+# few mirrored points: by turned and scaled copies (+-0.2), see bench/aliked_shift.py, which finds 0.00 for SIFT. n32 was not
+# measured. Left in, the shift grows with the factor of `resize` and comes twice into a pair of which one is turned.
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
 _RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
