@@ -195,7 +195,8 @@ def test_training_learns_and_its_weights_match_photos(bank: Path, tmp_path: Path
     photo = draw_photo(50)
     result = Pipeline(Sift(max_keypoints=100), load_weights(weights)).match(photo, photo)
     same = np.linalg.norm(result.points0 - result.points1, axis=1) < 1
-    assert same.sum() > 40
+    assert same.sum() > 20
+    assert same.mean() > 0.9
     assert len(draw_learning_curves(tmp_path / "run" / "metrics.jsonl").axes) == 3
 
 

@@ -64,7 +64,12 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> LightG
 
 
 # The weights in the package: a name of features stands for their default. Trained by us; see docs/weights.md.
-BUILT_IN = {"sift": "sift-compact.safetensors"}
+BUILT_IN = {
+    "sift": "sift-compact.safetensors",
+    "sift-clean": "sift-compact-clean.safetensors",  # of openly licensed photos alone
+    "aliked": "aliked-compact.safetensors",
+    "aliked-n16rot": "aliked-compact.safetensors",
+}
 
 
 def pretrained_path(name: str) -> Path:

@@ -17,7 +17,7 @@ class PipelineFlags:
     resize: int = 1024
     """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
     weights: str | None = None
-    """A .safetensors file, or a URL with #sha256=...; without it, the weights in the package."""
+    """A name in the package (sift-clean), a .safetensors file, or a URL with #sha256=...; by default the features' own."""
     score_threshold: float = 0.1
     """Smallest score of a match."""
     exit_ratio: float = 0.95
