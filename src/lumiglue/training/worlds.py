@@ -6,6 +6,8 @@ each textured rectangle is a homography of its photo in every view, and a z-buff
 World frame: x right, y down, z ahead (metres in name only); cameras look along +z of their own frame.
 """
 
+import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -255,9 +257,10 @@ class Worlds:
         return [f"world-{number:06d}" for number in range(self.count)]
 
     def plan(self) -> dict[str, Any]:
+        names = hashlib.sha256(json.dumps(list(self.photos)).encode()).hexdigest()
         world = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()}
         return {
-            "source": "worlds", "photos": list(self.photos), "views": self.n_views, "texture_side": self.texture_side,
+            "source": "worlds", "photos": len(self.photos), "photos_sha256": names, "views": self.n_views, "texture_side": self.texture_side,
             "seed": self.seed, "world": world,
         }  # fmt: skip
 
