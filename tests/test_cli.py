@@ -115,7 +115,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", "none.txt", "--out", "m.h5"], "holds no pairs"),
         (["match", good, good, "--out", "m.xyz"], "no known suffix"),
         (["match", good, good, "--out", "no/such/folder/m.png"], "no/such/folder/m.png"),
-        (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['sift']"),
+        (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['aliked', "),
         (["match", good, good, "--max-keypoints", "0"], "max_keypoints is 0"),
         (["match", good, good, "--exit-ratio", "7"], "exit_ratio is 7"),
         (["match", good, good, "--weights", "lost.safetensors"], "lost.safetensors does not exist"),
