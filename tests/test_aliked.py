@@ -58,7 +58,9 @@ def moved(points: np.ndarray, features: Features, near: float = 1.0) -> torch.Te
 
 
 def test_strongest_first_unit_descriptors_no_frames(random_weights: Path) -> None:
-    features = Aliked(model=SMALL, weights=random_weights, max_keypoints=40)(PHOTO)
+    read_only = PHOTO.copy()  # as decoders hand out images
+    read_only.flags.writeable = False
+    features = Aliked(model=SMALL, weights=random_weights, max_keypoints=40)(read_only)
     assert len(features) == 40
     assert features.scores is not None
     assert bool((features.scores.diff() <= 0).all())

@@ -87,7 +87,7 @@ class Aliked:
         small = resize_long_side(image, self.resize)
         scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
         network = _network(self.model, _weights_file(self.weights, self.model), self.max_keypoints, str(self.device))
-        pixels = torch.from_numpy(np.ascontiguousarray(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
+        pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode(), _full_precision(pixels.device):
             found = network(pixels)[0]
         # Clones made outside inference mode are ordinary tensors, which autograd and in-place code may use.
