@@ -110,7 +110,7 @@ def train(
         banks: The .h5 files of `lumiglue bank`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
         shares: How often each bank is drawn from, a number for each; equal by default.
-        recipe: standard and laptop for two CPU cores (80 minutes, 2 hours), gpu_30min, or the paper's.
+        recipe: standard and laptop for two CPU cores (about 80 minutes, 2 hours), gpu_30min, or the paper's.
         preset: Size of the matcher: base or compact.
         encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones.

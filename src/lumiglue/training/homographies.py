@@ -104,10 +104,9 @@ class PhotoViews:
         return cls(root, photo_names(root), **settings)
 
     def plan(self) -> dict[str, Any]:
-        view = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()}
         return {
             "source": "photos", "views": self.n_views, "long_side": self.long_side, "seed": self.seed, "edge": self.edge,
-            "view": view,
+            "view": asdict(self.settings),
         }  # fmt: skip
 
     def pairs(self) -> None:

@@ -113,6 +113,8 @@ def standard() -> TrainSettings:
 def laptop() -> TrainSettings:
     """`compact` on two CPU cores in about two hours, beside an hour for the bank: 60,000 pairs at 256, then 384 points.
 
+    Counted from the rate of `standard`, not yet run as a whole.
+
     Forward and backward cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP a pair of 256 points.
     """
     return TrainSettings(pairs=60_000, confidence_pairs=4_000)

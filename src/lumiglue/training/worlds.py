@@ -258,10 +258,9 @@ class Worlds:
 
     def plan(self) -> dict[str, Any]:
         names = hashlib.sha256(json.dumps(list(self.photos)).encode()).hexdigest()
-        world = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self.settings).items()}
         return {
             "source": "worlds", "photos": len(self.photos), "photos_sha256": names, "views": self.n_views,
-            "texture_side": self.texture_side, "seed": self.seed, "world": world,
+            "texture_side": self.texture_side, "seed": self.seed, "world": asdict(self.settings),
         }  # fmt: skip
 
     def pairs(self) -> None:
