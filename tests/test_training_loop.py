@@ -24,6 +24,7 @@ from torch import Tensor
 from conftest import draw_photo, make_features, make_model
 from lumiglue import BankError, Features, Pipeline, Sift, TrainingError
 from lumiglue.cli import main
+from lumiglue.matcher import precision
 from lumiglue.matcher.lightglue import Encoding, LightGlue, LightGlueConfig, pack
 from lumiglue.matcher.presets import PRESETS, preset
 from lumiglue.training import loop
@@ -231,6 +232,47 @@ def test_the_better_of_weights_and_running_mean_is_shipped(
         assert lines_of(tmp_path / shipped)[5]["ema_layers"] is not None
         assert lines_of(tmp_path / shipped)[-1]["ema_layers"] is None
     assert not same_weights(tmp_path / "ema", tmp_path / "last")
+
+
+def test_snapshots_are_the_weights_on_the_way(bank: Path, tmp_path: Path) -> None:
+    """Each is what a run that is stopped there has; with a running mean, the mean."""
+    settings = replace(TINY, keep_every=8)
+    finish(train(bank, tmp_path / "plain", settings))
+    names = sorted(path.name for path in (tmp_path / "plain" / "snapshots").iterdir())
+    assert names == [f"pairs-{pairs:09d}.safetensors" for pairs in (8, 16, 24)]
+    last = load_weights(tmp_path / "plain" / "snapshots" / names[-1]).state_dict()
+    shipped = load_weights(tmp_path / "plain" / "weights.safetensors").state_dict()
+    assert all(torch.equal(value, shipped[name]) for name, value in last.items() if not name.startswith("confidences."))
+
+    stopped = train(bank, tmp_path / "mean", replace(settings, ema=16.0), stop=lambda: True)
+    assert len(finish(stopped)) == 1
+    steps = train(bank, tmp_path / "mean", replace(settings, ema=16.0))
+    next(steps)  # the second step: 8 pairs
+    steps.close()
+    plain, mean = (tmp_path / run / "snapshots" / names[0] for run in ("plain", "mean"))
+    assert not torch.equal(
+        *(load_weights(path).state_dict()["layers.0.self_attention.qkv.weight"] for path in (plain, mean))
+    )
+
+
+def test_the_faster_precision_is_measured_once_and_kept(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, choices = replace(TINY, precision="auto"), iter(["bf16"])
+    monkeypatch.setattr(loop, "faster_precision", lambda _: next(choices))
+    asked = iter([False, False, True])
+    before = finish(train(bank, tmp_path / "auto", settings, stop=lambda: next(asked)))
+    after = finish(train(bank, tmp_path / "auto", settings))  # measures nothing: the choices are used up
+    given = finish(train(bank, tmp_path / "given", replace(TINY, precision="bf16")))
+    assert losses(before + after) == losses(given)
+    assert read_metadata(tmp_path / "auto" / "weights.safetensors")[1]["recipe"]["precision"] == "bf16"
+
+
+def test_the_faster_precision_is_that_of_the_shorter_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    for faster in ("bf16", "fp32"):
+        seconds = {torch.bfloat16: 2.0 - (faster == "bf16"), torch.float32: 1.5}
+        monkeypatch.setattr(precision, "_product_seconds", lambda dtype, seconds=seconds: seconds[dtype])
+        assert precision.faster_precision(torch.device("cpu")) == faster
+    monkeypatch.undo()
+    assert precision.faster_precision(torch.device("cpu")) in ("bf16", "fp32")
 
 
 def test_fine_tuning_starts_from_the_given_weights(bank: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,12 +17,12 @@ from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.images import as_rgb8, read_image
 from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.matcher.precision import Precision
 from lumiglue.robust import estimate
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.weights import load_weights, pretrained_path, resolve
 
 ImageLike = str | Path | np.ndarray | Tensor
-Precision = Literal["fp32", "bf16"]
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,7 +3,8 @@
 import dataclasses
 
 from lumiglue.matcher.lightglue import MatchSettings
-from lumiglue.pipeline import Pipeline, Precision
+from lumiglue.matcher.precision import Precision
+from lumiglue.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

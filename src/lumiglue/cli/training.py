@@ -13,7 +13,6 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import LumiglueError
 from lumiglue.matcher.lightglue import Encoding
-from lumiglue.pipeline import Precision
 
 if TYPE_CHECKING:
     from lumiglue.training.bank import ViewSource
@@ -95,11 +94,12 @@ def train(
     learning_rate: float | None = None,
     negatives: float | None = None,
     ema: float | None = None,
-    precision: Precision | None = None,
+    precision: Literal["auto", "bf16", "fp32"] | None = None,
     compile: bool | None = None,
     evaluate_every: int | None = None,
     checkpoint_every: int | None = None,
     draw_every: int | None = None,
+    keep_every: int | None = None,
     seed: int | None = None,
 ) -> int:
     """Train a matcher on feature banks, in two stages. Run again to go on after an interruption.
@@ -123,11 +123,12 @@ def train(
         learning_rate: Its peak.
         negatives: Share of pairs of two different scenes.
         ema: Half-life, in pairs, of a running mean of the weights, kept if it measures better.
-        precision: Of the forward and backward pass.
+        precision: Of the forward and backward pass; auto measures which is faster on this machine.
         compile: Run the layers through torch.compile.
         evaluate_every: Validate each so many pairs.
         checkpoint_every: Write a checkpoint each so many pairs.
         draw_every: Draw held-out pairs with their matches each so many pairs.
+        keep_every: Keep the weights so far in snapshots/ each so many pairs of stage 1.
         seed: Of the initial weights and the order of pairs.
     """
     from lumiglue.training import presets

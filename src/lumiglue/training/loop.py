@@ -18,6 +18,7 @@ from torch import nn
 
 from lumiglue.errors import BankError, TrainingError
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.precision import faster_precision
 from lumiglue.matcher.presets import preset
 from lumiglue.training.bank import Bank
 from lumiglue.training.loss import confidence_loss, matcher_loss
@@ -82,6 +83,8 @@ def train(
     folder = RunFolder(run, record) if here.leads else None
     here.agree(False)  # the folder is known to be this run's before anyone reads it
     learner.load(read_checkpoint(run, here.device), run)
+    learner.choose_precision(here)
+    settings = learner.settings
     log = folder.start_log(learner.step) if folder else None
     if settings.compile:
         _compile_layers(learner.model)
@@ -107,6 +110,9 @@ def train(
             progress = TrainProgress(done, settings.steps, seen, stage, loss, rate, norm, speed, *figures)
             if folder and log:
                 log.write(asdict(progress))
+                if settings.keep_every and stage == 1 and _due(settings.keep_every, settings, done):
+                    with learner.averaged():
+                        folder.write_snapshot(learner.model, seen, {"pairs_seen": seen, "banks": record["banks"]})
                 if settings.draw_every and _due(settings.draw_every, settings, done):
                     folder.write_picture(draw_validation(learner.model, held_out, settings, seen), seen)
                 if stopping or _due(settings.checkpoint_every, settings, done):
@@ -187,9 +193,21 @@ class Learner:
                 mean.lerp_(parameter.detach(), forget)
         self.step += 1
 
+    def choose_precision(self, here: Processes) -> None:
+        """Turns "auto" into what the first process measures to be the faster; a run that goes on keeps to its choice."""
+        if self.settings.precision != "auto":
+            return
+        if "precision" not in self.notes:
+            bf16 = here.agree(here.leads and faster_precision(here.device) == "bf16")
+            self.notes["precision"] = "bf16" if bf16 else "fp32"
+        self.settings = replace(self.settings, precision=self.notes["precision"])
+
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the matcher has the running mean of its weights."""
+        """Inside, the matcher has the running mean of its weights, if there is one."""
+        if self.ema is None:
+            yield
+            return
         self._swap()
         yield
         self._swap()
@@ -198,7 +216,8 @@ class Learner:
         """Ends stage 1: keeps the weights, or takes their running mean."""
         if take_ema:
             self._swap()
-        self.ema, self.notes = None, {"weights": "ema" if take_ema else "last"}
+        self.ema = None
+        self.notes["weights"] = "ema" if take_ema else "last"
 
     @torch.no_grad()
     def _swap(self) -> None:

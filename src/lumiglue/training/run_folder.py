@@ -4,6 +4,7 @@ settings.json        what is trained on what; another run is not mixed into the 
 metrics.jsonl        a line for each step, cut back to the checkpoint when a run goes on
 checkpoint.pt        the last state
 matches/             pictures of validation pairs, if asked for
+snapshots/           weights on the way, if asked for
 tensorboard/         the same figures as metrics.jsonl, where TensorBoard is installed
 weights.safetensors  the result
 """
@@ -60,6 +61,12 @@ class RunFolder:
     def write_weights(self, model: LightGlue, metadata: Mapping[str, Any]) -> None:
         with self._saying_when_the_disk_is_full():
             save_weights(model, self.path / "weights.safetensors", metadata)
+
+    def write_snapshot(self, model: LightGlue, pairs: int, metadata: Mapping[str, Any]) -> None:
+        """snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
+        with self._saying_when_the_disk_is_full():
+            (self.path / "snapshots").mkdir(exist_ok=True)
+            save_weights(model, self.path / "snapshots" / f"pairs-{pairs:09d}.safetensors", metadata)
 
     def write_picture(self, figure: Figure, pairs: int) -> None:
         """matches/pairs-000016000.png: the figure after that many pairs."""
