@@ -65,7 +65,7 @@ def draw_pair(source: Worlds, number: int, scratch: Path) -> np.ndarray:
 def view(source: Worlds, world: list, rng: np.random.Generator) -> tuple[np.ndarray, Features, np.ndarray, Camera]:
     camera = aim_camera(rng, source.settings)
     rendering = render(world, camera)
-    image = change_light(rng, rendering.image, source.settings.photometric)
+    image = change_light(rng, torch.from_numpy(rendering.image), source.settings.photometric).numpy()
     features = Sift(max_keypoints=512, resize=None)(image)
     depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
     known = torch.from_numpy(np.flatnonzero(np.isfinite(depths)))

@@ -20,7 +20,7 @@ from lumiglue.training import building
 from lumiglue.training.bank import Bank
 from lumiglue.training.building import BankProgress, BankSettings, build_bank
 from lumiglue.training.homographies import PhotoViews, ViewSettings, plane_homography, sample_view, view_preset, warp
-from lumiglue.training.light import change_light
+from lumiglue.training.light import change_light, gaussian_blur
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.worlds import Worlds, WorldSettings
 
@@ -70,20 +70,61 @@ def test_warped_pixels_are_where_the_homography_says() -> None:
     photo = np.zeros((120, 160, 3), np.uint8)
     cv2.circle(photo, (70, 50), 4, (255, 255, 255), -1)
     view = sample_view(np.random.default_rng(5), (160, 120), ViewSettings(any_roll=0, tilt=30, zoom=(1.0, 1.2), shift=0.05))
-    weights = warp(photo, view)[..., 0].astype(float)
+    weights = warp(torch.from_numpy(photo), view)[..., 0].numpy().astype(float)
     y, x = np.mgrid[0:120, 0:160]
     found = np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
     expected = transform(torch.tensor(view), torch.tensor([[70.0, 50.0]], dtype=torch.float64))[0].numpy()
     assert found == pytest.approx(expected, abs=0.5)
 
 
-def test_light_changes_with_its_strength_only() -> None:
+def test_warping_is_opencvs() -> None:
+    """Beside cv2.warpPerspective, which rounds places to a 32nd of a pixel; far views are blurred first."""
     photo = draw_photo(0)
+    rng, errors = np.random.default_rng(0), []
+    for _ in range(12):
+        view = sample_view(rng, (320, 240), ViewSettings())
+        zoom_out, source = np.sqrt(np.linalg.det(view[:2, :2])), photo
+        if zoom_out < 0.8:
+            source = cv2.GaussianBlur(photo, (0, 0), 0.5 * np.sqrt(1 / zoom_out**2 - 1))
+        twin = cv2.warpPerspective(source, view, (320, 240), borderMode=cv2.BORDER_REFLECT_101)
+        errors.append(np.abs(warp(torch.from_numpy(photo), view).numpy().astype(int) - twin))
+    assert np.mean(errors) < 0.6
+    assert np.quantile(errors, 0.999) <= 8
+    still = warp(torch.from_numpy(photo), np.eye(3))
+    assert np.array_equal(still.numpy(), photo)
+
+
+def test_blur_is_opencvs() -> None:
+    values = np.random.default_rng(0).random((40, 50), dtype=np.float32)
+    for sigma in (0.5, 1.3, 3.0):
+        side = 2 * round(4 * sigma) + 1
+        twin = cv2.GaussianBlur(values, (side, side), sigma)
+        assert np.allclose(gaussian_blur(torch.from_numpy(values)[None], sigma)[0].numpy(), twin, atol=1e-5)
+    small = torch.rand(1, 3, 4)
+    assert gaussian_blur(small, 5.0).shape == small.shape  # the kernel reaches beyond the mirror image
+
+
+def test_light_changes_with_its_strength_only() -> None:
+    photo = torch.from_numpy(draw_photo(0))
     assert change_light(np.random.default_rng(0), photo, 0.0) is photo
-    changes = [np.abs(change_light(np.random.default_rng(s), photo, 1.0).astype(int) - photo).mean() for s in range(10)]
-    assert np.mean(changes) > 10
-    again = change_light(np.random.default_rng(3), photo, 1.0)
-    assert np.array_equal(again, change_light(np.random.default_rng(3), photo, 1.0))
+    views = [change_light(np.random.default_rng(s), photo, 1.0) for s in range(40)]  # among them all kinds of change
+    assert np.mean([(view.float() - photo.float()).abs().mean() for view in views]) > 10
+    assert torch.equal(views[3], change_light(np.random.default_rng(3), photo, 1.0))
+
+
+@pytest.mark.gpu
+def test_views_on_a_gpu_are_the_cpus() -> None:
+    """Up to a grey level; JPEG blows a level up to a few."""
+    if not torch.cuda.is_available():
+        pytest.skip("there is no CUDA device")
+    photo = torch.from_numpy(draw_photo(0))
+    for seed in range(20):
+        views = []
+        for device in ("cpu", "cuda"):
+            rng = np.random.default_rng(seed)
+            view = sample_view(rng, (320, 240), ViewSettings())
+            views.append(change_light(rng, warp(photo.to(device), view), 1.0).cpu().float())
+        assert float((views[0] - views[1]).abs().mean()) < 0.5
 
 
 # -- bank -------------------------------------------------------------------------------------------------------------

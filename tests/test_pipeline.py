@@ -32,7 +32,7 @@ def views() -> tuple[np.ndarray, np.ndarray, torch.Tensor]:
     """A photo, a view of it and the homography between them."""
     photo = draw_photo(11)
     homography = sample_view(np.random.default_rng(2), (320, 240), GENTLE)
-    return photo, warp(photo, homography), torch.tensor(homography)
+    return photo, warp(torch.from_numpy(photo), homography).numpy(), torch.tensor(homography)
 
 
 @pytest.fixture(scope="module")

@@ -246,9 +246,7 @@ def test_snapshots_are_the_weights_on_the_way(bank: Path, tmp_path: Path) -> Non
 
     stopped = train(bank, tmp_path / "mean", replace(settings, ema=16.0), stop=lambda: True)
     assert len(finish(stopped)) == 1
-    steps = train(bank, tmp_path / "mean", replace(settings, ema=16.0))
-    next(steps)  # the second step: 8 pairs
-    steps.close()
+    next(train(bank, tmp_path / "mean", replace(settings, ema=16.0)))  # the second step: 8 pairs
     plain, mean = (tmp_path / run / "snapshots" / names[0] for run in ("plain", "mean"))
     assert not torch.equal(
         *(load_weights(path).state_dict()["layers.0.self_attention.qkv.weight"] for path in (plain, mean))

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.cli.training import write_bank
+from lumiglue.cli.training import device_or_default, write_bank
 from lumiglue.errors import InputError
 
 
@@ -26,6 +26,7 @@ def posed_bank(
     photometric: float = 0.5,
     seed: int = 0,
     workers: int = 0,
+    device: str | None = None,
 ) -> int:
     """Build a feature bank from photos with known cameras and depth maps (docs/posed-data.md). Resumable.
 
@@ -45,6 +46,7 @@ def posed_bank(
         photometric: Strength of the changes of light, 0 for none.
         seed: Of light and pairs.
         workers: Processes; 0 takes one per core.
+        device: Where light and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
     from lumiglue.training.overlap import OverlapSettings
     from lumiglue.training.posed import PosedFrames
@@ -52,10 +54,17 @@ def posed_bank(
 
     data = read_posed(folder, images, format=format, intrinsics=intrinsics).every(every)
     pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=seed)
+    device = device_or_default(device)
     source = PosedFrames(
-        frames=data.frames, overlaps=data.overlaps, long_side=long_side, photometric=photometric, seed=seed, pairing=pairing
+        frames=data.frames,
+        overlaps=data.overlaps,
+        long_side=long_side,
+        photometric=photometric,
+        device=device,
+        seed=seed,
+        pairing=pairing,
     )
-    return write_bank(source, out, features, max_keypoints, workers, "frames")
+    return write_bank(source, out, features, max_keypoints, workers, device, "frames")
 
 
 def posed_from_sfm(

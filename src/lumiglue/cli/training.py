@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.errors import LumiglueError
+from lumiglue.errors import InputError, LumiglueError
 from lumiglue.matcher.lightglue import Encoding
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def bank(
     long_side: int = 480,
     seed: int = 0,
     workers: int = 0,
+    device: str | None = None,
 ) -> int:
     """Build a feature bank from a folder of photos: random views with known ground truth, and their features. Resumable.
 
@@ -47,24 +48,43 @@ def bank(
         long_side: Long side of the views in pixels.
         seed: Of the random views.
         workers: Processes; 0 takes one per core.
+        device: Where pixels and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
     from lumiglue.training.homographies import PhotoViews, view_preset
     from lumiglue.training.worlds import Worlds, WorldSettings
 
+    device = device_or_default(device)
     if kind == "homographies":
-        source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls))
+        source = PhotoViews.of_folder(
+            photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls), device=device
+        )
     else:
         size = (long_side, round(0.75 * long_side))
-        source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size))
-    return write_bank(source, out, features, max_keypoints, workers, "photos" if kind == "homographies" else "worlds")
+        source = Worlds.of_folder(
+            photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size), device=device
+        )
+    unit = "photos" if kind == "homographies" else "worlds"
+    return write_bank(source, out, features, max_keypoints, workers, device, unit)
 
 
-def write_bank(source: "ViewSource", out: Path, features: str, max_keypoints: int, workers: int, unit: str) -> int:
+def device_or_default(device: str | None) -> str:
+    """The device asked for, else the GPU if there is one. Raises InputError for one that is not there."""
+    import torch
+
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InputError(f"device is {device!r}, but PyTorch sees no GPU here; give cpu")
+    return device
+
+
+def write_bank(
+    source: "ViewSource", out: Path, features: str, max_keypoints: int, workers: int, device: str, unit: str
+) -> int:
     """Builds a bank from any source, with a progress bar; `unit` names its items."""
     from lumiglue.extractors import create_extractor
     from lumiglue.training.building import BankSettings, build_bank
 
-    extractor = create_extractor(features, max_keypoints=round(1.5 * max_keypoints), resize=None)
+    extractor = create_extractor(features, device=device, max_keypoints=round(1.5 * max_keypoints), resize=None)
     settings = BankSettings(max_keypoints=max_keypoints)
     done, skipped = 0, ()
     with Progress(unit, None) as advance:

@@ -12,14 +12,16 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float64, UInt8
+from torch import Tensor
 
 from lumiglue.errors import InputError
 from lumiglue.extractors import Extractor
 from lumiglue.images import list_images, read_image, resize_long_side
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
-from lumiglue.training.light import change_light
+from lumiglue.training.light import change_light, gaussian_blur
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +80,8 @@ class PhotoViews:
     """The source of a planar bank: random views of each photo of a folder.
 
     views: of each photo, any two are a pair. long_side: photos are shrunk to it. edge: pixels inside the photo's border
-    that keep no keypoint, since the border itself would be one. Views depend on the seed and the photo's name only.
+    that keep no keypoint, since the border itself would be one. device: where pixels are computed; on each the views are
+    the same up to rounding. They depend on the seed and the photo's name only.
     """
 
     root: Path
@@ -88,6 +91,7 @@ class PhotoViews:
     seed: int = 0
     edge: float = 4.0
     settings: ViewSettings = ViewSettings()
+    device: str = "cpu"
 
     kind: Kind = field(default="plane", init=False)
 
@@ -114,17 +118,16 @@ class PhotoViews:
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
         name = self.items[item]
-        photo = resize_long_side(read_image(self.root / name), self.long_side)
+        photo = torch.from_numpy(resize_long_side(read_image(self.root / name), self.long_side).copy()).to(self.device)
         rng = rng_for(self.seed, name)
         return [self._view(name, photo, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
-    def _view(
-        self, name: str, photo: np.ndarray, extractor: Extractor, max_keypoints: int, rng: np.random.Generator
-    ) -> View:
+    def _view(self, name: str, photo: Tensor, extractor: Extractor, max_keypoints: int, rng: np.random.Generator) -> View:
         """One view and its strongest keypoints that lie on the photo."""
         height, width = photo.shape[:2]
         view_from_photo = sample_view(rng, (width, height), self.settings)
-        features = extractor(change_light(rng, warp(photo, view_from_photo), self.settings.photometric))
+        view = change_light(rng, warp(photo, view_from_photo), self.settings.photometric)
+        features = extractor(view.cpu().numpy())
         on_photo = _project(features.keypoints.numpy().astype(np.float64), np.linalg.inv(view_from_photo))
         high = np.array([width - 1, height - 1]) - self.edge
         rows = strongest(features, np.all((on_photo >= self.edge) & (on_photo <= high), axis=1), max_keypoints)
@@ -176,14 +179,24 @@ def plane_homography(
     return intrinsics @ np.column_stack([rotation[:, :2], translation])
 
 
-def warp(image: UInt8[np.ndarray, "h w c"], view_from_photo: Float64[np.ndarray, "3 3"]) -> UInt8[np.ndarray, "h w c"]:
+def warp(image: UInt8[Tensor, "h w c"], view_from_photo: Float64[np.ndarray, "3 3"]) -> UInt8[Tensor, "h w c"]:
     """The view of `image`, of the same size; beyond the photo's edge it is mirrored, so that no false edge appears."""
     height, width = image.shape[:2]
+    values = image.permute(2, 0, 1).float()
     zoom_out = np.sqrt(abs(np.linalg.det(view_from_photo[:2, :2])))
     if zoom_out < 0.8:  # keep the sampling theorem: blur before shrinking
-        image = cv2.GaussianBlur(image, (0, 0), 0.5 * np.sqrt(1 / zoom_out**2 - 1))
-    flags = cv2.INTER_LINEAR
-    return cv2.warpPerspective(image, view_from_photo, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT_101)
+        values = gaussian_blur(values, 0.5 * np.sqrt(1 / zoom_out**2 - 1))
+    x, y = (torch.arange(side, device=image.device, dtype=torch.float64) for side in (width, height))
+    (a, b, c), (d, e, f), (g, h, i) = np.linalg.inv(view_from_photo).tolist()
+    third = g * x + (h * y + i)[:, None]
+    # grid_sample's own coordinates: the centres of the first and the last pixel are at -1 and 1
+    u, v = (
+        (a * x + (b * y + c)[:, None]) / third * (2 / (width - 1)),
+        (d * x + (e * y + f)[:, None]) / third * (2 / (height - 1)),
+    )
+    grid = torch.stack([u, v], dim=-1).float() - 1
+    seen = F.grid_sample(values[None], grid[None], "bilinear", "reflection", align_corners=True)[0]
+    return (seen.clamp(0, 255) + 0.5).to(torch.uint8).permute(1, 2, 0)
 
 
 def _project(points: np.ndarray, homography: np.ndarray) -> np.ndarray:

@@ -105,7 +105,8 @@ class PosedFrame:
 class PosedFrames:
     """The source of a bank with depth: one view a frame, paired by overlap.
 
-    long_side: photos are shrunk to it. photometric: strength of the changes of light, 0 for none.
+    long_side: photos are shrunk to it. photometric: strength of the changes of light, 0 for none;
+    they are computed on `device`.
     overlaps: scene -> symmetric matrix over that scene's frames in their order, where a data set brings its own; other
         scenes are measured by their depth maps.
     """
@@ -113,6 +114,7 @@ class PosedFrames:
     frames: Sequence[PosedFrame]
     long_side: int = 480
     photometric: float = 0.5
+    device: str = "cpu"
     seed: int = 0
     pairing: OverlapSettings = field(default_factory=OverlapSettings)
     overlaps: Mapping[str, Float[np.ndarray, "f f"]] = field(default_factory=dict)
@@ -153,7 +155,8 @@ class PosedFrames:
         size = stored_size(frame.image)
         photo = resize_long_side(read_image(frame.image), self.long_side)
         factors = (photo.shape[1] / size[0], photo.shape[0] / size[1])
-        features = extractor(change_light(rng_for(self.seed, frame.name), photo, self.photometric))
+        pixels = torch.from_numpy(photo.copy()).to(self.device)
+        features = extractor(change_light(rng_for(self.seed, frame.name), pixels, self.photometric).cpu().numpy())
         rows = strongest(features, np.ones(len(features), dtype=bool), max_keypoints)
         features = features[torch.from_numpy(rows)]
         in_stored = (features.keypoints.numpy().astype(np.float64) + 0.5) / np.array(factors) - 0.5

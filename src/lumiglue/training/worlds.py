@@ -230,7 +230,8 @@ class Worlds:
     """The source of a bank of worlds: `count` worlds of `n_views` views each, papered with photos drawn from a folder.
 
     No world shows a photo twice while there are others: a surface that looks like another cannot be told from it, and
-    its points would be taught to match nothing. Views depend on the seed, the world's number and the list of photos.
+    its points would be taught to match nothing. Views depend on the seed, the world's number and the list of photos; on
+    `device` their light is changed.
     """
 
     root: Path
@@ -240,6 +241,7 @@ class Worlds:
     texture_side: int = 320
     seed: int = 0
     settings: WorldSettings = WorldSettings()
+    device: str = "cpu"
     kind: Kind = field(default="depth", init=False)
 
     def __post_init__(self) -> None:
@@ -295,7 +297,8 @@ class Worlds:
         camera = aim_camera(rng, self.settings)
         shine = np.exp(rng.normal(0, 0.12 * self.settings.photometric, len(world))).tolist()
         rendering = render(world, camera, shine, int(rng.integers(40, 200)))
-        features = extractor(change_light(rng, rendering.image, self.settings.photometric))
+        pixels = torch.from_numpy(rendering.image).to(self.device)
+        features = extractor(change_light(rng, pixels, self.settings.photometric).cpu().numpy())
         depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
         rows = strongest(features, np.isfinite(depths), max_keypoints)
         return View(
