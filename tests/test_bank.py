@@ -220,6 +220,19 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
         assert np.array_equal(one, two, equal_nan=True)
 
 
+def test_two_processes_do_not_build_one_bank(tmp_path: Path) -> None:
+    """Their parts would be joined by both at once, into a file of zeros."""
+    source = PhotoViews.of_folder(photo_folder(tmp_path / "photos"), n_views=2, long_side=128)
+    settings = BankSettings(max_keypoints=40, items_per_part=2)
+    first = build_bank(source, tmp_path / "bank.h5", Sift(max_keypoints=60), settings, workers=1)
+    next(first)
+    second = build_bank(source, tmp_path / "bank.h5", Sift(max_keypoints=60), settings, workers=1)
+    with pytest.raises(BankError, match=r"another process is building .*bank.h5; wait for it, or stop it"):
+        next(second)
+    assert list(first)[-1].items_done == 5
+    assert len(Bank(tmp_path / "bank.h5")) == 10
+
+
 def test_unreadable_photos_are_skipped_and_named(tmp_path: Path) -> None:
     photos = photo_folder(tmp_path / "photos", 3)
     (photos / "broken.jpg").write_bytes(b"no photo")

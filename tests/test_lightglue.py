@@ -246,8 +246,12 @@ def test_bfloat16_weights_match_nearly_the_same() -> None:
 
 
 def test_a_new_matcher_is_a_nearest_neighbour_matcher() -> None:
-    """The initial weights keep inner products, so training starts from sensible matches."""
+    """The initial weights keep inner products, on the average where d is smaller than the descriptors: sensible matches."""
     torch.manual_seed(0)
+    narrow = LightGlue(LightGlueConfig(descriptor_dim=256, d=64, heads=4, n_layers=1, project_input=True))
+    states = narrow.input_projection(make_features(500, 1, dim=256).descriptors)
+    assert float(states.detach().square().sum(1).mean()) == pytest.approx(64, rel=0.05)
+
     model = LightGlue(LightGlueConfig(descriptor_dim=32, d=64, heads=4, n_layers=2, project_input=True)).eval()
     a = make_features(50, 1)
     b = make_features(50, 2, like=a)

@@ -575,6 +575,16 @@ def test_a_disk_that_fills_while_the_log_is_written(bank: Path, tmp_path: Path, 
         finish(steps)
 
 
+def test_two_processes_do_not_train_in_one_folder(bank: Path, tmp_path: Path) -> None:
+    first = train(bank, tmp_path / "run", TINY)
+    next(first)
+    with pytest.raises(TrainingError, match=r"another process is training in .*; wait for it, or choose another folder"):
+        next(train(bank, tmp_path / "run", TINY))
+    finish(first)
+    assert len(lines_of(tmp_path / "run")) == TINY.steps
+    finish(train(bank, tmp_path / "run", TINY))  # the folder is free again
+
+
 def test_banks_and_folders_that_do_not_fit(banks: list[Path], tmp_path: Path) -> None:
     finish(train(banks[0], tmp_path / "run", TINY, stop=lambda: True))
     for other in (lambda: train(banks[1], tmp_path / "run", TINY), lambda: train(banks, tmp_path / "run", TINY)):
@@ -608,4 +618,4 @@ def test_flags_override_the_recipe(bank: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(loop, "train", note)
     assert main(["train", str(bank), "-o", str(tmp_path), "--recipe", "laptop", "--points", "100", "--compile", "True"]) == 0
     assert taken == [replace(recipe("laptop"), points=100, compile=True)]
-    assert asdict(taken[0])["pairs"] == 60_000
+    assert asdict(taken[0])["pairs"] == 24_000

@@ -256,7 +256,8 @@ class LightGlue(nn.Module):
         """
         config = self.config
         if isinstance(self.input_projection, nn.Linear):
-            nn.init.orthogonal_(self.input_projection.weight, math.sqrt(config.d))
+            # Where the projection narrows, a share d / descriptor_dim of the squared norm is left: made up for.
+            nn.init.orthogonal_(self.input_projection.weight, math.sqrt(max(config.d, config.descriptor_dim)))
             nn.init.zeros_(self.input_projection.bias)
         for module in self.modules():
             if isinstance(module, CrossAttention):

@@ -15,6 +15,7 @@ import cv2
 import h5py
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 
 from lumiglue.errors import BankError, ImageError, InputError
 from lumiglue.extractors import Extractor
@@ -50,8 +51,8 @@ def build_bank(
     """Builds `out` from a source of views; yields after each part. Run again after a kill to go on.
 
     Views depend on the source and the item only, so neither the number of workers nor a restart changes them.
-    workers: processes; 0 takes one per core. Raises BankError where `out` or an unfinished build has other settings, no
-    item can be read, no two views pair up, or the disk is full.
+    workers: processes; 0 takes one per core. Raises BankError where `out` or an unfinished build has other settings,
+    another process is building it, no item can be read, no two views pair up, or the disk is full.
     """
     out = Path(out)
     plan = {
@@ -92,6 +93,28 @@ def _build(
     source: ViewSource, out: Path, extractor: Extractor, settings: BankSettings, plan: dict[str, Any], workers: int
 ) -> Iterator[BankProgress]:
     parts = _open_parts_folder(out, plan)
+    lock = FileLock(parts / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise BankError(f"another process is building {out}; wait for it, or stop it and run this again") from None
+    try:
+        yield from _build_in(parts, source, out, extractor, settings, plan, workers)
+    finally:
+        lock.release()
+    shutil.rmtree(parts)
+
+
+def _build_in(
+    parts: Path,
+    source: ViewSource,
+    out: Path,
+    extractor: Extractor,
+    settings: BankSettings,
+    plan: dict[str, Any],
+    workers: int,
+) -> Iterator[BankProgress]:
+    """Builds the missing parts and joins them all; no other process is at it."""
     count, step = len(source.items), settings.items_per_part
     jobs = [
         _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
@@ -113,7 +136,6 @@ def _build(
             done, skipped = done + finished, skipped + bad
             yield BankProgress(done, count, tuple(skipped))
     _join_parts([job.out for job in jobs], out, source, plan)
-    shutil.rmtree(parts)
 
 
 def _build_part(job: _Job) -> tuple[int, list[str]]:

@@ -127,6 +127,8 @@ def train(
         batches.close()
         if log:
             log.close()
+        if folder:
+            folder.close()
 
 
 def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:

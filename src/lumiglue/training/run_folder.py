@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
@@ -28,7 +29,8 @@ from lumiglue.weights import save_weights
 
 
 class RunFolder:
-    """Opens a folder for a run; raises TrainingError where it holds another run or the disk is full.
+    """Opens a folder for a run; raises TrainingError where it holds another run, another process is training in it, or the
+    disk is full. It stays this process's until `close`.
 
     record: JSON values that say what is trained on what. Keys that begin with "_" are noted, but may change.
     """
@@ -41,7 +43,18 @@ class RunFolder:
             raise TrainingError(f"{path} holds a run with other settings or other banks; choose another folder or delete it")
         with self._saying_when_the_disk_is_full():
             path.mkdir(parents=True, exist_ok=True)
+            self.lock = FileLock(path / "lock")
+            try:
+                self.lock.acquire(timeout=0)
+            except Timeout:
+                raise TrainingError(
+                    f"another process is training in {path}; wait for it, or choose another folder"
+                ) from None
             _replace(file, (text + "\n").encode())
+
+    def close(self) -> None:
+        """Lets other processes have the folder."""
+        self.lock.release()
 
     def start_log(self, step: int) -> "RunLog":
         """The log, cut back to its first `step` lines."""

@@ -1,0 +1,121 @@
+"""Learning curves of runs made with `lumiglue train --keep-every N`: every snapshot on the same pairs.
+
+    python bench/learning_curves.py homographies=runs/h all=runs/all --banks h=h.h5 worlds=w.h5 --folder EVAL -o curves
+
+Held-out pairs of each bank (64): recall, precision and average precision (the area under the curve of the two) at full
+depth. Pairs of two scenes (64): matches a pair, all of them wrong. With --folder, real pairs at every --every pairs seen:
+planar F1 and pose AUC. Writes OUT.csv and OUT.png, prints a table.
+"""
+
+import argparse
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from lumiglue.cli.flags import PipelineFlags
+from lumiglue.evaluation.baselines import Matcher
+from lumiglue.evaluation.metrics import auc
+from lumiglue.evaluation.pairs import evaluate, select_pairs, summarise
+from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.training.bank import Bank
+from lumiglue.training.presets import TrainSettings
+from lumiglue.training.sampling import PairSampler
+from lumiglue.training.validation import ask_layers, validate
+from lumiglue.visualization import draw_curves, save_figure
+from lumiglue.weights import load_weights
+
+FULL = MatchSettings(exit_ratio=None, prune_below=None)
+SETTINGS = TrainSettings(precision="fp32")
+
+
+def snapshots(run: Path) -> dict[int, Path]:
+    """Pairs seen -> weights file."""
+    return {int(file.stem.removeprefix("pairs-")): file for file in sorted((run / "snapshots").glob("pairs-*.safetensors"))}
+
+
+def on_banks(model: LightGlue, banks: dict[str, Bank]) -> dict[str, float]:
+    """Figures on held-out pairs of each bank, and the matches that pairs of two scenes are given."""
+    figures = {}
+    for name, bank in banks.items():
+        sampler = PairSampler([bank], model.config, split="validation", seed=0, negatives=0.0)
+        last = validate(model, sampler, SETTINGS, 1)[-1]
+        figures |= {f"{name} {key}": value for key, value in last.items()}
+    strangers = PairSampler(list(banks.values()), model.config, split="validation", seed=0, negatives=1.0)
+    wrong = []
+    for step in range(8):
+        batch = strangers.batch(step, 8, SETTINGS.validation_points)
+        found = ask_layers(model, batch, "fp32")[-1].matches[:, 0] >= 0
+        wrong.append(found[~batch.related].sum(1).float())
+    return figures | {"matches of two scenes": float(torch.cat(wrong).mean())}
+
+
+def on_real_pairs(models: dict[str, LightGlue], folder: Path, flags: PipelineFlags) -> dict[str, dict[str, float]]:
+    """Planar F1 and pose AUC of each, in one pass over the same features."""
+
+    def matcher(model: LightGlue) -> Matcher:
+        return lambda a, b: model.match(pack([(a, b)], model.config), FULL)[0]
+
+    methods = {name: matcher(model) for name, model in models.items()}
+    pairs = select_pairs(folder, ("oxford", "homogr", "strecha", "fox"))
+    scores = list(evaluate(folder, pairs, flags.pipeline().extractor, methods))
+    found = {}
+    for name in methods:
+        mine = [score for score in scores if score.method == name]
+        summary = summarise(mine)[0]
+        pose = auc([score.error for score in mine if score.type == "pose"], (5.0, 10.0, 20.0))
+        found[name] = {"planar F1": summary.f1, "corner AUC@5": summary.corner_auc[2]}
+        found[name] |= {f"wide pose AUC@{limit}": value for limit, value in zip((5, 10, 20), pose, strict=True)}
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", help="name=folder")
+    parser.add_argument("--banks", nargs="+", required=True, help="name=file.h5, whose held-out pairs count")
+    parser.add_argument("--folder", type=Path, help="real pairs with a pairs.json")
+    parser.add_argument("--every", type=int, default=8000, help="real pairs: of the snapshots those at a multiple of this")
+    parser.add_argument("--features", default="sift")
+    parser.add_argument("-o", "--out", type=Path, required=True)
+    options = parser.parse_args()
+    runs = {name: Path(folder) for name, _, folder in (run.partition("=") for run in options.runs)}
+    banks = {name: Bank(file) for name, _, file in (bank.partition("=") for bank in options.banks)}
+
+    rows: list[dict[str, object]] = []
+    for name, run in runs.items():
+        for seen, file in snapshots(run).items():
+            figures = on_banks(load_weights(file).eval(), banks)
+            rows.append({"run": name, "pairs": seen, **figures})
+    if options.folder:
+        chosen = {
+            f"{name} {seen}": load_weights(file).eval()
+            for name, run in runs.items()
+            for seen, file in snapshots(run).items()
+            if seen % options.every == 0
+        }
+        flags = replace(PipelineFlags(), features=options.features, max_keypoints=1024, resize=0)
+        real = on_real_pairs(chosen, options.folder, flags)
+        for row in rows:
+            row |= real.get(f"{row['run']} {row['pairs']}", {})
+
+    names = list(dict.fromkeys(key for row in rows for key in row))
+    with options.out.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    print("| " + " | ".join(names) + " |\n" + "|---" * len(names) + "|")
+    for row in rows:
+        print("| " + " | ".join(f"{v:.1f}" if isinstance(v := row.get(k, ""), float) else str(v) for k in names) + " |")
+    panels = {}
+    for name in names[2:]:
+        lines = {}
+        for run in runs:
+            drawn = [(float(str(row["pairs"])), float(str(row[name]))) for row in rows if row["run"] == run and name in row]
+            lines[run] = ([x for x, _ in drawn], [y for _, y in drawn])
+        panels[name] = lines
+    save_figure(draw_curves(panels, "percent; matches"), options.out.with_suffix(".png"))
+
+
+if __name__ == "__main__":
+    main()
