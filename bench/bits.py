@@ -4,8 +4,10 @@ import itertools
 
 import torch
 
-from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.presets import preset
+from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Features
 
 SIZES = {"equal": [(300, 300)] * 4, "unequal": [(300, 250), (64, 500), (1, 9), (128, 0), (411, 300)]}

@@ -18,7 +18,9 @@ from lumiglue.cli.flags import PipelineFlags
 from lumiglue.evaluation.baselines import Matcher
 from lumiglue.evaluation.metrics import auc
 from lumiglue.evaluation.pairs import evaluate, select_pairs, summarise
-from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.models import MatcherModel
+from lumiglue.matcher.settings import MatchSettings
 from lumiglue.training.bank import Bank
 from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import PairSampler
@@ -35,7 +37,7 @@ def snapshots(run: Path) -> dict[int, Path]:
     return {int(file.stem.removeprefix("pairs-")): file for file in sorted((run / "snapshots").glob("pairs-*.safetensors"))}
 
 
-def on_banks(model: LightGlue, banks: dict[str, Bank]) -> dict[str, float]:
+def on_banks(model: MatcherModel, banks: dict[str, Bank]) -> dict[str, float]:
     """Figures on held-out pairs of each bank, and the matches that pairs of two scenes are given."""
     figures = {}
     for name, bank in banks.items():
@@ -51,10 +53,10 @@ def on_banks(model: LightGlue, banks: dict[str, Bank]) -> dict[str, float]:
     return figures | {"matches of two scenes": float(torch.cat(wrong).mean())}
 
 
-def on_real_pairs(models: dict[str, LightGlue], folder: Path, flags: PipelineFlags) -> dict[str, dict[str, float]]:
+def on_real_pairs(models: dict[str, MatcherModel], folder: Path, flags: PipelineFlags) -> dict[str, dict[str, float]]:
     """Planar F1 and pose AUC of each, in one pass over the same features."""
 
-    def matcher(model: LightGlue) -> Matcher:
+    def matcher(model: MatcherModel) -> Matcher:
         return lambda a, b: model.match(pack([(a, b)], model.config), FULL)[0]
 
     methods = {name: matcher(model) for name, model in models.items()}

@@ -19,7 +19,8 @@ import torch
 from torch import nn
 
 from lumiglue import Features, LightGlue, Sift
-from lumiglue.matcher.lightglue import LightGlueConfig, pack
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import LightGlueConfig
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.presets import preset
 from lumiglue.training.bank import Bank

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights
 
 
@@ -43,6 +44,7 @@ def main() -> None:
     target = pretrained_path(options.name)
     target.parent.mkdir(exist_ok=True)
     model = load_weights(options.weights).half()
+    assert isinstance(model, LightGlue)
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
     save_weights(model, target, record)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")

@@ -17,6 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "extractors": {"types", "images", "weights"},
     "matcher": {"types"},
     "weights": {"types", "matcher"},
+    "released": {"matcher", "weights"},
     "pipeline": {"types", "images", "extractors", "matcher", "robust", "weights"},
     "visualization": {"types", "images"},
     "samples": set(),

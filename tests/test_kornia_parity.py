@@ -9,8 +9,8 @@ from torch.testing import assert_close
 from conftest import make_features
 from lumiglue import Features, LightGlue, MatchSettings
 from lumiglue.matcher.assignment import log_assignment
-from lumiglue.matcher.lightglue import pack
-from lumiglue.weights import import_released
+from lumiglue.matcher.inputs import pack
+from lumiglue.released import import_released
 
 kornia_feature = pytest.importorskip("kornia.feature")
 
@@ -53,7 +53,9 @@ def ask_kornia(model: torch.nn.Module, a: Features, b: Features) -> dict:
 
 def imported(model: torch.nn.Module, folder: Path) -> LightGlue:
     torch.save(model.state_dict(), folder / "released.pth")
-    return import_released(folder / "released.pth", "")
+    model = import_released(folder / "released.pth", "")
+    assert isinstance(model, LightGlue)
+    return model
 
 
 @pytest.mark.parametrize(("dim", "scale_orientation"), [(64, False), (32, False), (32, True)])

@@ -9,7 +9,8 @@ from torch.testing import assert_close
 from conftest import make_features, make_model
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, MatchSettings
 from lumiglue.matcher.assignment import log_assignment
-from lumiglue.matcher.lightglue import pack, rotate
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import rotate
 from lumiglue.matcher.packed import PackedPairs
 
 OFF = MatchSettings(exit_ratio=None, prune_below=None)

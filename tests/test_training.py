@@ -9,7 +9,7 @@ from conftest import make_features, make_model
 from lumiglue import InputError
 from lumiglue.geometry import transform
 from lumiglue.matcher.assignment import log_assignment
-from lumiglue.matcher.lightglue import pack
+from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.presets import PRESETS, preset
 from lumiglue.training.labels import labels_from_homographies, mutual_nearest
 from lumiglue.training.loss import confidence_loss, correspondence_loss, layer_scores, predictions

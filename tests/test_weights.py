@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from conftest import make_features, make_model
 from lumiglue import Pipeline, Sift, WeightsError
 from lumiglue.errors import InputError
-from lumiglue.matcher.lightglue import pack
+from lumiglue.matcher.inputs import pack
+from lumiglue.released import import_released
 from lumiglue.weights import (
     BUILT_IN,
     download,
-    import_released,
     load_weights,
     pretrained_path,
     read_metadata,

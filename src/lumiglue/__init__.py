@@ -9,7 +9,8 @@ result.points0, result.points1, result.scores
 
 from lumiglue.errors import BankError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
 from lumiglue.extractors import EXTRACTORS, Extractor, Sift
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig, MatchSettings
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.settings import MatchSettings
 from lumiglue.pipeline import MatchResult, Pipeline
 from lumiglue.types import Features, Geometry, Matches
 

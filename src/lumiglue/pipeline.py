@@ -16,8 +16,10 @@ from torch import Tensor
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.images import as_rgb8, read_image
-from lumiglue.matcher.lightglue import LightGlue, MatchSettings, pack
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.precision import Precision
+from lumiglue.matcher.settings import MatchSettings
 from lumiglue.robust import estimate
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.weights import load_weights, pretrained_path, resolve
@@ -71,7 +73,7 @@ class Pipeline:
     def __init__(
         self,
         extractor: Extractor,
-        matcher: LightGlue,
+        matcher: MatcherModel,
         settings: MatchSettings | None = None,
         *,
         device: torch.device | str = "cpu",

@@ -1,5 +1,4 @@
-"""Weights on disk: safetensors with their config beside the tensors, strict loading, download with SHA-256, and the
-released LightGlue naming."""
+"""Weights on disk: safetensors with their config beside the tensors, strict loading, download with SHA-256."""
 
 import hashlib
 import json
@@ -17,15 +16,16 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lumiglue.errors import InputError, WeightsError
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.errors import WeightsError
+from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build, model_name
 
-FORMAT = "lumiglue-lightglue"
+FORMAT = "lumiglue-"  # and the name of the model
 
 
-def save_weights(model: LightGlue, path: str | Path, metadata: Mapping[str, Any]) -> None:
+def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, Any]) -> None:
     """Writes a model and its config; `metadata` holds JSON values (training data, steps, metrics, licence)."""
-    header = {"format": FORMAT, "config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
+    header = {"config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
+    header["format"] = FORMAT + model_name(model.config)
     tensors = {name: tensor.detach().contiguous().cpu() for name, tensor in model.state_dict().items()}
     path = Path(path)
     unfinished = path.with_name(path.name + ".unfinished")
@@ -33,7 +33,7 @@ def save_weights(model: LightGlue, path: str | Path, metadata: Mapping[str, Any]
     unfinished.replace(path)
 
 
-def read_metadata(path: str | Path) -> tuple[LightGlueConfig, dict[str, Any]]:
+def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     """The config and the metadata of a weights file. Raises WeightsError where it is missing or not one of ours."""
     path = Path(path)
     if not path.is_file():
@@ -43,19 +43,23 @@ def read_metadata(path: str | Path) -> tuple[LightGlueConfig, dict[str, Any]]:
             header = file.metadata() or {}
     except Exception as error:  # safetensors raises SafetensorError, OSError and ValueError on damaged files
         raise WeightsError(f"{path} cannot be read as safetensors ({error}); copy or convert it again") from None
-    if header.get("format") != FORMAT:
+    name = header.get("format", "").removeprefix(FORMAT)
+    if name not in CONFIGS:
         raise WeightsError(f"{path} is not a Lumiglue weights file; convert it with `lumiglue weights import`")
     try:
-        return LightGlueConfig(**json.loads(header["config"])), json.loads(header.get("metadata", "{}"))
+        config: dict[str, Any] = {
+            key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(header["config"]).items()
+        }
+        return CONFIGS[name](**config), json.loads(header.get("metadata", "{}"))
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path} has a config that this version cannot read ({error}); update lumiglue") from None
 
 
-def load_weights(path: str | Path, device: torch.device | str = "cpu") -> LightGlue:
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> MatcherModel:
     """A model in evaluation mode from a file; every tensor must be there and fit. Raises WeightsError."""
     config, _ = read_metadata(path)
     with torch.random.fork_rng(devices=[]):
-        model = LightGlue(config)
+        model = build(config)
     try:
         model.load_state_dict(load_file(path))
     except (RuntimeError, safetensors.SafetensorError) as error:
@@ -119,103 +123,6 @@ def resolve(weights: str | Path) -> Path:
     if len(checksum) != 64:
         raise WeightsError(f"{url} has no checksum; append #sha256= and the file's 64 hexadecimal digits")
     return download(url, checksum.lower())
-
-
-def import_released(path: str | Path, extractor: str) -> LightGlue:
-    """Reads a checkpoint in the naming of the released LightGlue (.pth or .safetensors) as one of our models.
-
-    The shape is read off the tensors. `extractor` names the features it was trained for. Nothing in the file is
-    executed. Raises WeightsError where it is not such a checkpoint.
-    """
-    released = _modern_names(read_tensors(Path(path)))
-    config = _config_of(released, extractor, path)
-    half = config.d // config.heads // 2
-    ours: dict[str, Tensor] = {"position_encoding.frequencies": released.pop("posenc.Wr.weight")}
-    for name in ("weight", "bias"):
-        if config.project_input:
-            ours[f"input_projection.{name}"] = released.pop(f"input_proj.{name}")
-    for name, tensor in released.items():
-        new_name = _our_name(name)
-        if new_name is None:
-            raise WeightsError(f"{path} holds an unknown tensor {name!r}; it is not a released LightGlue checkpoint")
-        ours[new_name] = _planes_apart(tensor, config.heads, half) if ".qkv." in new_name else tensor
-    with torch.random.fork_rng(devices=[]):
-        model = LightGlue(config)
-    try:
-        model.load_state_dict({name: tensor.float() for name, tensor in ours.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"{path} is not a whole LightGlue checkpoint: {str(error).splitlines()[1].strip()}") from None
-    return model.eval()
-
-
-# Released name of a layer's part -> ours.
-_PARTS = {
-    "self_attn.Wqkv": "self_attention.qkv",
-    "self_attn.out_proj": "self_attention.out",
-    "self_attn.ffn": "self_attention.ffn",
-    "cross_attn.to_qk": "cross_attention.qk",
-    "cross_attn.to_v": "cross_attention.v",
-    "cross_attn.to_out": "cross_attention.out",
-    "cross_attn.ffn": "cross_attention.ffn",
-}
-_DERIVED = ("confidence_thresholds",)
-
-
-def _our_name(released: str) -> str | None:
-    group, _, rest = released.partition(".")
-    number, _, part = rest.partition(".")
-    if group == "transformers":
-        for theirs, mine in _PARTS.items():
-            if part.startswith(theirs + "."):
-                return f"layers.{number}.{mine}{part.removeprefix(theirs)}"
-    if group == "log_assignment":
-        return f"heads.{number}.{part.replace('final_proj', 'projection')}"
-    if group == "token_confidence":
-        return f"confidences.{number}.{part.removeprefix('token.0.')}"
-    return None
-
-
-def _modern_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Undoes wrappers (`matcher.`, `module.`, `model.`) and the older `self_attn.{i}.` and `cross_attn.{i}.`."""
-    renamed = {}
-    for name, tensor in tensors.items():
-        for wrapper in ("module.", "model.", "matcher."):
-            name = name.removeprefix(wrapper)
-        kind, _, rest = name.partition(".")
-        if kind in ("self_attn", "cross_attn"):
-            number, _, part = rest.partition(".")
-            name = f"transformers.{number}.{kind}.{part}"
-        if name not in _DERIVED and not name.startswith("extractor."):
-            renamed[name] = tensor
-    return renamed
-
-
-def _config_of(tensors: Mapping[str, Tensor], extractor: str, path: str | Path) -> LightGlueConfig:
-    try:
-        d = tensors["transformers.0.self_attn.out_proj.weight"].shape[0]
-        half, positions = tensors["posenc.Wr.weight"].shape
-        layers = len({name.split(".")[1] for name in tensors if name.startswith("transformers.")})
-        projection = tensors.get("input_proj.weight")
-        return LightGlueConfig(
-            extractor=extractor,
-            descriptor_dim=d if projection is None else projection.shape[1],
-            project_input=projection is not None,
-            d=d,
-            heads=d // (2 * half),
-            n_layers=layers,
-            encoding={2: "xy", 4: "xy-scale-orientation"}[positions],  # pyright: ignore[reportArgumentType]
-        )
-    except (KeyError, ValueError, InputError) as error:
-        raise WeightsError(f"{path} is not a released LightGlue checkpoint: {error} is missing or misshaped") from None
-
-
-def _planes_apart(qkv: Tensor, heads: int, half: int) -> Tensor:
-    """Rows of Wqkv from (head, channel, {q, k, v}) with rotary planes of channels (2k, 2k + 1) to our
-    ({q, k, v}, head, channel) with planes (k, k + half)."""
-    rows = qkv.reshape(heads, half, 2, 3, -1)  # (h, plane, a/b, qkv, d)
-    apart = rows.permute(3, 0, 2, 1, 4).reshape(3, heads, 2 * half, -1)
-    values = qkv.reshape(heads, 2 * half, 3, -1)[:, :, 2]  # values are not rotated and keep their order
-    return torch.cat([apart[:2], values[None]]).reshape(qkv.shape)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

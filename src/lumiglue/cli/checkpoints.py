@@ -11,19 +11,22 @@ from lumiglue.cli.terminal import say
 
 
 def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliases=["-o"])], features: str = "") -> int:
-    """Convert a checkpoint in the released LightGlue naming (.pth or .safetensors) to a Lumiglue weights file.
+    """Convert a checkpoint in the naming of the released LightGlue or SuperGlue (.pth or .safetensors) to a weights file.
 
     Args:
         checkpoint: File to read; nothing in it is executed.
         out: The .safetensors file to write.
         features: Name of the features it was trained for, so that others are refused; empty accepts any of that size.
     """
-    from lumiglue.weights import import_released, save_weights
+    from lumiglue.matcher.models import model_name
+    from lumiglue.released import import_released
+    from lumiglue.weights import save_weights
 
     model = import_released(checkpoint, features)
     save_weights(model, out, {"imported_from": checkpoint.name})
     config = model.config
-    say(f"{config.n_layers} layers of {config.d}, {config.descriptor_dim}-channel descriptors, {config.encoding} -> {out}")
+    shape = f"{config.n_layers} layers of {config.d}, {config.descriptor_dim}-channel descriptors, {config.encoding}"
+    say(f"{model_name(config)}: {shape} -> {out}")
     return 0
 
 

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from lumiglue.matcher.lightglue import MatchSettings
 from lumiglue.matcher.precision import Precision
+from lumiglue.matcher.settings import MatchSettings
 from lumiglue.pipeline import Pipeline
 
 
@@ -19,8 +19,8 @@ class PipelineFlags:
     """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
     weights: str | None = None
     """A name in the package (sift-clean), a .safetensors file, or a URL with #sha256=...; by default the features' own."""
-    score_threshold: float = 0.1
-    """Smallest score of a match."""
+    score_threshold: float | None = None
+    """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
     """Stop once this share of the points is confident; 0 runs all layers."""
     prune_below: float = 0.01

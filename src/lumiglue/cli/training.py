@@ -12,7 +12,7 @@ from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.matcher.lightglue import Encoding
+from lumiglue.matcher.inputs import Encoding
 
 if TYPE_CHECKING:
     from lumiglue.training.bank import ViewSource
@@ -102,6 +102,7 @@ def train(
     out: Annotated[Path, arg(aliases=["-o"])],
     shares: tuple[float, ...] | None = None,
     recipe: Literal["standard", "laptop", "gpu_30min", "paper"] = "standard",
+    model: Literal["lightglue", "superglue"] | None = None,
     preset: str | None = None,
     encoding: Encoding | None = None,
     start_from: str | None = None,
@@ -131,6 +132,7 @@ def train(
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
         shares: How often each bank is drawn from, a number for each; equal by default.
         recipe: standard and laptop for two CPU cores (about 80 minutes, 2 hours), gpu_30min, or the paper's.
+        model: LightGlue, or SuperGlue to compare it with.
         preset: Size of the matcher: base or compact.
         encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones.

@@ -7,7 +7,7 @@ Equation and section numbers are the paper's.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.assignment import assign
+from lumiglue.matcher.inputs import Encoding
 from lumiglue.matcher.packed import (
     PackedPairs,
     cross_attention,
@@ -23,9 +24,8 @@ from lumiglue.matcher.packed import (
     segment_counts,
     self_attention,
 )
-from lumiglue.types import Features, Matches
-
-Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.types import Matches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,73 +57,6 @@ class LightGlueConfig:
             raise InputError(f"unknown encoding {self.encoding!r}; choose from {list(get_args(Encoding))}")
         if self.descriptor_dim != self.d and not self.project_input:
             raise InputError(f"descriptors of width {self.descriptor_dim} need project_input to become d = {self.d}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatchSettings:
-    """How to match; None means off.
-
-    score_threshold: tau, matches need P_ij above it. exit_ratio: alpha, a pair is done when more than this share of its
-    points is confident. prune_below: beta, confident points of lower matchability leave the later layers.
-    """
-
-    score_threshold: float = 0.1
-    exit_ratio: float | None = 0.95
-    prune_below: float | None = 0.01
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.score_threshold <= 1:
-            raise InputError(f"score_threshold is {self.score_threshold}; give a probability between 0 and 1")
-        for name in ("exit_ratio", "prune_below"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}; give a share between 0 and 1, or None for off")
-
-
-def normalize_positions(
-    keypoints: Float[Tensor, "n 2"],
-    image_sizes: Float[Tensor, "n 2"],
-    scales: Float[Tensor, " n"] | None,
-    orientations: Float[Tensor, " n"] | None,
-    encoding: Encoding,
-) -> Float[Tensor, "n p"]:
-    """What the rotary encoding sees of each keypoint: n x 2, or n x 4 with scale and orientation.
-
-    p = (pixel - size / 2) / (max(size) / 2), size being the (width, height) of the keypoint's image. Raises InputError
-    where scale or orientation is needed and missing.
-    """
-    xy = (keypoints - image_sizes / 2) / (image_sizes.amax(1, keepdim=True) / 2)
-    if encoding == "xy":
-        return xy
-    if scales is None or orientations is None:
-        raise InputError(f"the matcher's encoding {encoding!r} needs scales and orientations, which the features lack")
-    scales = scales.log() if encoding == "xy-logscale-angle" else scales
-    return torch.cat([xy, scales[:, None], orientations[:, None]], dim=1)
-
-
-def positions_of(features: Features, encoding: Encoding) -> Float[Tensor, "n p"]:
-    """`normalize_positions` of one image's keypoints, in float32."""
-    size = torch.tensor([features.image_size], dtype=torch.float32, device=features.keypoints.device)
-    scales, orientations = (None if v is None else v.float() for v in (features.scales, features.orientations))
-    return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), scales, orientations, encoding)
-
-
-def pack(pairs: Sequence[tuple[Features, Features]], config: LightGlueConfig) -> PackedPairs:
-    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
-    images = [features for pair in pairs for features in pair]
-    for features in images:
-        if config.extractor and features.extractor and features.extractor != config.extractor:
-            raise InputError(f"the matcher is for {config.extractor!r} features; these are {features.extractor!r}")
-        if features.descriptors.shape[1] != config.descriptor_dim:
-            width = features.descriptors.shape[1]
-            raise InputError(f"descriptors have {width} channels; this matcher takes {config.descriptor_dim}")
-    if not images:
-        raise InputError("there are no pairs to match; give at least one")
-    return PackedPairs(
-        descriptors=torch.cat([features.descriptors.float() for features in images]),
-        positions=torch.cat([positions_of(features, config.encoding) for features in images]),
-        lengths=tuple(len(features) for features in images),
-    )
 
 
 class RotaryEncoding(nn.Module):
@@ -236,6 +169,8 @@ class Head(nn.Module):
 
 class LightGlue(nn.Module):
     """The matcher: L layers, a head after each, a confidence classifier after each but the last."""
+
+    default_threshold = 0.1
 
     def __init__(self, config: LightGlueConfig) -> None:
         super().__init__()
@@ -379,9 +314,9 @@ class _AdaptiveRun:
         split = bounds[1] - bounds[0]
         head = self.model.heads[max(layer, 0)]
         features, logits = head.features(tokens), head.matchability_logits(tokens)
-        found, scores = assign(
-            features[:split], features[split:], logits[:split], logits[split:], self.settings.score_threshold
-        )
+        asked = self.settings.score_threshold
+        threshold = self.model.default_threshold if asked is None else asked
+        found, scores = assign(features[:split], features[split:], logits[:split], logits[split:], threshold)
         rows = self.rows[bounds[0] : bounds[2]]
         pairs = torch.stack([rows[:split][found[:, 0]], rows[split:][found[:, 1]]], dim=1)
         self.results[pair] = Matches(

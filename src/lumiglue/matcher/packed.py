@@ -72,6 +72,17 @@ def self_attention(
     return torch.cat([_attend_segment(*part) for part in parts])
 
 
+def partner_attention(
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]
+) -> Float[Tensor, "t h c"]:
+    """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner."""
+    if n := _dense_length(lengths, q):
+        q, k, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (q, k, v))  # (P, 2, h, n, c)
+        return _attend(q, k.flip(1), v.flip(1)).transpose(2, 3).flatten(0, 2)
+    q_parts, k_parts, v_parts = (x.split(list(lengths)) for x in (q, k, v))
+    return torch.cat([_attend_segment(q_parts[s], k_parts[s ^ 1], v_parts[s ^ 1]) for s in range(len(lengths))])
+
+
 def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]) -> Float[Tensor, "t h c"]:
     """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
     if n := _dense_length(lengths, qk):

@@ -1,30 +1,47 @@
 """The sizes that we train and ship."""
 
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from lumiglue.errors import InputError
-from lumiglue.matcher.lightglue import Encoding, LightGlueConfig
+from lumiglue.matcher.inputs import Encoding
+from lumiglue.matcher.lightglue import LightGlueConfig
+from lumiglue.matcher.superglue import SuperGlueConfig
 
 
-def base(extractor: str, descriptor_dim: int, encoding: Encoding) -> LightGlueConfig:
-    """The paper's size: 9 layers of 256 channels in 4 heads, 11.9 M parameters."""
-    return LightGlueConfig(
-        extractor=extractor, descriptor_dim=descriptor_dim, encoding=encoding, project_input=True, d=256, heads=4, n_layers=9
-    )
+@dataclass(frozen=True)
+class Size:
+    """Width, attention heads, layers (of SuperGlue: pairs of a self- and a cross-attention layer)."""
+
+    d: int
+    heads: int
+    n_layers: int
 
 
-def compact(extractor: str, descriptor_dim: int, encoding: Encoding) -> LightGlueConfig:
-    """For CPUs: 5 layers of 128 channels in 4 heads, 1.7 M parameters, 14 times fewer operations than `base`."""
-    return LightGlueConfig(
-        extractor=extractor, descriptor_dim=descriptor_dim, encoding=encoding, project_input=True, d=128, heads=4, n_layers=5
-    )
-
-
-PRESETS: dict[str, Callable[[str, int, Encoding], LightGlueConfig]] = {"base": base, "compact": compact}
+PRESETS: dict[str, Size] = {
+    "base": Size(256, 4, 9),  # the papers' size: LightGlue has 11.9 M parameters
+    "compact": Size(128, 4, 5),  # for CPUs: LightGlue has 1.7 M, and 14 times fewer operations than `base`
+}
 
 
 def preset(name: str, extractor: str, descriptor_dim: int, encoding: Encoding) -> LightGlueConfig:
-    """The preset of that name. Raises InputError for an unknown one."""
+    """LightGlue in the preset of that name. Raises InputError for an unknown one."""
+    size = _size(name)
+    return LightGlueConfig(
+        extractor=extractor, descriptor_dim=descriptor_dim, project_input=True, encoding=encoding,
+        d=size.d, heads=size.heads, n_layers=size.n_layers,
+    )  # fmt: skip
+
+
+def superglue_preset(name: str, extractor: str, descriptor_dim: int) -> SuperGlueConfig:
+    """SuperGlue in the preset of that name. Raises InputError for an unknown one."""
+    size = _size(name)
+    return SuperGlueConfig(
+        extractor=extractor, descriptor_dim=descriptor_dim, project_input=True,
+        d=size.d, heads=size.heads, n_layers=size.n_layers,
+    )  # fmt: skip
+
+
+def _size(name: str) -> Size:
     if name not in PRESETS:
         raise InputError(f"unknown preset {name!r}; choose from {sorted(PRESETS)}")
-    return PRESETS[name](extractor, descriptor_dim, encoding)
+    return PRESETS[name]

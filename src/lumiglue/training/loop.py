@@ -17,9 +17,10 @@ import torch
 from torch import nn
 
 from lumiglue.errors import BankError, TrainingError
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name
 from lumiglue.matcher.precision import faster_precision
-from lumiglue.matcher.presets import preset
+from lumiglue.matcher.presets import preset, superglue_preset
 from lumiglue.training.bank import Bank
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.presets import TrainSettings
@@ -85,6 +86,8 @@ def train(
     learner.load(read_checkpoint(run, here.device), run)
     learner.choose_precision(here)
     settings = learner.settings
+    if settings.compile and settings.precision == "bf16" and here.device.type == "cpu":
+        raise TrainingError("compile in bf16 gives NaN gradients on CPUs (PyTorch 2.13); take precision fp32 or no compile")
     log = folder.start_log(learner.step) if folder else None
     if settings.compile:
         _compile_layers(learner.model)
@@ -133,11 +136,12 @@ def train(
 
 def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:
     """Forward, backward and the average over the processes: loss, norm of the gradient, whether any wants to stop."""
-    settings, model = learner.settings, learner.model
+    settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if stage == 1:
             loss = matcher_loss(model, batch.pairs, batch.labels())
         else:
+            assert isinstance(model, LightGlue)
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
     learner.optimizers[stage - 1].zero_grad(set_to_none=True)
     loss.backward()
@@ -166,21 +170,25 @@ def _validate(
 class Learner:
     """What changes while training: the weights, their running mean, the optimisers, the number of steps done."""
 
-    def __init__(self, model: LightGlue, settings: TrainSettings, device: torch.device) -> None:
+    def __init__(self, model: MatcherModel, settings: TrainSettings, device: torch.device) -> None:
         self.model, self.settings = model.to(device), settings
         named = list(self.model.named_parameters())
         matcher = [p for name, p in named if not name.startswith("confidences.")]
         self.parameters = [matcher, [p for name, p in named if name.startswith("confidences.")]]
         self.optimizers = [
-            torch.optim.AdamW(matcher, settings.learning_rate, weight_decay=settings.weight_decay, fused=True),
-            torch.optim.AdamW(self.parameters[1], settings.confidence_learning_rate, weight_decay=0.0, fused=True),
+            torch.optim.AdamW(matcher, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
         ]
+        if self.parameters[1]:
+            confidences = torch.optim.AdamW(
+                self.parameters[1], settings.confidence_learning_rate, weight_decay=0.0, fused=True
+            )
+            self.optimizers.append(confidences)
         self.ema = [p.detach().clone() for p in matcher] if settings.ema is not None and settings.pairs else None
         self.step = 0
         self.notes: dict[str, Any] = {}
 
     @property
-    def config(self) -> LightGlueConfig:
+    def config(self) -> ModelConfig:
         return self.model.config
 
     def update(self, stage: int, rate: float) -> None:
@@ -278,7 +286,7 @@ def _due(every: int, settings: TrainSettings, done: int) -> bool:
 
 
 def _samplers(
-    banks: Sequence[Bank], config: LightGlueConfig, settings: TrainSettings, shares: Sequence[float] | None
+    banks: Sequence[Bank], config: ModelConfig, settings: TrainSettings, shares: Sequence[float] | None
 ) -> tuple[PairSampler, PairSampler]:
     """Training and held-out pairs. Raises BankError now, not hours later, where there are too few keypoints."""
     training = PairSampler(banks, config, split="training", seed=settings.seed, negatives=settings.negatives, shares=shares)
@@ -301,30 +309,39 @@ def _open_banks(paths: Sequence[str | Path]) -> list[Bank]:
     return banks
 
 
-def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> LightGlue:
+def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> MatcherModel:
     """A fresh matcher for the banks' features, or the one to start from. Raises TrainingError where that does not fit."""
     start = None if settings.start_from is None else load_weights(resolve(settings.start_from))
-    encoding = settings.encoding or (start.config.encoding if start else None)
-    if encoding is None:
-        encoding = "xy-logscale-angle" if all(bank.has_orientation for bank in banks) else "xy"
-    if encoding != "xy" and not all(bank.has_orientation for bank in banks):
-        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the banks lack; take 'xy'")
-    config = preset(settings.preset, banks[0].extractor["name"], banks[0].descriptor_dim, encoding)
+    if start is not None and model_name(start.config) != settings.model:
+        found = model_name(start.config)
+        raise TrainingError(f"the weights {settings.start_from} are of {found}, the run is of {settings.model}")
+    config = _config(settings, banks, start)
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
-            return LightGlue(config)
+            return build(config)
     if replace(start.config, extractor=start.config.extractor or config.extractor) != config:
         wanted, found = asdict(config), asdict(start.config)
         differing = ", ".join(f"{key} {found[key]!r} for {wanted[key]!r}" for key in wanted if found[key] != wanted[key])
         raise TrainingError(f"the weights {settings.start_from} do not fit this run: they have {differing}")
-    start.config = config
+    start.config = config  # pyright: ignore[reportAttributeAccessIssue]  (of the same model)
     return start
 
 
-def _record(
-    settings: TrainSettings, config: LightGlueConfig, banks: Sequence[Bank], chances: Sequence[float]
-) -> dict[str, Any]:
+def _config(settings: TrainSettings, banks: Sequence[Bank], start: MatcherModel | None) -> ModelConfig:
+    """The shape of the run's matcher. Raises TrainingError where the banks lack what its encoding needs."""
+    name, channels = banks[0].extractor["name"], banks[0].descriptor_dim
+    if settings.model == "superglue":
+        return superglue_preset(settings.preset, name, channels)
+    oriented = all(bank.has_orientation for bank in banks)
+    encoding = settings.encoding or (start.config.encoding if isinstance(start, LightGlue) else None)
+    encoding = encoding or ("xy-logscale-angle" if oriented else "xy")
+    if encoding != "xy" and not oriented:
+        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the banks lack; take 'xy'")
+    return preset(settings.preset, name, channels, encoding)
+
+
+def _record(settings: TrainSettings, config: ModelConfig, banks: Sequence[Bank], chances: Sequence[float]) -> dict[str, Any]:
     """What is trained on what, for settings.json. Where files lie may change; what is in them may not."""
     record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
     del record["settings"]["start_from"]
@@ -345,7 +362,7 @@ def _record(
     return record
 
 
-def _compile_layers(model: LightGlue) -> None:
+def _compile_layers(model: MatcherModel) -> None:
     """In place, so that the names of the weights stay."""
     for layer in model.layers:
         cast(nn.Module, layer).compile(dynamic=False)

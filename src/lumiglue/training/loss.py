@@ -1,4 +1,5 @@
-"""The two losses: correspondences with deep supervision, then the confidence classifier (Section 3.4)."""
+"""The losses: of LightGlue correspondences with deep supervision, then the confidence classifier (Section 3.4); of SuperGlue
+the assignment with its dustbins (SuperGlue's Equation 11)."""
 
 from collections.abc import Callable
 
@@ -9,7 +10,9 @@ from torch import Tensor
 
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import Head, LightGlue
+from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
+from lumiglue.matcher.superglue import SuperGlue, log_optimal_transport
 from lumiglue.training.labels import Labels
 
 
@@ -44,8 +47,29 @@ def correspondence_loss(
     return -(matched + (unmatched0 + unmatched1).sum() / 2) / n_pairs
 
 
-def matcher_loss(model: LightGlue, pairs: PackedPairs, labels: Labels) -> Float[Tensor, ""]:
-    """Deep supervision: the mean over the layers of `correspondence_loss`."""
+def log_partial_assignment(model: SuperGlue, pairs: PackedPairs, iterations: int) -> Float[Tensor, "b r s"]:
+    """SuperGlue's log P with its dustbins (P, n + 1, n + 1), in float32, for segments of equal length."""
+    features = model.features(pairs)
+    with torch.autocast(features.device.type, enabled=False):
+        sides = features.float().unflatten(0, (pairs.n_pairs, 2, -1))
+        return log_optimal_transport(sides[:, 0] @ sides[:, 1].mT, model.dustbin.float(), iterations)
+
+
+def dustbin_loss(log_p: Float[Tensor, "b r s"], labels: Labels) -> Float[Tensor, ""]:
+    """Negative log-likelihood of matches and of unmatchable points in the dustbins: the mean over what a pair has labelled,
+    averaged over the pairs (SuperGlue's Equation 11 is the sum; pairs with few labels count as much here)."""
+    pair, i, j = labels.matches.unbind(1)
+    said = torch.zeros(len(log_p), device=log_p.device).index_add(0, pair, log_p[pair, i, j])
+    said = said + (log_p[:, :-1, -1] * labels.unmatchable0).sum(1) + (log_p[:, -1, :-1] * labels.unmatchable1).sum(1)
+    counts = torch.bincount(pair, minlength=len(log_p)) + labels.unmatchable0.sum(1) + labels.unmatchable1.sum(1)
+    return -(said / counts.clamp_min(1)).mean()
+
+
+def matcher_loss(model: MatcherModel, pairs: PackedPairs, labels: Labels) -> Float[Tensor, ""]:
+    """LightGlue: deep supervision, the mean over the layers of `correspondence_loss`. SuperGlue: `dustbin_loss` at the end,
+    with half of the test's Sinkhorn iterations."""
+    if isinstance(model, SuperGlue):
+        return dustbin_loss(log_partial_assignment(model, pairs, model.config.sinkhorn_iterations // 2), labels)
     losses = []
     for head, x in zip(model.heads, model.states(pairs), strict=True):
         losses.append(correspondence_loss(*layer_scores(head, x, pairs.n_pairs), labels))

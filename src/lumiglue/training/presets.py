@@ -6,19 +6,22 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lumiglue.errors import TrainingError
-from lumiglue.matcher.lightglue import Encoding
+from lumiglue.matcher.inputs import Encoding
 
 Schedule = Literal["cosine", "paper"]
+ModelName = Literal["lightglue", "superglue"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
     """How to train. Counts are of pairs, so that a change of batch size leaves the schedule alone. None means off.
 
-    preset: size of the matcher. encoding: None takes "xy-logscale-angle" where the banks have scales and orientations,
-        else "xy". start_from: a weights file or a built-in name to fine-tune; without it the matcher starts fresh.
+    model: which matcher. preset: its size. encoding: of LightGlue; None takes "xy-logscale-angle" where the banks have
+        scales and orientations, else "xy". start_from: a weights file or a built-in name to fine-tune; without it the
+        matcher starts fresh.
     pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
-    confidence_pairs: stage 2, the exit classifier, the matcher frozen. batch_size: of all processes together.
+    confidence_pairs: stage 2, the exit classifier, the matcher frozen; SuperGlue has none. batch_size: of all processes
+        together.
     schedule, learning_rate, warmup_pairs: see `learning_rate_at`. clip: largest norm of a step's gradient.
     negatives: share of pairs of two different scenes. ema: half-life, in pairs, of a running mean of the weights; it is
         measured beside the weights, and taken in their place at the end of stage 1 where it measures better.
@@ -27,6 +30,7 @@ class TrainSettings:
         pairs of stage 1, how often the weights so far (their running mean, if there is one) are kept in snapshots/.
     """
 
+    model: ModelName = "lightglue"
     preset: str = "compact"
     encoding: Encoding | None = None
     start_from: str | None = None
@@ -64,6 +68,8 @@ class TrainSettings:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
         if not 0 <= self.negatives < 1 or not 0 <= self.long_share <= 1:
             raise TrainingError("negatives must be in [0, 1) and long_share in [0, 1]")
+        if self.model not in get_args(ModelName):
+            raise TrainingError(f"unknown model {self.model!r}; choose from {list(get_args(ModelName))}")
         if self.schedule not in get_args(Schedule):
             raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
         if self.steps == 0:
@@ -75,7 +81,8 @@ class TrainSettings:
 
     @property
     def steps(self) -> int:
-        return self.matcher_steps + math.ceil(self.confidence_pairs / self.batch_size)
+        confidence_pairs = self.confidence_pairs if self.model == "lightglue" else 0
+        return self.matcher_steps + math.ceil(confidence_pairs / self.batch_size)
 
     @property
     def validation_points(self) -> int:
@@ -114,13 +121,13 @@ def standard() -> TrainSettings:
 
 
 def laptop() -> TrainSettings:
-    """`compact`, 24,000 pairs at 256, then 384 points: for homographies and worlds of a folder, well within three hours.
+    """`compact`, 16,000 pairs at 256, then 384 points: for homographies and worlds of a folder, well within three hours.
 
     A constant rate, then the decay, with a running mean: so `keep_every` gives weights that may be compared on the way,
     and a run with more `pairs` is the same run for longer.
     Forward and backward cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP a pair of 256 points.
     """
-    return TrainSettings(pairs=24_000, negatives=0.08, schedule="paper", ema=1_000.0, evaluate_every=2_000)
+    return TrainSettings(pairs=16_000, negatives=0.08, schedule="paper", ema=1_000.0)
 
 
 def gpu_30min() -> TrainSettings:

@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel
 from lumiglue.visualization import save_figure
 from lumiglue.weights import save_weights
 
@@ -71,11 +71,11 @@ class RunFolder:
         with self._saying_when_the_disk_is_full():
             _replace(self.path / "checkpoint.pt", buffer.getbuffer())
 
-    def write_weights(self, model: LightGlue, metadata: Mapping[str, Any]) -> None:
+    def write_weights(self, model: MatcherModel, metadata: Mapping[str, Any]) -> None:
         with self._saying_when_the_disk_is_full():
             save_weights(model, self.path / "weights.safetensors", metadata)
 
-    def write_snapshot(self, model: LightGlue, pairs: int, metadata: Mapping[str, Any]) -> None:
+    def write_snapshot(self, model: MatcherModel, pairs: int, metadata: Mapping[str, Any]) -> None:
         """snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
         with self._saying_when_the_disk_is_full():
             (self.path / "snapshots").mkdir(exist_ok=True)

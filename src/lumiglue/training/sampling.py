@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from lumiglue.errors import BankError
-from lumiglue.matcher.lightglue import LightGlueConfig, normalize_positions
+from lumiglue.matcher.inputs import MatcherConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.bank import Bank
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
@@ -111,7 +111,7 @@ class PairSampler:
     def __init__(
         self,
         banks: Sequence[Bank],
-        config: LightGlueConfig,
+        config: MatcherConfig,
         *,
         split: str,
         seed: int,
@@ -194,7 +194,12 @@ class PairSampler:
         sizes = self._of_views("view_sizes", images, device).float()
         scales, orientations = (gathered[name] if self.has_orientation else None for name in ("scales", "orientations"))
         positions = normalize_positions(
-            gathered["keypoints"], sizes.repeat_interleave(points, 0), scales, orientations, self.config.encoding
+            gathered["keypoints"],
+            sizes.repeat_interleave(points, 0),
+            self.config.encoding,
+            scales=scales,
+            orientations=orientations,
+            scores=gathered["scores"],
         )
         matrices = [self._of_views(name, images, device) for name in ("homographies", "intrinsics", "cameras")]
         per_point = [gathered[name].unflatten(0, (2 * p, points)) for name in ("keypoints", "depths")]

@@ -9,39 +9,54 @@ from torch import Tensor
 
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import LightGlue
-from lumiglue.training.loss import layer_scores, mutual_best
+from lumiglue.matcher.models import MatcherModel
+from lumiglue.matcher.packed import PackedPairs
+from lumiglue.matcher.superglue import SuperGlue
+from lumiglue.training.loss import layer_scores, log_partial_assignment, mutual_best
 from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import Batch, PairSampler
 from lumiglue.visualization import draw_training_matches
 
-THRESHOLD = 0.1  # what a match's P must exceed
 BATCHES, PAIRS = 8, 8
 
 
 @dataclass(frozen=True, eq=False)
 class LayerSays:
-    """What one layer says of P pairs: mutual best partners or -1, their P, whether its classifier calls a point done."""
+    """What one layer says of P pairs: mutual best partners or -1, their P, whether its classifier calls a point done.
+
+    threshold: what a match's P must exceed.
+    """
 
     partner0: Int[Tensor, "p n"]
     partner1: Int[Tensor, "p n"]
     score0: Float[Tensor, "p n"]
     score1: Float[Tensor, "p n"]
     confident: Bool[Tensor, "p 2 n"] | None
+    threshold: float
 
     @property
     def matches(self) -> Int[Tensor, "p 2 n"]:
         """Partners whose P exceeds the threshold, or -1, of both images."""
         sides = ((self.partner0, self.score0), (self.partner1, self.score1))
-        return torch.stack([partner.where(score > THRESHOLD, -1) for partner, score in sides], dim=1)
+        return torch.stack([partner.where(score > self.threshold, -1) for partner, score in sides], dim=1)
 
 
 @torch.no_grad()
-def ask_layers(model: LightGlue, batch: Batch, precision: str) -> list[LayerSays]:
-    """Runs all layers on a batch; on the CPU."""
+def ask_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerSays]:
+    """Runs all layers on a batch, in evaluation mode; what they say, on the CPU. SuperGlue speaks at its end alone."""
     device = next(model.parameters()).device
     pairs = batch.pairs.to(device, torch.float32)
+    model.eval()
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        states = list(model.states(pairs))
+        if isinstance(model, SuperGlue):
+            log_p = log_partial_assignment(model, pairs, model.config.sinkhorn_iterations)[:, :-1, :-1]
+            partner0, best0, partner1, best1 = (tensor.cpu() for tensor in mutual_best(log_p))
+            return [LayerSays(partner0, partner1, best0.exp(), best1.exp(), None, model.default_threshold)]
+        return _ask_lightglue(model, pairs)
+
+
+def _ask_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerSays]:
+    states = list(model.states(pairs))
     says = []
     for layer, (head, x) in enumerate(zip(model.heads, states, strict=True)):
         partner0, best0, partner1, best1 = mutual_best(log_assignment(*layer_scores(head, x, pairs.n_pairs)))
@@ -49,21 +64,23 @@ def ask_layers(model: LightGlue, batch: Batch, precision: str) -> list[LayerSays
         if layer < len(model.confidences):
             sure = model.confidences[layer](x.float()).squeeze(-1).sigmoid() > model.exit_threshold(layer)
             confident = sure.unflatten(0, (pairs.n_pairs, 2, -1)).cpu()
-        says.append(LayerSays(partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu(), confident))
+        said = (partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu())
+        says.append(LayerSays(*said, confident, model.default_threshold))
     return says
 
 
-def validate(model: LightGlue, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
+def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
     """Figures of each layer, in percent, on the same held-out pairs each time.
 
-    recall: of the true matches, those found (P > 0.1). precision: of the found ones whose points are labelled, those that
-    are right. average_precision: area under the curve of the two over all thresholds. In stage 2, of all layers but the
-    last, confident: share of the points that the classifier calls done; confident_right: share of these of which the last
-    layer says the same.
+    recall: of the true matches, those found (P above the model's threshold). precision: of the found ones whose points are
+    labelled, those that are right. average_precision: area under the curve of the two over all thresholds. In stage 2, of
+    all layers but the last, confident: share of the points that the classifier calls done; confident_right: share of these
+    of which the last layer says the same.
     """
-    rights: list[list[Tensor]] = [[] for _ in model.heads]
-    scores: list[list[Tensor]] = [[] for _ in model.heads]
-    counts = torch.zeros(len(model.heads), 3)  # points, confident ones, and right ones of these
+    n_layers = len(model.heads) if isinstance(model, LightGlue) else 1
+    rights: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    scores: list[list[Tensor]] = [[] for _ in range(n_layers)]
+    counts = torch.zeros(n_layers, 3)  # points, confident ones, and right ones of these
     true = 0
     for step in range(BATCHES):
         batch = sampler.batch(step, PAIRS, settings.validation_points)
@@ -77,7 +94,8 @@ def validate(model: LightGlue, sampler: PairSampler, settings: TrainSettings, st
             if said.confident is not None:
                 same = said.matches == says[-1].matches
                 counts[layer] += torch.tensor([same.numel(), said.confident.sum(), (said.confident & same).sum()])
-    figures = [_figures(torch.cat(s), torch.cat(r), true) for s, r in zip(scores, rights, strict=True)]
+    limit = model.default_threshold
+    figures = [_figures(torch.cat(s), torch.cat(r), true, limit) for s, r in zip(scores, rights, strict=True)]
     if stage == 2:
         for figure, (points, confident, right) in zip(figures[:-1], counts.tolist(), strict=False):
             figure |= {"confident": 100 * confident / points, "confident_right": 100 * right / max(confident, 1)}
@@ -92,9 +110,9 @@ def truth_of(batch: Batch) -> tuple[Int[Tensor, "p n"], Bool[Tensor, "p n"]]:
     return truth, (truth >= 0) | labels.unmatchable0
 
 
-def _figures(scores: Float[Tensor, " k"], right: Bool[Tensor, " k"], true: int) -> dict[str, float]:
+def _figures(scores: Float[Tensor, " k"], right: Bool[Tensor, " k"], true: int, threshold: float) -> dict[str, float]:
     right = right[scores.argsort(descending=True, stable=True)].double()
-    found = scores > THRESHOLD
+    found = scores > threshold
     hits = float(right[: int(found.sum())].sum())
     precisions = right.cumsum(0) / torch.arange(1, len(right) + 1)
     return {
@@ -110,7 +128,7 @@ def quality(figures: list[dict[str, float]]) -> float:
     return 2 * recall * precision / max(recall + precision, 1e-9)
 
 
-def draw_validation(model: LightGlue, sampler: PairSampler, settings: TrainSettings, pairs_seen: int) -> Figure:
+def draw_validation(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, pairs_seen: int) -> Figure:
     """What the last layer says of six held-out pairs."""
     batch = sampler.batch(0, 6, settings.validation_points)
     truth, labelled = truth_of(batch)

@@ -1,0 +1,89 @@
+"""From features to a matcher's input: positions normalised, pairs packed."""
+
+from collections.abc import Sequence
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.packed import PackedPairs
+from lumiglue.types import Features
+
+# What LightGlue's rotary encoding can see of a keypoint; SuperGlue's MLP sees the detector's score beside the position.
+Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
+PositionInput = Literal["xy", "xy-scale-orientation", "xy-logscale-angle", "xy-score"]
+
+
+@runtime_checkable
+class MatcherConfig(Protocol):
+    """What `pack` asks of a matcher's config."""
+
+    @property
+    def extractor(self) -> str:
+        """Name of the features it was trained for; "" accepts any of the right size."""
+        ...
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Their width."""
+        ...
+
+    @property
+    def encoding(self) -> PositionInput:
+        """What it sees of a keypoint beside the descriptor."""
+        ...
+
+
+def normalize_positions(
+    keypoints: Float[Tensor, "n 2"],
+    image_sizes: Float[Tensor, "n 2"],
+    encoding: PositionInput,
+    *,
+    scales: Float[Tensor, " n"] | None = None,
+    orientations: Float[Tensor, " n"] | None = None,
+    scores: Float[Tensor, " n"] | None = None,
+) -> Float[Tensor, "n p"]:
+    """What the matcher sees of each keypoint: n x 2, n x 3 with the score, or n x 4 with scale and orientation.
+
+    p = (pixel - size / 2) / (max(size) / 2), size being the (width, height) of the keypoint's image. Raises InputError
+    where scale, orientation or score is needed and missing.
+    """
+    xy = (keypoints - image_sizes / 2) / (image_sizes.amax(1, keepdim=True) / 2)
+    if encoding == "xy":
+        return xy
+    if encoding == "xy-score":
+        if scores is None:
+            raise InputError("the matcher needs detector scores, which the features lack")
+        return torch.cat([xy, scores[:, None]], dim=1)
+    if scales is None or orientations is None:
+        raise InputError(f"the matcher's encoding {encoding!r} needs scales and orientations, which the features lack")
+    scales = scales.log() if encoding == "xy-logscale-angle" else scales
+    return torch.cat([xy, scales[:, None], orientations[:, None]], dim=1)
+
+
+def positions_of(features: Features, encoding: PositionInput) -> Float[Tensor, "n p"]:
+    """`normalize_positions` of one image's keypoints, in float32."""
+    size = torch.tensor([features.image_size], dtype=torch.float32, device=features.keypoints.device)
+    names = ("scales", "orientations", "scores")
+    known = {name: value.float() for name in names if (value := getattr(features, name)) is not None}
+    return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), encoding, **known)
+
+
+def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:
+    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
+    images = [features for pair in pairs for features in pair]
+    for features in images:
+        if config.extractor and features.extractor and features.extractor != config.extractor:
+            raise InputError(f"the matcher is for {config.extractor!r} features; these are {features.extractor!r}")
+        if features.descriptors.shape[1] != config.descriptor_dim:
+            width = features.descriptors.shape[1]
+            raise InputError(f"descriptors have {width} channels; this matcher takes {config.descriptor_dim}")
+    if not images:
+        raise InputError("there are no pairs to match; give at least one")
+    return PackedPairs(
+        descriptors=torch.cat([features.descriptors.float() for features in images]),
+        positions=torch.cat([positions_of(features, config.encoding) for features in images]),
+        lengths=tuple(len(features) for features in images),
+    )

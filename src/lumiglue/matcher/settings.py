@@ -1,0 +1,27 @@
+"""How to match, whatever the matcher."""
+
+from dataclasses import dataclass
+
+from lumiglue.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchSettings:
+    """How to match; None means off.
+
+    score_threshold: tau, matches need P_ij above it; None takes the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue.
+    exit_ratio: alpha, a pair is done when more than this share of its
+    points is confident. prune_below: beta, confident points of lower matchability leave the later layers.
+    """
+
+    score_threshold: float | None = None
+    exit_ratio: float | None = 0.95
+    prune_below: float | None = 0.01
+
+    def __post_init__(self) -> None:
+        if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
+            raise InputError(f"score_threshold is {self.score_threshold}; give a probability between 0 and 1")
+        for name in ("exit_ratio", "prune_below"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{name} is {value}; give a share between 0 and 1, or None for off")
