@@ -16,8 +16,9 @@ import torch
 
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.evaluation.baselines import Matcher
+from lumiglue.evaluation.formats import only_groups
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import evaluate, select_pairs, summarise
+from lumiglue.evaluation.pairs import evaluate, read_pairs, summarise
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
@@ -60,7 +61,7 @@ def on_real_pairs(models: dict[str, MatcherModel], folder: Path, flags: Pipeline
         return lambda a, b: model.match(pack([(a, b)], model.config), FULL)[0]
 
     methods = {name: matcher(model) for name, model in models.items()}
-    pairs = select_pairs(folder, ("oxford", "homogr", "strecha", "fox"))
+    pairs = only_groups(read_pairs(folder), ("oxford", "homogr", "strecha", "fox"))
     scores = list(evaluate(folder, pairs, flags.pipeline().extractor, methods))
     found = {}
     for name in methods:

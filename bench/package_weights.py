@@ -5,14 +5,14 @@
 """
 
 import argparse
-import csv
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.evaluation.pairs import summarise
+from lumiglue.evaluation.scores_file import read_scores
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights
 
@@ -55,17 +55,6 @@ def without_paths(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items() if not key.startswith("_") and key != "start_from"}
     return [without_paths(item) for item in value] if isinstance(value, list) else value
-
-
-def read_scores(scores: Path) -> list[PairScore]:
-    """The per-pair figures of `lumiglue eval --out`."""
-    counts = ("keypoints_a", "keypoints_b", "matches")
-    floats = ("milliseconds", "stop_layer", "error", "precision", "recall")
-    with scores.open() as file:
-        rows: list[dict[str, Any]] = list(csv.DictReader(file))
-    for row in rows:
-        row.update({name: int(row[name]) for name in counts}, **{name: float(row[name]) for name in floats})
-    return [PairScore(**row) for row in rows]
 
 
 def read_metrics(scores: Path, method: str) -> dict[str, object]:

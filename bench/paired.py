@@ -10,7 +10,7 @@ import numpy as np
 
 from lumiglue.evaluation.metrics import auc
 from lumiglue.evaluation.pairs import POSE_THRESHOLDS
-from package_weights import read_scores
+from lumiglue.evaluation.scores_file import read_scores
 
 
 def main(first: Path, second: Path, rounds: int = 2000) -> None:

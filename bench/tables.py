@@ -5,7 +5,7 @@ from pathlib import Path
 
 from lumiglue.evaluation.metrics import auc
 from lumiglue.evaluation.pairs import POSE_THRESHOLDS, PairScore, summarise
-from package_weights import read_scores
+from lumiglue.evaluation.scores_file import read_scores
 
 WIDE = ("strecha", "fox")
 POSE_SETS = {

@@ -1,8 +1,10 @@
-"""Two-view models from matches that hold outliers, by LO-RANSAC over PoseLib."""
+"""Two-view models from matches that hold outliers: LO-RANSAC over PoseLib, RANSAC over OpenCV, and without RANSAC at all."""
 
+import cv2
 import numpy as np
 import poselib
 import torch
+from jaxtyping import Float64
 
 from lumiglue.errors import InputError
 from lumiglue.types import Geometry, GeometryKind
@@ -66,6 +68,67 @@ def relative_pose(
     options = {"max_epipolar_error": threshold, "seed": seed}
     pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), options)
     return np.asarray(pose.R), np.asarray(pose.t), np.asarray(info["inliers"], dtype=bool)
+
+
+def relative_pose_opencv(
+    points0: np.ndarray,
+    points1: np.ndarray,
+    intrinsics0: np.ndarray,
+    intrinsics1: np.ndarray,
+    *,
+    threshold: float = 1.0,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """As `relative_pose`, by OpenCV's five-point RANSAC as in SuperGlue's evaluation: `threshold` in pixels over the mean
+    focal length, confidence 0.99999, and of several essential matrices the pose with most points in front of both
+    cameras."""
+    if len(points0) < MINIMUM_POSE:
+        return None
+    focal = float(np.mean([intrinsics0[0, 0], intrinsics0[1, 1], intrinsics1[0, 0], intrinsics1[1, 1]]))
+    rays0, rays1 = (
+        (np.asarray(points, dtype=np.float64) - k[[0, 1], [2, 2]]) / k[[0, 1], [0, 1]]
+        for points, k in ((points0, intrinsics0), (points1, intrinsics1))
+    )
+    cv2.setRNGSeed(0)
+    found, mask = cv2.findEssentialMat(
+        rays0, rays1, np.eye(3), method=cv2.RANSAC, prob=0.99999, threshold=threshold / focal, maxIters=1000
+    )
+    if found is None:
+        return None
+    best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
+    most = 0
+    for essential in np.split(found, len(found) // 3):
+        count, rotation, translation, in_front, _ = cv2.recoverPose(
+            essential, rays0, rays1, np.eye(3), distanceThresh=1e9, mask=mask.copy()
+        )
+        if count > most:
+            most, best = count, (rotation, translation[:, 0], in_front.ravel() > 0)
+    return best
+
+
+def homography_by_dlt(
+    points0: np.ndarray, points1: np.ndarray, weights: np.ndarray | None = None
+) -> Float64[np.ndarray, "3 3"] | None:
+    """The homography of all matches by the weighted direct linear transform (Hartley and Zisserman, algorithm 4.2): no
+    outlier is left out, so it measures the matches as they are. None with under 4 of positive weight."""
+    weights = np.ones(len(points0)) if weights is None else np.asarray(weights, dtype=np.float64)
+    if (weights > 0).sum() < MINIMUM["homography"]:
+        return None
+    (x, from0), (y, from1) = (_normalised(np.asarray(points, dtype=np.float64)) for points in (points0, points1))
+    ones, none = np.column_stack([x, np.ones(len(x))]), np.zeros((len(x), 3))
+    rows = (
+        np.concatenate([np.hstack([ones, none, -y[:, :1] * ones]), np.hstack([none, ones, -y[:, 1:] * ones])])
+        * np.sqrt(np.tile(weights, 2))[:, None]
+    )
+    homography = np.linalg.inv(from1) @ np.linalg.svd(rows, full_matrices=len(rows) < 9)[2][-1].reshape(3, 3) @ from0
+    scale = homography[2, 2]
+    return homography / scale if abs(scale) > 1e-12 else homography
+
+
+def _normalised(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Points moved to zero mean and a mean distance of sqrt(2), and the 3 x 3 map that did it."""
+    centre = points.mean(0)
+    scale = np.sqrt(2) / max(float(np.linalg.norm(points - centre, axis=1).mean()), 1e-12)
+    return (points - centre) * scale, np.array([[scale, 0, -scale * centre[0]], [0, scale, -scale * centre[1]], [0, 0, 1]])
 
 
 def _pinhole(intrinsics: np.ndarray) -> dict:

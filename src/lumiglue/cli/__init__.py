@@ -8,7 +8,7 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import import_weights, show_weights
-from lumiglue.cli.evaluation import evaluate
+from lumiglue.cli.evaluation import evaluate, evaluate_homography, evaluate_pose, evaluate_strecha
 from lumiglue.cli.matching import match, sample
 from lumiglue.cli.posed import posed_bank, posed_from_sfm
 from lumiglue.cli.terminal import err, say
@@ -23,6 +23,9 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "posed-from-sfm": posed_from_sfm,
     "train": train,
     "eval": evaluate,
+    "eval homography": evaluate_homography,
+    "eval pose": evaluate_pose,
+    "eval strecha": evaluate_strecha,
     "weights import": import_weights,
     "weights show": show_weights,
 }

@@ -1,82 +1,216 @@
-"""`lumiglue eval`."""
+"""`lumiglue eval` and its formats."""
 
 import dataclasses
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import PipelineFlags
-from lumiglue.cli.terminal import Progress
+from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 
 if TYPE_CHECKING:
-    from lumiglue.evaluation.pairs import Summary
+    from lumiglue.evaluation.baselines import Matcher
+    from lumiglue.evaluation.pairs import PairScore, Summary
+
+METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluationFlags:
+    """What is compared, how errors are measured, and where the figures go."""
+
+    methods: tuple[str, ...] = METHODS
+    """Rows of the comparison: lumiglue, lumiglue-full (adaptivity off), nn, ratio-0.8, ratio-0.85, ratio-0.9, adalam,
+    opencv-bf, opencv-flann."""
+    groups: tuple[str, ...] = ()
+    """Only pairs whose group (sequence, first folder) starts with one of these."""
+    thresholds: tuple[float, ...] = (1.0,)
+    """Factors of RANSAC's thresholds; a row for each."""
+    out: Path | None = None
+    """Every pair's figures: a .csv that an interrupted evaluation goes on with, the protocol in a .json beside it."""
 
 
 def evaluate(
     folder: Positional[Path],
     flags: Annotated[PipelineFlags, arg(name="")],
-    methods: tuple[str, ...] = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam"),
-    groups: tuple[str, ...] = (),
-    out: Path | None = None,
+    how: Annotated[EvaluationFlags, arg(name="")],
 ) -> int:
     """Measure Lumiglue beside other matchers, on the same features, over a folder of pairs with ground truth.
+
+    Other formats: `lumiglue eval homography`, `lumiglue eval pose`, `lumiglue eval strecha`.
 
     Args:
         folder: Holds the photos and a pairs.json.
         flags: Features, weights, adaptivity.
-        methods: Columns of the comparison; lumiglue-full has adaptivity off.
-        groups: Only pairs whose group starts with one of these.
-        out: Also write every pair's figures to this .csv file.
+        how: Methods, thresholds, output.
     """
-    from lumiglue.evaluation.baselines import BASELINES, Matcher
-    from lumiglue.evaluation.pairs import evaluate as run_evaluation
-    from lumiglue.evaluation.pairs import select_pairs, summarise
+    from lumiglue.evaluation.pairs import read_pairs
 
+    return _compare(folder, read_pairs(folder), flags, how)
+
+
+def evaluate_homography(
+    folder: Positional[Path],
+    flags: Annotated[PipelineFlags, arg(name="")],
+    how: Annotated[EvaluationFlags, arg(name="")],
+) -> int:
+    """Measure matchers on HPatches' layout: folders v_* and i_* with images 1, 2, ... and homographies H_1_2, ...
+
+    Args:
+        folder: Holds the sequences.
+        flags: Features, weights, adaptivity.
+        how: Methods, thresholds, output.
+    """
+    from lumiglue.evaluation.formats import read_hpatches
+
+    return _compare(folder, read_hpatches(folder), flags, how)
+
+
+def evaluate_pose(
+    pairs: Positional[Path],
+    root: Path,
+    flags: Annotated[PipelineFlags, arg(name="")],
+    how: Annotated[EvaluationFlags, arg(name="")],
+) -> int:
+    """Measure matchers on SuperGlue's lists of pairs with ground truth: ScanNet-1500, YFCC, MegaDepth-1500.
+
+    Args:
+        pairs: Text file, 38 words a line: paths, rotations, K_A, K_B, T_AB.
+        root: Folder that the paths are below.
+        flags: Features, weights, adaptivity.
+        how: Methods, thresholds, output.
+    """
+    from lumiglue.evaluation.formats import read_pose_pairs
+
+    return _compare(root, read_pose_pairs(pairs, root), flags, how)
+
+
+def evaluate_strecha(
+    folder: Positional[Path],
+    flags: Annotated[PipelineFlags, arg(name="")],
+    how: Annotated[EvaluationFlags, arg(name="")],
+    largest_gap: int | None = None,
+) -> int:
+    """Measure matchers on a set with Strecha's .camera files: all pairs of its images.
+
+    Args:
+        folder: Holds the images and their cameras.
+        flags: Features, weights, adaptivity.
+        how: Methods, thresholds, output.
+        largest_gap: Only pairs at most so many images apart.
+    """
+    from lumiglue.evaluation.formats import read_strecha
+
+    return _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how)
+
+
+def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags, how: EvaluationFlags) -> int:
+    from lumiglue.evaluation.formats import only_groups
+    from lumiglue.evaluation.pairs import Protocol
+    from lumiglue.evaluation.pairs import evaluate as run_evaluation
+    from lumiglue.evaluation.scores_file import ScoresFile
+
+    pairs = only_groups(pairs, how.groups)
+    protocol = Protocol(factors=how.thresholds)
     pipeline = flags.pipeline()
-    without = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
-    ours: dict[str, Matcher] = {
-        "lumiglue": lambda a, b: pipeline.match_features([(a, b)])[0],
-        "lumiglue-full": lambda a, b: without.match_features([(a, b)])[0],
-    }
-    known = {**ours, **BASELINES}
-    if unknown := [name for name in methods if name not in known]:
-        raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
-    chosen = {name: known[name] for name in methods}
-    scores = []
-    pairs = select_pairs(folder, groups)
-    with Progress("evaluations", len(pairs) * len(chosen)) as advance:
-        for score in run_evaluation(folder, pairs, pipeline.extractor, chosen):
-            scores.append(score)
+    chosen = _chosen(flags, how.methods)
+    per_pair = len(chosen) * len(protocol.factors)
+    scores: list[PairScore] = []
+    file = None
+    if how.out is not None:
+        record = {"folder": str(folder), "protocol": dataclasses.asdict(protocol), "methods": list(chosen)}
+        file = ScoresFile(how.out, record | {"matching": dataclasses.asdict(flags)}, per_pair)
+        scores, pairs = list(file.scores), file.missing(pairs)
+        if scores:
+            err.print(f"{len(scores) // per_pair} pairs are in {how.out} already", markup=False)
+    with Progress("pairs", len(pairs)) as advance:
+        found = run_evaluation(folder, pairs, pipeline.extractor, chosen, protocol)
+        for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
+            added = list(of_pair)
+            scores += added
+            if file is not None:
+                file.append(added)
             advance(1, "")
-    if out is not None:
-        lines = [",".join(field.name for field in dataclasses.fields(scores[0]))] if scores else []
-        lines += [",".join(str(value) for value in dataclasses.astuple(score)) for score in scores]
-        out.write_text("\n".join(lines) + "\n")
-    protocol = "PoseLib; homography 2 px, pose and F 1.5 px"
-    title = f"{folder}: {flags.max_keypoints} {flags.features} keypoints; {protocol}"
-    Console(width=180, highlight=False).print(_comparison(summarise(scores), title))
+    print_comparison(scores, f"{folder}: {flags.max_keypoints} {flags.features} keypoints, {_size(flags)}; {protocol}")
     return 0
 
 
-def _comparison(rows: "Sequence[Summary]", title: str) -> Table:
-    table = Table("matcher", title=title)
-    for column in (
-        "P / R / F1 at 3 px",
-        "corner AUC 1/3/5/10 px",
-        "pose AUC 5/10/20 deg",
-        "epipolar AUC 3/10/20 px",
-        "matches",
-        "ms",
-        "stop",
-    ):
+def _size(flags: PipelineFlags) -> str:
+    return f"long side {flags.resize}" if flags.resize else "full size"
+
+
+def _chosen(flags: PipelineFlags, methods: Sequence[str]) -> "dict[str, Matcher]":
+    """The methods by name. Raises InputError for an unknown one."""
+    from lumiglue.evaluation.baselines import BASELINES
+
+    pipeline = flags.pipeline()
+    without = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
+    known: dict[str, Matcher] = {
+        "lumiglue": lambda a, b: pipeline.match_features([(a, b)])[0],
+        "lumiglue-full": lambda a, b: without.match_features([(a, b)])[0],
+        **BASELINES,
+    }
+    if unknown := [name for name in methods if name not in known]:
+        raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
+    return {name: known[name] for name in methods}
+
+
+def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
+    """The tables of a comparison: accuracy, matching, and 95 % intervals; the protocol is in the title."""
+    from lumiglue.evaluation.pairs import intervals, summarise
+
+    console = Console(width=180, highlight=False)
+    rows = summarise(scores)
+    say(title)
+    console.print(_accuracy(rows))
+    console.print(_matching(rows))
+    table = Table("matcher", title="95 % bootstrap intervals over the pairs")
+    found = [intervals([s for s in scores if (s.method, s.factor) == (row.method, row.factor)]) for row in rows]
+    names = list(dict.fromkeys(name for row in found for name in row))
+    for name in names:
+        table.add_column(name, justify="right")
+    for row, of_row in zip(rows, found, strict=True):
+        table.add_row(_name(row), *(f"{of_row[n][0]:.1f} to {of_row[n][1]:.1f}" if n in of_row else "" for n in names))
+    if names:
+        console.print(table)
+
+
+def _accuracy(rows: "Sequence[Summary]") -> Table:
+    columns = (
+        "P / R / F1 at 3 px", "P / R at 1 px", "corner AUC 1/3/5/10 px", "by DLT", "pose AUC 5/10/20 deg", "by OpenCV",
+        "epipolar P", "epipolar AUC 3/10/20 px",
+    )  # fmt: skip
+    table = Table("matcher", title="accuracy, percent")
+    for column in columns:
         table.add_column(column, justify="right")
     for row in rows:
-        shares = ((row.precision, row.recall, row.f1), row.corner_auc, row.pose_auc, row.epipolar_auc)
-        cells = [" / ".join(f"{value:.1f}" for value in values) for values in shares]
-        table.add_row(row.method, *cells, f"{row.matches:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}")
+        cells = [
+            (row.precision, row.recall, row.f1), (row.precision_1px, row.recall_1px), row.corner_auc, row.corner_auc_dlt,
+            row.pose_auc, row.pose_auc_opencv, (row.epipolar_precision,), row.epipolar_auc,
+        ]  # fmt: skip
+        table.add_row(_name(row), *(_shares(values) for values in cells))
     return table
+
+
+def _matching(rows: "Sequence[Summary]") -> Table:
+    table = Table("matcher", title="matching: means; ms is the median, matching alone")
+    for column in ("pairs", "matches", "inliers", "ms", "stop layer", "points pruned %"):
+        table.add_column(column, justify="right")
+    for row in rows:
+        numbers = f"{row.matches:.0f}", f"{row.inliers:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}"
+        table.add_row(_name(row), str(row.pairs), *numbers, f"{row.pruned:.1f}")
+    return table
+
+
+def _name(row: "Summary") -> str:
+    return row.method if row.factor == 1.0 else f"{row.method} x {row.factor:g}"
+
+
+def _shares(values: Sequence[float]) -> str:
+    return "" if all(value != value for value in values) else " / ".join(f"{value:.1f}" for value in values)

@@ -1,8 +1,9 @@
-"""What a user would pick instead of a learned matcher: nearest neighbours, the ratio test, AdaLAM."""
+"""What a user would pick instead of a learned matcher: nearest neighbours, the ratio test, OpenCV's matchers, AdaLAM."""
 
 from collections.abc import Callable
 from typing import Any
 
+import cv2
 import torch
 from torch import Tensor
 
@@ -54,12 +55,32 @@ def adalam(features0: Features, features1: Features) -> Matches:
     return _matches(pairs, scores)
 
 
+def opencv_ratio(features0: Features, features1: Features, *, flann: bool, ratio: float) -> Matches:
+    """What OpenCV's tutorials do: the two nearest descriptors by brute force or FLANN's k-d trees, and the ratio test, from
+    image 0 alone; of several points matched to one, the nearest stays. Scores are the cosine of the descriptors."""
+    if min(len(features0), len(features1)) < 2:
+        return _matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
+    a, b = (features.descriptors.float().numpy() for features in (features0, features1))
+    cv2.setRNGSeed(0)
+    matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50}) if flann else cv2.BFMatcher(cv2.NORM_L2)
+    found = [(m.queryIdx, m.trainIdx, m.distance) for m, n in matcher.knnMatch(a, b, k=2) if m.distance < ratio * n.distance]
+    nearest: dict[int, tuple[int, float]] = {}
+    for i, j, distance in found:
+        if j not in nearest or distance < nearest[j][1]:
+            nearest[j] = (i, distance)
+    pairs = torch.tensor(sorted((i, j) for j, (i, _) in nearest.items()), dtype=torch.int64).reshape(-1, 2)
+    cosines = (features0.descriptors[pairs[:, 0]] * features1.descriptors[pairs[:, 1]]).sum(1)
+    return _matches(pairs, cosines.clamp(0, 1))
+
+
 BASELINES: dict[str, Matcher] = {
     "nn": mutual_nearest_neighbours,
     "ratio-0.8": lambda a, b: mutual_nearest_neighbours(a, b, 0.8),
     "ratio-0.85": lambda a, b: mutual_nearest_neighbours(a, b, 0.85),
     "ratio-0.9": lambda a, b: mutual_nearest_neighbours(a, b, 0.9),
     "adalam": adalam,
+    "opencv-bf": lambda a, b: opencv_ratio(a, b, flann=False, ratio=0.75),
+    "opencv-flann": lambda a, b: opencv_ratio(a, b, flann=True, ratio=0.7),
 }
 
 

@@ -1,9 +1,10 @@
-"""A folder of pairs with ground truth, and what each matcher makes of it.
+"""Pairs with ground truth, and what each matcher makes of them.
 
 `pairs.json`: {"images": {key: {"size": [w, h]}}, "pairs": [...]}; each pair has `group`, `a`, `b` (image files) and
     type "homography": H (3 x 3, maps a to b);
     type "pose": K_a, K_b, R, t with X_b = R X_a + t;
     type "correspondences": pts_a, pts_b, annotated by hand.
+turns_a, turns_b, where given: quarter turns counter-clockwise after which an image is matched; all else is in turned pixels.
 Pixel convention: the centre of the top-left pixel is (0, 0).
 """
 
@@ -22,13 +23,15 @@ from lumiglue.evaluation.baselines import Matcher
 from lumiglue.evaluation.metrics import (
     annotated_epipolar_error,
     auc,
+    bootstrap_interval,
     corner_error,
     homography_precision_recall,
     pose_error,
 )
 from lumiglue.extractors import Extractor
+from lumiglue.geometry import epipolar_error, fundamental_from_pose
 from lumiglue.images import read_image
-from lumiglue.robust import estimate, relative_pose
+from lumiglue.robust import estimate, homography_by_dlt, relative_pose, relative_pose_opencv
 from lumiglue.types import Features, Matches
 
 PIXEL_THRESHOLDS = (1.0, 3.0, 5.0, 10.0)
@@ -36,9 +39,41 @@ POSE_THRESHOLDS = (5.0, 10.0, 20.0)
 EPIPOLAR_THRESHOLDS = (3.0, 10.0, 20.0)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """How errors are measured, printed and stored with each result, as unstated protocol is why figures disagree.
+
+    homography_px, pose_px, fundamental_px: inlier thresholds of PoseLib's LO-RANSAC; each is multiplied by every one of
+    `factors`, and a result is given for each. opencv_px: of OpenCV's five-point RANSAC, multiplied alike.
+    match_px: a match is right when its reprojection error, or epipolar error, is at most this.
+    """
+
+    homography_px: float = 2.0
+    pose_px: float = 1.5
+    fundamental_px: float = 1.5
+    opencv_px: float = 1.0
+    match_px: float = 3.0
+    factors: tuple[float, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        if not self.factors or min(self.factors) <= 0:
+            raise InputError(f"factors is {self.factors}; give at least one positive number")
+
+    def __str__(self) -> str:
+        ransac = f"PoseLib homography {self.homography_px:g} px, pose {self.pose_px:g} px, F {self.fundamental_px:g} px"
+        swept = "" if self.factors == (1.0,) else " times " + ", ".join(f"{factor:g}" for factor in self.factors)
+        return f"{ransac}, OpenCV pose {self.opencv_px:g} px{swept}; matches right within {self.match_px:g} px"
+
+
 @dataclass(frozen=True)
 class PairScore:
-    """One matcher on one pair. error: corner (px), pose (degrees) or epipolar (px) by the pair's type."""
+    """One matcher on one pair, with one factor of the thresholds.
+
+    error: corner (px), pose (degrees) or epipolar (px) by the pair's type. error_plain: the corner error of the weighted DLT
+    of all matches, or the pose error by OpenCV. precision, recall: of planar pairs within `match_px`, precision_1px and
+    recall_1px within 1 px; of pairs with a known pose, precision is the share within `match_px` of the epipolar line.
+    inliers: of the estimated model. pruned: points that left before the last layer that ran.
+    """
 
     method: str
     type: str
@@ -53,6 +88,12 @@ class PairScore:
     error: float
     precision: float
     recall: float
+    precision_1px: float = float("nan")
+    recall_1px: float = float("nan")
+    error_plain: float = float("nan")
+    inliers: int = 0
+    pruned: int = 0
+    factor: float = 1.0
 
 
 def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
@@ -70,105 +111,205 @@ def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
     return pairs
 
 
-def select_pairs(folder: str | Path, groups: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """The pairs of a folder whose group starts with one of `groups`; all of them when it is empty."""
-    chosen = [pair for pair in read_pairs(folder) if not groups or pair["group"].startswith(tuple(groups))]
-    if not chosen:
-        known = sorted({pair["group"] for pair in read_pairs(folder)})
-        raise InputError(f"no pair is in the groups {list(groups)}; choose from {known}")
-    return chosen
-
-
 def evaluate(
-    folder: str | Path, pairs: Sequence[dict[str, Any]], extractor: Extractor, methods: Mapping[str, Matcher]
+    folder: str | Path,
+    pairs: Sequence[dict[str, Any]],
+    extractor: Extractor,
+    methods: Mapping[str, Matcher],
+    protocol: Protocol | None = None,
 ) -> Iterator[PairScore]:
-    """Runs every method on every pair with the same features, methods in turn on each pair; yields as it goes."""
-    folder = Path(folder)
-    cache: dict[str, Features] = {}
+    """Runs every method on every pair with the same features, methods in turn on each pair; yields as it goes: for each
+    pair, each method, each factor of the protocol one score."""
+    folder, protocol = Path(folder), protocol or Protocol()
+    cache: dict[tuple[str, int], Features] = {}
     for pair in pairs:
-        for side in ("a", "b"):
-            if pair[side] not in cache:
-                cache[pair[side]] = extractor(read_image(folder / pair[side]))
-        features = cache[pair["a"]], cache[pair["b"]]
+        sides = [(pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b")]
+        for name, turns in sides:
+            if (name, turns) not in cache:
+                image = read_image(folder / name)
+                cache[name, turns] = extractor(np.ascontiguousarray(np.rot90(image, turns)))
+        features = cache[sides[0]], cache[sides[1]]
         for name, method in methods.items():
             start = time.perf_counter()
             matches = method(*features)
             milliseconds = (time.perf_counter() - start) * 1000
-            yield _score(name, pair, features, matches, milliseconds)
+            for factor in protocol.factors:
+                yield _score(name, pair, features, matches, milliseconds, protocol, factor)
 
 
-def _score(name: str, pair: dict[str, Any], features: tuple[Features, Features], matches: Matches, ms: float) -> PairScore:
+def _score(
+    name: str,
+    pair: dict[str, Any],
+    features: tuple[Features, Features],
+    matches: Matches,
+    milliseconds: float,
+    protocol: Protocol,
+    factor: float,
+) -> PairScore:
     a, b = features
-    rows = matches.pairs
-    points = a.keypoints[rows[:, 0]].numpy(), b.keypoints[rows[:, 1]].numpy()
-    precision = recall = float("nan")
-    if pair["type"] == "homography":
-        true = torch.tensor(pair["H"], dtype=torch.float64)
-        error = corner_error(estimate("homography", *points).matrix, true, a.image_size)
-        precision, recall = homography_precision_recall(a.keypoints, b.keypoints, rows, true)
-    elif pair["type"] == "pose":
-        error = _pose_error(pair, points)
-    else:
-        annotated = (torch.tensor(pair[key], dtype=torch.float64) for key in ("pts_a", "pts_b"))
-        error = annotated_epipolar_error(estimate("fundamental", *points).matrix, *annotated)
+    points = a.keypoints[matches.pairs[:, 0]].numpy(), b.keypoints[matches.pairs[:, 1]].numpy()
+    figures: dict[str, Any]
+    match pair["type"]:
+        case "homography":
+            figures = _homography_figures(pair, features, matches, points, protocol, factor)
+        case "pose":
+            figures = _pose_figures(pair, points, protocol, factor)
+        case _:
+            annotated = (torch.tensor(pair[key], dtype=torch.float64) for key in ("pts_a", "pts_b"))
+            found = estimate("fundamental", *points, threshold=factor * protocol.fundamental_px)
+            error = annotated_epipolar_error(found.matrix, *annotated)
+            figures = {"error": error, "inliers": int(found.inliers.sum())}
+    layers = torch.cat([matches.layers0, matches.layers1])
     return PairScore(
-        name, pair["type"], pair["group"], pair["a"], pair["b"], len(a), len(b), len(rows), ms, matches.stop_layer,
-        error, precision, recall,
+        method=name, type=pair["type"], group=pair["group"], a=pair["a"], b=pair["b"], keypoints_a=len(a),
+        keypoints_b=len(b), matches=len(matches), milliseconds=milliseconds, stop_layer=matches.stop_layer,
+        pruned=int((layers < matches.stop_layer).sum()), factor=factor,
+        **{"precision": float("nan"), "recall": float("nan"), **figures},
     )  # fmt: skip
 
 
-def _pose_error(pair: dict[str, Any], points: tuple[np.ndarray, np.ndarray]) -> float:
-    found = relative_pose(*points, np.array(pair["K_a"]), np.array(pair["K_b"]))
-    if found is None:
-        return float("inf")
-    true = [torch.tensor(pair[key], dtype=torch.float64).squeeze() for key in ("R", "t")]
-    return pose_error(torch.tensor(found[0]), torch.tensor(found[1]), *true)
+def _homography_figures(
+    pair: dict[str, Any],
+    features: tuple[Features, Features],
+    matches: Matches,
+    points: tuple[np.ndarray, np.ndarray],
+    protocol: Protocol,
+    factor: float,
+) -> dict[str, Any]:
+    a, b = features
+    true = torch.tensor(pair["H"], dtype=torch.float64)
+    found = estimate("homography", *points, threshold=factor * protocol.homography_px)
+    plain = homography_by_dlt(*points, matches.scores.double().numpy())
+    shares = [
+        homography_precision_recall(a.keypoints, b.keypoints, matches.pairs, true, px) for px in (protocol.match_px, 1.0)
+    ]
+    return {
+        "error": corner_error(found.matrix, true, a.image_size),
+        "error_plain": corner_error(None if plain is None else torch.from_numpy(plain), true, a.image_size),
+        "inliers": int(found.inliers.sum()),
+        "precision": shares[0][0], "recall": shares[0][1], "precision_1px": shares[1][0], "recall_1px": shares[1][1],
+    }  # fmt: skip
+
+
+def _pose_figures(
+    pair: dict[str, Any], points: tuple[np.ndarray, np.ndarray], protocol: Protocol, factor: float
+) -> dict[str, Any]:
+    intrinsics = np.array(pair["K_a"], dtype=np.float64), np.array(pair["K_b"], dtype=np.float64)
+    rotation, translation = (torch.tensor(pair[key], dtype=torch.float64).squeeze() for key in ("R", "t"))
+    (points_a, points_b), (intrinsics_a, intrinsics_b) = points, intrinsics
+    views = (points_a, points_b, intrinsics_a, intrinsics_b)
+    found = relative_pose(*views, threshold=factor * protocol.pose_px)
+    opencv = relative_pose_opencv(*views, threshold=factor * protocol.opencv_px)
+    errors = [
+        float("inf") if pose is None else pose_error(torch.tensor(pose[0]), torch.tensor(pose[1]), rotation, translation)
+        for pose in (found, opencv)
+    ]
+    k_a, k_b = (torch.from_numpy(k) for k in intrinsics)
+    fundamental = fundamental_from_pose(k_a, k_b, rotation, translation)
+    in_a, in_b = (torch.from_numpy(side).double() for side in points)
+    distance = epipolar_error(fundamental, in_a, in_b)
+    return {
+        "error": errors[0], "error_plain": errors[1], "inliers": 0 if found is None else int(found[2].sum()),
+        "precision": float((distance <= protocol.match_px).double().mean()) if len(distance) else float("nan"),
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Summary:
-    """One matcher on a whole folder; AUCs and shares in percent, NaN where the folder has no such pairs."""
+    """One matcher on a whole set; AUCs and shares in percent, NaN where the set has no such pairs.
+
+    corner_auc_dlt: by the weighted DLT of all matches. pose_auc_opencv: by OpenCV's RANSAC. epipolar_precision: mean share
+    of the matches on the epipolar line, over pairs with a known pose. pruned: percent of the keypoints.
+    """
 
     method: str
     pairs: int
     precision: float
     recall: float
     f1: float
+    precision_1px: float
+    recall_1px: float
     corner_auc: list[float]
+    corner_auc_dlt: list[float]
     pose_auc: list[float]
+    pose_auc_opencv: list[float]
+    epipolar_precision: float
     epipolar_auc: list[float]
     matches: float
+    inliers: float
     milliseconds: float
     stop_layer: float
+    pruned: float
+    factor: float
 
 
 def summarise(scores: Sequence[PairScore]) -> list[Summary]:
-    """One line a method, in order of first appearance. Precision and recall are means over the planar pairs; a pair
-    without matches has precision 0. F1 is their harmonic mean. Milliseconds are the median over the pairs."""
-    return [_summary([s for s in scores if s.method == name]) for name in dict.fromkeys(s.method for s in scores)]
+    """One line a method and factor, in order of first appearance. Precision and recall are means over the planar pairs; a
+    pair without matches has precision 0. F1 is their harmonic mean. Milliseconds are the median over the pairs."""
+    keys = dict.fromkeys((s.method, s.factor) for s in scores)
+    return [_summary([s for s in scores if (s.method, s.factor) == key]) for key in keys]
 
 
 def _summary(scores: list[PairScore]) -> Summary:
-    errors = {kind: [s.error for s in scores if s.type == kind] for kind in ("homography", "pose", "correspondences")}
-    planar = [s for s in scores if s.type == "homography"]
-    precision = 100 * _mean([0.0 if np.isnan(s.precision) else s.precision for s in planar])
-    recall = 100 * _mean([s.recall for s in planar if not np.isnan(s.recall)])
+    kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose", "correspondences")}
+    planar, posed = kinds["homography"], kinds["pose"]
+    precision, recall = _shares([s.precision for s in planar]), 100 * _mean_known([s.recall for s in planar])
     f1 = 2 * precision * recall / (precision + recall) if precision + recall > 0 else precision + recall
-    none = float("nan")
+    keypoints = sum(s.keypoints_a + s.keypoints_b for s in scores)
     return Summary(
         method=scores[0].method,
         pairs=len(scores),
         precision=precision,
         recall=recall,
         f1=f1,
-        corner_auc=auc(errors["homography"], PIXEL_THRESHOLDS) if planar else [none] * 4,
-        pose_auc=auc(errors["pose"], POSE_THRESHOLDS) if errors["pose"] else [none] * 3,
-        epipolar_auc=auc(errors["correspondences"], EPIPOLAR_THRESHOLDS) if errors["correspondences"] else [none] * 3,
-        matches=_mean([s.matches for s in scores]),
+        precision_1px=_shares([s.precision_1px for s in planar]),
+        recall_1px=100 * _mean_known([s.recall_1px for s in planar]),
+        corner_auc=_areas([s.error for s in planar], PIXEL_THRESHOLDS),
+        corner_auc_dlt=_areas([s.error_plain for s in planar], PIXEL_THRESHOLDS),
+        pose_auc=_areas([s.error for s in posed], POSE_THRESHOLDS),
+        pose_auc_opencv=_areas([s.error_plain for s in posed], POSE_THRESHOLDS),
+        epipolar_precision=_shares([s.precision for s in posed]),
+        epipolar_auc=_areas([s.error for s in kinds["correspondences"]], EPIPOLAR_THRESHOLDS),
+        matches=_mean_known([s.matches for s in scores]),
+        inliers=_mean_known([s.inliers for s in scores]),
         milliseconds=float(np.median([s.milliseconds for s in scores])),
-        stop_layer=_mean([s.stop_layer for s in scores]),
+        stop_layer=_mean_known([s.stop_layer for s in scores]),
+        pruned=100 * sum(s.pruned for s in scores) / max(keypoints, 1),
+        factor=scores[0].factor,
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")
+def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals, over the pairs, of one method's figures: planar F1, corner AUC@5, pose AUC@5."""
+    kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose")}
+    found = {}
+    for name, kind, threshold in (("corner AUC@5", "homography", 5.0), ("pose AUC@5", "pose", 5.0)):
+        errors = [s.error for s in kinds[kind]]
+        if errors:
+            found[name] = bootstrap_interval(
+                errors, lambda v, t=threshold: auc(v.tolist(), (t,))[0], rounds=rounds, seed=seed
+            )
+    planar = np.array([[0.0 if np.isnan(s.precision) else s.precision, s.recall] for s in kinds["homography"]])
+    if len(planar):
+        numbers = list(range(len(planar)))
+        found["planar F1"] = bootstrap_interval(numbers, lambda k: _f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
+    return found
+
+
+def _f1(shares: np.ndarray) -> float:
+    precision, recall = shares[:, 0].mean(), np.nanmean(shares[:, 1])
+    return float(200 * precision * recall / max(precision + recall, 1e-12))
+
+
+def _shares(values: Sequence[float]) -> float:
+    """Mean in percent; NaN, a pair without matches, counts 0."""
+    return 100 * float(np.mean(np.nan_to_num(values))) if values else float("nan")
+
+
+def _areas(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:
+    return auc(errors, thresholds) if errors else [float("nan")] * len(thresholds)
+
+
+def _mean_known(values: Sequence[float]) -> float:
+    known = [value for value in values if not np.isnan(value)]
+    return float(np.mean(known)) if known else float("nan")

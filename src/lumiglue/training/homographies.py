@@ -191,8 +191,8 @@ def warp(image: UInt8[Tensor, "h w c"], view_from_photo: Float64[np.ndarray, "3 
     third = g * x + (h * y + i)[:, None]
     # grid_sample's own coordinates: the centres of the first and the last pixel are at -1 and 1
     u, v = (
-        (a * x + (b * y + c)[:, None]) / third * (2 / (width - 1)),
-        (d * x + (e * y + f)[:, None]) / third * (2 / (height - 1)),
+        (a * x + (b * y + c)[:, None]) / third * (2 / max(width - 1, 1)),
+        (d * x + (e * y + f)[:, None]) / third * (2 / max(height - 1, 1)),
     )
     grid = torch.stack([u, v], dim=-1).float() - 1
     seen = F.grid_sample(values[None], grid[None], "bilinear", "reflection", align_corners=True)[0]

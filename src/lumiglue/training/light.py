@@ -67,7 +67,8 @@ def _correlate(values: Tensor, kernel: np.ndarray) -> Tensor:
     height, width = values.shape[1:]
     before = columns // 2, rows // 2
     sides = (before[0], columns - 1 - before[0], before[1], rows - 1 - before[1])
-    padded = F.pad(values[None], sides, mode="reflect")[0]
+    fits = max(sides[:2]) < width and max(sides[2:]) < height  # a photo a few pixels wide has no mirror image to take from
+    padded = F.pad(values[None], sides, mode="reflect" if fits else "replicate")[0]
     total = torch.zeros_like(values)
     for row, column in np.argwhere(kernel):
         total.add_(padded[:, row : row + height, column : column + width], alpha=float(kernel[row, column]))

@@ -1,0 +1,167 @@
+"""Pairs with ground truth in the formats that the field uses, as the pairs of `evaluation.pairs`.
+
+Pixel convention of all of them: the centre of the top-left pixel is (0, 0).
+"""
+
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+from PIL import Image
+
+from lumiglue.errors import ImageError, InputError
+
+IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
+
+
+def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
+    """HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with images
+    1, 2, ... and text files H_1_2, H_1_3, ...: 3 x 3, from image 1 to image k.
+
+    Groups are the folders' names, so `--groups v_` takes the viewpoint ones. Raises InputError where there is no such folder
+    or a homography is damaged.
+    """
+    folder = Path(folder)
+    sequences = sorted(path for path in folder.glob("[vi]_*") if path.is_dir())
+    if not sequences:
+        raise InputError(f"{folder} holds no folders v_* or i_*; give the folder of HPatches' sequences")
+    pairs = []
+    for sequence in sequences:
+        images = {path.stem: path for path in sequence.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
+        for file in sorted(sequence.glob("H_1_*"), key=lambda path: int(path.name.rpartition("_")[2])):
+            target = file.name.rpartition("_")[2]
+            if "1" not in images or target not in images:
+                raise InputError(f"{sequence} has {file.name} but no image {target if '1' in images else 1}")
+            matrix = _numbers(file.read_text(), 9, file).reshape(3, 3)
+            a, b = (images[name].relative_to(folder).as_posix() for name in ("1", target))
+            pairs.append({"type": "homography", "group": sequence.name, "a": a, "b": b, "H": matrix.tolist()})
+    if not pairs:
+        raise InputError(f"{folder} holds no file H_1_2; give the folder of HPatches' sequences")
+    return pairs
+
+
+def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
+    """SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
+
+        path_A path_B rotation_A rotation_B K_A (9 numbers) K_B (9) T_AB (16)
+
+    with paths below `root`, counts of quarter turns counter-clockwise that put the images upright, camera matrices and the
+    rigid T_AB with X_B = R X_A + t. Turned images are matched upright: their cameras are turned along.
+    Groups are the first parts of the paths. Raises InputError for a line that is not in this format.
+    """
+    file, root = Path(file), Path(root)
+    if not file.is_file():
+        raise InputError(f"{file} does not exist; give a text file of pairs with ground truth")
+    pairs = []
+    for number, line in enumerate(file.read_text().splitlines(), start=1):
+        words = line.split()
+        if not words:
+            continue
+        if len(words) != 38:
+            raise InputError(f"{file}, line {number} has {len(words)} words; a pair with ground truth has 38")
+        values = _numbers(" ".join(words[2:]), 36, f"{file}, line {number}")
+        turns = [round(value) % 4 for value in values[:2]]
+        intrinsics = [values[2:11].reshape(3, 3), values[11:20].reshape(3, 3)]
+        b_from_a = values[20:].reshape(4, 4)
+        for side in (0, 1):
+            if turns[side]:
+                size = _size(root / words[side])
+                intrinsics[side] = turned_intrinsics(intrinsics[side], size, turns[side])
+        upright = [_quarter_turn(k) for k in turns]
+        b_from_a = upright[1] @ b_from_a @ np.linalg.inv(upright[0])
+        pairs.append(
+            {
+                "type": "pose", "group": words[0].split("/")[0], "a": words[0], "b": words[1],
+                "turns_a": turns[0], "turns_b": turns[1],
+                "K_a": intrinsics[0].tolist(), "K_b": intrinsics[1].tolist(),
+                "R": b_from_a[:3, :3].tolist(), "t": b_from_a[:3, 3].tolist(),
+            }
+        )  # fmt: skip
+    if not pairs:
+        raise InputError(f"{file} holds no pair")
+    return pairs
+
+
+def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[dict[str, Any]]:
+    """Strecha's multi-view sets (Strecha et al., CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
+
+    A camera file holds K (3 x 3), distortion (3, zeros), R (3 x 3, world from camera), the centre (3), width and height.
+    All pairs, or those at most `largest_gap` images apart in order of name. Raises InputError for damaged cameras.
+    """
+    folder = Path(folder)
+    files = sorted(folder.rglob("*.camera"))
+    if len(files) < 2:
+        raise InputError(f"{folder} holds {len(files)} .camera files; give a set with two images or more")
+    images = {path.name: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
+    cameras = []
+    for file in files:
+        name = file.name.removesuffix(".camera")
+        if name not in images:
+            raise InputError(f"{file} has no image {name} below {folder}")
+        values = _numbers(file.read_text(), 26, file)
+        world_from_camera = np.eye(4)
+        world_from_camera[:3, :3], world_from_camera[:3, 3] = values[12:21].reshape(3, 3), values[21:24]
+        cameras.append((images[name].relative_to(folder).as_posix(), values[:9].reshape(3, 3), world_from_camera))
+    pairs = []
+    for i, j in combinations(range(len(cameras)), 2):
+        if largest_gap is None or j - i <= largest_gap:
+            (a, k_a, world_from_a), (b, k_b, world_from_b) = cameras[i], cameras[j]
+            b_from_a = np.linalg.inv(world_from_b) @ world_from_a
+            pairs.append(
+                {
+                    "type": "pose", "group": folder.name, "a": a, "b": b, "K_a": k_a.tolist(), "K_b": k_b.tolist(),
+                    "R": b_from_a[:3, :3].tolist(), "t": b_from_a[:3, 3].tolist(),
+                }
+            )  # fmt: skip
+    return pairs
+
+
+def turned_intrinsics(
+    intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], turns: int
+) -> Float64[np.ndarray, "3 3"]:
+    """The camera matrix of an image (width, height) after `turns` quarter turns counter-clockwise (np.rot90).
+
+    A turn maps pixel (x, y) to (y, width - 1 - x).
+    """
+    turned, (width, height) = intrinsics.astype(np.float64), size
+    for _ in range(turns % 4):
+        fx, fy, cx, cy = turned[0, 0], turned[1, 1], turned[0, 2], turned[1, 2]
+        turned = np.array([[fy, 0, cy], [0, fx, width - 1 - cx], [0, 0, 1.0]])
+        width, height = height, width
+    return turned
+
+
+def _quarter_turn(turns: int) -> Float64[np.ndarray, "4 4"]:
+    """upright_from_camera for an image turned counter-clockwise `turns` times: (x, y, z) -> (y, -x, z) each."""
+    once = np.array([[0, 1, 0, 0], [-1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    return np.linalg.matrix_power(once, turns % 4)
+
+
+def _numbers(text: str, count: int, source: object) -> np.ndarray:
+    try:
+        values = np.array([float(word) for word in text.split()])
+    except ValueError as error:
+        raise InputError(f"{source}: {error}; give numbers") from None
+    if len(values) != count or not np.isfinite(values).all():
+        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones")
+    return values
+
+
+def _size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, SyntaxError) as error:
+        raise ImageError(f"{path} cannot be read as an image ({error})") from None
+
+
+def only_groups(pairs: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
+    """The pairs whose group starts with one of `groups`; all of them when it is empty. Raises InputError where none does."""
+    chosen = [pair for pair in pairs if not groups or pair["group"].startswith(tuple(groups))]
+    if not chosen:
+        known = sorted({pair["group"] for pair in pairs})
+        raise InputError(f"no pair is in the groups {list(groups)}; choose from {known}")
+    return chosen
