@@ -23,7 +23,7 @@ ARROWS: dict[str, set[str]] = {
     "samples": set(),
     "export": {"types", "pipeline"},
     "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
-    "evaluation": {"types", "images", "geometry", "robust", "extractors", "matcher", "pipeline"},
+    "evaluation": {"types", "images", "geometry", "robust", "extractors", "matcher", "pipeline", "visualization"},
 }
 CLIENTS = {"cli", "__init__", "__main__"}  # may import all
 

@@ -1,6 +1,7 @@
 """Benchmarks in the field's formats: ground truth that the tests make, read back; estimators; results that go on."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from lumiglue.cli import main
 from lumiglue.evaluation.baselines import BASELINES, opencv_ratio
 from lumiglue.evaluation.formats import only_groups, read_hpatches, read_pose_pairs, read_strecha, turned_intrinsics
 from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate, intervals, summarise
+from lumiglue.evaluation.report import Run, examples
 from lumiglue.evaluation.scores_file import ScoresFile, read_scores
 from lumiglue.robust import homography_by_dlt, relative_pose, relative_pose_opencv
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
@@ -265,3 +267,69 @@ def test_the_command_prints_its_protocol_and_goes_on(hpatches: Path, tmp_path: P
     second = capsys.readouterr()
     assert "3 pairs are in" in second.err
     assert second.out == first.out
+
+
+# -- report -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def report(hpatches: Path, tmp_path: Path) -> Path:
+    """A page of two runs of the same pairs, of many and of few keypoints."""
+    for name, points in (("many", "300"), ("few", "40")):
+        command = ["eval", "homography", str(hpatches), "--max-keypoints", points, "--methods", "lumiglue", "nn"]
+        assert main([*command, "--out", str(tmp_path / f"{name}.csv")]) == 0
+    page = tmp_path / "report.html"
+    files = [str(tmp_path / f"{name}.csv") for name in ("many", "few")]
+    assert main(["eval", "report", *files, "-o", str(page), "--pictures", "2"]) == 0
+    return page
+
+
+def test_the_report_says_what_the_scores_say(report: Path) -> None:
+    text = report.read_text()
+    for name in ("many", "few"):
+        row = summarise(read_scores(report.with_name(f"{name}.csv")))[0]
+        assert f"<td>{name}: lumiglue</td>" in text
+        assert f">{row.precision:.1f}</td>" in text
+        assert f">{row.corner_auc[2]:.1f}</td>" in text
+    assert "300 sift keypoints, long side 1024 px; PoseLib homography 2 px" in text
+    for loads in ("<script", "<link", 'src="http', "url(http"):  # SVG has names that look like addresses
+        assert loads not in text, loads
+    assert main(["eval", "report", str(report), "-o", str(report)]) == 2
+    assert main(["eval", "report", str(report.with_name("many.csv")), "--method", "magic"]) == 2
+
+
+def test_examples_are_the_worst_and_the_most_improved() -> None:
+    def run(name: str, errors: dict[str, float], method: str = "lumiglue") -> Run:
+        return Run(name, [score(a, method, error) for a, error in errors.items()], {})
+
+    new, old = run("new", {"p": 1.0, "q": 18.0, "r": 3.0}), run("old", {"p": float("inf"), "q": 17.0, "r": 4.0})
+    found = [(e.score.a, e.why) for e in examples([new, old], "lumiglue", "nn", 1)]
+    assert found == [("q", "among the worst"), ("p", "gains most over old: inf degrees there")]
+    alone = Run("one", [*new.scores, score("r", "nn", 9.0)], {})
+    found = [(e.score.a, e.why) for e in examples([alone], "lumiglue", "nn", 3)][-1]
+    assert found == ("r", "gains most over nn: 9.00 degrees there")
+
+
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
+def test_a_browser_shows_the_report(report: Path) -> None:
+    sync_api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-background-networking", "--disable-sync"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        said: list[str] = []
+        page.on("console", lambda message: said.append(message.text))
+        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        page.goto(report.as_uri())
+        assert page.title() == "many and few"
+        assert page.locator("table").count() == 3
+        assert page.locator("table").first.locator("tbody tr").count() == 4
+        assert page.locator("figure svg").count() == 2
+        pictures = page.locator("figure img")
+        assert pictures.count() == 4
+        widths = pictures.evaluate_all("all => all.map(one => one.naturalWidth)")
+        assert all(width > 500 for width in widths), widths
+        overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
+        assert overflow <= 0
+        assert said == []
+        browser.close()

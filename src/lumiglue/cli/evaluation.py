@@ -15,8 +15,13 @@ from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from matplotlib.figure import Figure
+
     from lumiglue.evaluation.baselines import Matcher
     from lumiglue.evaluation.pairs import PairScore, Summary
+    from lumiglue.evaluation.report import Example
 
 METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
 
@@ -110,6 +115,57 @@ def evaluate_strecha(
     return _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how)
 
 
+def report(
+    runs: Positional[tuple[Path, ...]],
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("report.html"),
+    method: str = "lumiglue",
+    against: str = "nn",
+    pictures: int = 3,
+) -> int:
+    """Write one self-contained HTML page of evaluations: tables, error curves and histograms, speed, the pairs to look at.
+
+    Args:
+        runs: .csv files of `lumiglue eval --out`. With two or more, pairs are compared with the second's.
+        out: The page.
+        method: Whose worst and most improved pairs are drawn.
+        against: With one run, the method over which it gains.
+        pictures: How many of the worst and of the most improved pairs are drawn; 0 needs no images.
+    """
+    from lumiglue.evaluation.report import examples, read_runs, write_report
+
+    found = read_runs(runs)
+    chosen = examples(found, method, against, pictures)
+    with Progress("pictures", len(chosen)) as advance:
+        draw = _drawer(found[0].record, method, lambda: advance(1, "")) if chosen else None
+        write_report(found, out, chosen, draw, title=" and ".join(run.name for run in found))
+    say(f"{len(found)} runs, {len(chosen)} pictures -> {out}")
+    return 0
+
+
+def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> "Callable[[Example], Figure]":
+    """Matches a pair again, as its run did, and draws it. Raises InputError where the run did not record how."""
+    from lumiglue.evaluation.formats import read_upright
+    from lumiglue.robust import estimate
+    from lumiglue.visualization import draw_matches
+
+    if "matching" not in record:
+        raise InputError("the first run has no .json beside it that says how it matched; give --pictures 0")
+    flags = PipelineFlags(**record["matching"])
+    match, extractor, folder = _chosen(flags, [method])[method], flags.pipeline().extractor, Path(record["folder"])
+
+    def draw(example: "Example") -> "Figure":
+        score = example.score
+        images = [read_upright(folder / name, turns) for name, turns in ((score.a, score.turns_a), (score.b, score.turns_b))]
+        features = [extractor(image) for image in images]
+        matches = match(features[0], features[1])
+        ends = (f.keypoints[matches.pairs[:, side]].numpy() for side, f in enumerate(features))
+        geometry = estimate("homography" if score.type == "homography" else "fundamental", *ends)
+        done()
+        return draw_matches(images[0], images[1], features[0], features[1], matches, geometry)
+
+    return draw
+
+
 def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags, how: EvaluationFlags) -> int:
     from lumiglue.evaluation.formats import only_groups
     from lumiglue.evaluation.pairs import Protocol
@@ -124,7 +180,7 @@ def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags
     scores: list[PairScore] = []
     file = None
     if how.out is not None:
-        record = {"folder": str(folder), "protocol": dataclasses.asdict(protocol), "methods": list(chosen)}
+        record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(chosen)}
         file = ScoresFile(how.out, record | {"matching": dataclasses.asdict(flags)}, per_pair)
         scores, pairs = list(file.scores), file.missing(pairs)
         if scores:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from lumiglue.errors import ImageError, InputError
+from lumiglue.images import read_image
 
 IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
 
@@ -132,6 +133,11 @@ def turned_intrinsics(
         turned = np.array([[fy, 0, cy], [0, fx, width - 1 - cx], [0, 0, 1.0]])
         width, height = height, width
     return turned
+
+
+def read_upright(path: Path, turns: int) -> UInt8[np.ndarray, "h w 3"]:
+    """An image after `turns` quarter turns counter-clockwise."""
+    return np.ascontiguousarray(np.rot90(read_image(path), turns))
 
 
 def _quarter_turn(turns: int) -> Float64[np.ndarray, "4 4"]:

@@ -20,6 +20,7 @@ import torch
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.baselines import Matcher
+from lumiglue.evaluation.formats import read_upright
 from lumiglue.evaluation.metrics import (
     annotated_epipolar_error,
     auc,
@@ -30,7 +31,6 @@ from lumiglue.evaluation.metrics import (
 )
 from lumiglue.extractors import Extractor
 from lumiglue.geometry import epipolar_error, fundamental_from_pose
-from lumiglue.images import read_image
 from lumiglue.robust import estimate, homography_by_dlt, relative_pose, relative_pose_opencv
 from lumiglue.types import Features, Matches
 
@@ -72,7 +72,8 @@ class PairScore:
     error: corner (px), pose (degrees) or epipolar (px) by the pair's type. error_plain: the corner error of the weighted DLT
     of all matches, or the pose error by OpenCV. precision, recall: of planar pairs within `match_px`, precision_1px and
     recall_1px within 1 px; of pairs with a known pose, precision is the share within `match_px` of the epipolar line.
-    inliers: of the estimated model. pruned: points that left before the last layer that ran.
+    inliers: of the estimated model. pruned: points that left before the last layer that ran. turns_a, turns_b: of the
+    images.
     """
 
     method: str
@@ -94,6 +95,8 @@ class PairScore:
     inliers: int = 0
     pruned: int = 0
     factor: float = 1.0
+    turns_a: int = 0
+    turns_b: int = 0
 
 
 def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
@@ -126,8 +129,7 @@ def evaluate(
         sides = [(pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b")]
         for name, turns in sides:
             if (name, turns) not in cache:
-                image = read_image(folder / name)
-                cache[name, turns] = extractor(np.ascontiguousarray(np.rot90(image, turns)))
+                cache[name, turns] = extractor(read_upright(folder / name, turns))
         features = cache[sides[0]], cache[sides[1]]
         for name, method in methods.items():
             start = time.perf_counter()
@@ -163,7 +165,8 @@ def _score(
     return PairScore(
         method=name, type=pair["type"], group=pair["group"], a=pair["a"], b=pair["b"], keypoints_a=len(a),
         keypoints_b=len(b), matches=len(matches), milliseconds=milliseconds, stop_layer=matches.stop_layer,
-        pruned=int((layers < matches.stop_layer).sum()), factor=factor,
+        pruned=int((layers < matches.stop_layer).sum()), factor=factor, turns_a=pair.get("turns_a", 0),
+        turns_b=pair.get("turns_b", 0),
         **{"precision": float("nan"), "recall": float("nan"), **figures},
     )  # fmt: skip
 
