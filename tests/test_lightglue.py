@@ -1,6 +1,7 @@
 """The matcher's laws: what a batch, an order, a swap or a switch must never change."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from conftest import make_features, make_model
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, MatchSettings
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import rotate
+from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
 
 OFF = MatchSettings(exit_ratio=None, prune_below=None)
@@ -138,7 +139,8 @@ def _layer_by_loops(model: LightGlue, packed: PackedPairs) -> torch.Tensor:
     x = model.input_projection(packed.descriptors)
     n = packed.lengths[0]
     segments = [range(n), range(n, len(x))]
-    unit = layer.self_attention
+    unit, encoding = layer.self_attention, model.position_encoding
+    assert isinstance(encoding, RotaryEncoding)
     weight, bias = unit.qkv.weight.view(3, heads, c, -1), unit.qkv.bias.view(3, heads, c)
     messages = torch.zeros_like(x).view(-1, heads, c)
     for segment in segments:
@@ -148,7 +150,7 @@ def _layer_by_loops(model: LightGlue, packed: PackedPairs) -> torch.Tensor:
                 for j in segment:
                     q, k = weight[0, h] @ x[i] + bias[0, h], weight[1, h] @ x[j] + bias[1, h]
                     offset = packed.positions[j] - packed.positions[i]
-                    angles = model.position_encoding.frequencies @ offset
+                    angles = encoding.frequencies @ offset
                     turned = rotate(k.view(1, 1, c), angles.cos()[None], angles.sin()[None]).view(c)
                     scores.append(q @ turned / math.sqrt(c))  # q_i^T R(p_j - p_i) k_j, Equation 3
                 shares = torch.stack(scores).softmax(0)
@@ -293,3 +295,50 @@ def test_features_that_do_not_fit_are_refused() -> None:
     for settings in ({"exit_ratio": 2.0}, {"prune_below": -0.1}, {"score_threshold": 1.5}):
         with pytest.raises(InputError, match="between 0 and 1"):
             MatchSettings(**settings)
+
+
+# -- ablations --------------------------------------------------------------------------------------------------------
+
+
+def last_state(model: LightGlue, a: Features, b: Features) -> torch.Tensor:
+    *_, x = model.states(pack([(a, b)], model.config))
+    return x.detach()
+
+
+def test_full_cross_attention_with_equal_queries_and_keys_is_bidirectional() -> None:
+    model = make_model(ablation="full-cross-attention")
+    state = {name: tensor for name, tensor in model.state_dict().items() if ".query." not in name}
+    plain = make_model()
+    plain.load_state_dict(state)
+    for layer in model.layers:
+        assert layer.cross_attention.query is not None
+        layer.cross_attention.query.load_state_dict(layer.cross_attention.qk.state_dict())
+    a = make_features(40, 1)
+    b = make_features(30, 2, like=a)
+    assert_close(last_state(model, a, b), last_state(plain, a, b), atol=1e-5, rtol=0)
+    with torch.no_grad():
+        model.layers[0].cross_attention.query.weight.mul_(2)  # pyright: ignore[reportOptionalMemberAccess]
+    assert not torch.allclose(last_state(model, a, b), last_state(plain, a, b), atol=1e-3)
+
+
+def test_relative_positions_do_not_notice_a_shift_and_absolute_ones_do() -> None:
+    a = make_features(40, 1)
+    b = make_features(30, 2, like=a)
+    moved = replace(a, keypoints=a.keypoints + torch.tensor([70.0, -30.0]))
+    relative, absolute = make_model(), make_model(ablation="absolute-positions")
+    encoding = absolute.position_encoding
+    assert isinstance(encoding, AbsoluteEncoding)
+    torch.nn.init.normal_(encoding.mlp[3].weight, std=0.3)  # pyright: ignore[reportArgumentType]
+    assert_close(last_state(relative, a, b), last_state(relative, moved, b), atol=1e-4, rtol=0)
+    assert not torch.allclose(last_state(absolute, a, b), last_state(absolute, moved, b), atol=1e-2)
+
+
+def test_without_matchability_the_assignment_is_the_double_softmax() -> None:
+    model = make_model(ablation="no-matchability")
+    a = make_features(40, 1)
+    b = make_features(30, 2, like=a)
+    found = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
+    f0, f1 = model.heads[-1].features(last_state(model, a, b)).detach().split([40, 30])
+    p = (f0 @ f1.T).softmax(0) * (f0 @ f1.T).softmax(1)
+    assert len(found) > 5
+    assert_close(found.scores, p[found.pairs[:, 0], found.pairs[:, 1]])

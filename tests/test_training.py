@@ -11,8 +11,8 @@ from lumiglue.geometry import transform
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.presets import PRESETS, preset
-from lumiglue.training.labels import labels_from_homographies, mutual_nearest
-from lumiglue.training.loss import confidence_loss, correspondence_loss, layer_scores, predictions
+from lumiglue.training.labels import Labels, labels_from_homographies, mutual_nearest
+from lumiglue.training.loss import confidence_loss, correspondence_loss, layer_scores, matcher_loss, predictions
 
 
 def test_labels_against_a_slow_twin() -> None:
@@ -130,3 +130,20 @@ def test_presets(name: str) -> None:
     assert (config.n_layers, config.d, config.heads) == {"base": (9, 256, 4), "compact": (5, 128, 4)}[name]
     with pytest.raises(InputError, match="unknown preset 'huge'"):
         preset("huge", "sift", 128, "xy")
+
+
+def test_without_deep_supervision_the_last_layer_alone_learns() -> None:
+    """And without matchability points that have no match teach nothing."""
+    model = make_model(n_layers=3)
+    a, b = make_features(20, 1), make_features(20, 2)
+    packed = pack([(a, b)], model.config)
+    rows = torch.arange(6)
+    alone = (torch.arange(20) >= 6)[None]
+    labels = Labels(torch.stack([torch.zeros_like(rows), rows, rows], 1), alone, alone)
+    *_, x = model.states(packed)
+    last = correspondence_loss(*layer_scores(model.heads[-1], x, 1), labels)
+    assert_close(matcher_loss(model, packed, labels, deep_supervision=False), last)
+
+    model = make_model(n_layers=1, ablation="no-matchability")
+    few = Labels(labels.matches, torch.zeros_like(alone), torch.zeros_like(alone))
+    assert_close(matcher_loss(model, packed, labels), matcher_loss(model, packed, few))

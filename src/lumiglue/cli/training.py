@@ -13,6 +13,7 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.matcher.inputs import Encoding
+from lumiglue.matcher.lightglue import Ablation
 
 if TYPE_CHECKING:
     from lumiglue.training.bank import ViewSource
@@ -103,6 +104,8 @@ def train(
     shares: tuple[float, ...] | None = None,
     recipe: Literal["standard", "laptop", "gpu_30min", "paper"] = "standard",
     model: Literal["lightglue", "superglue"] | None = None,
+    ablation: Ablation | None = None,
+    deep_supervision: bool | None = None,
     preset: str | None = None,
     encoding: Encoding | None = None,
     start_from: str | None = None,
@@ -133,6 +136,8 @@ def train(
         shares: How often each bank is drawn from, a number for each; equal by default.
         recipe: standard and laptop for two CPU cores (about 80 minutes, 2 hours), gpu_30min, or the paper's.
         model: LightGlue, or SuperGlue to compare it with.
+        ablation: Of LightGlue, what to leave out, as in the paper's ablations.
+        deep_supervision: Of LightGlue: every layer learns from the labels, or the last alone.
         preset: Size of the matcher: base or compact.
         encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones.

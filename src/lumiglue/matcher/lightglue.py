@@ -7,7 +7,7 @@ Equation and section numbers are the paper's.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -21,11 +21,15 @@ from lumiglue.matcher.packed import (
     cross_attention,
     keep_segments,
     offsets_of,
+    partner_attention,
     segment_counts,
     self_attention,
 )
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
+
+# The paper's ablations (Table 3): each leaves out one thing.
+Ablation = Literal["no-matchability", "absolute-positions", "full-cross-attention"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +42,8 @@ class LightGlueConfig:
     encoding: what the rotary encoding sees. "xy": normalised position. "xy-scale-orientation": also scale in pixels and
         orientation in radians, as they come (the released SIFT models). "xy-logscale-angle": also log scale, and the
         orientation with integer frequencies, which keeps it periodic (359 and 1 degree are neighbours).
+    ablation: "no-matchability": P is the double softmax alone. "absolute-positions": an MLP of the positions is added to the
+        descriptors once, as in SuperGlue. "full-cross-attention": queries and keys of their own instead of one for both.
     """
 
     extractor: str = ""
@@ -47,6 +53,7 @@ class LightGlueConfig:
     n_layers: int = 9
     encoding: Encoding = "xy"
     project_input: bool = False
+    ablation: Ablation | None = None
 
     def __post_init__(self) -> None:
         if self.d < 1 or self.heads < 1 or self.d % (2 * self.heads):
@@ -55,6 +62,8 @@ class LightGlueConfig:
             raise InputError(f"n_layers is {self.n_layers}; give at least 1")
         if self.encoding not in get_args(Encoding):
             raise InputError(f"unknown encoding {self.encoding!r}; choose from {list(get_args(Encoding))}")
+        if self.ablation is not None and self.ablation not in get_args(Ablation):
+            raise InputError(f"unknown ablation {self.ablation!r}; choose from {list(get_args(Ablation))}, or None")
         if self.descriptor_dim != self.d and not self.project_input:
             raise InputError(f"descriptors of width {self.descriptor_dim} need project_input to become d = {self.d}")
 
@@ -83,6 +92,28 @@ class RotaryEncoding(nn.Module):
         if self.periodic:
             angles = angles + positions[:, 3:] * self.turns.to(positions.dtype)
         return angles.cos(), angles.sin()
+
+
+class AbsoluteEncoding(nn.Module):
+    """An ablation: an MLP of each token's position, added to its state once; attention rotates nothing."""
+
+    def __init__(self, encoding: Encoding, d: int, channels: int) -> None:
+        super().__init__()
+        inputs = 2 if encoding == "xy" else 4
+        self.mlp = nn.Sequential(nn.Linear(inputs, d), nn.LayerNorm(d), nn.GELU(), nn.Linear(d, d))
+        self.planes = channels // 2
+
+    def offsets(self, positions: Float[Tensor, "t p"]) -> Float[Tensor, "t d"]:
+        """What is added to the states."""
+        return self.mlp(positions.to(next(self.mlp.parameters()).dtype))
+
+    def forward(self, positions: Float[Tensor, "t p"]) -> tuple[Float[Tensor, "t q"], Float[Tensor, "t q"]]:
+        """No rotation."""
+        still = positions.new_ones(len(positions), self.planes)
+        return still, torch.zeros_like(still)
+
+
+PositionEncoding = RotaryEncoding | AbsoluteEncoding
 
 
 def rotate(x: Float[Tensor, "t h c"], cosine: Float[Tensor, "t q"], sine: Float[Tensor, "t q"]) -> Float[Tensor, "t h c"]:
@@ -117,29 +148,37 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """x_i <- x_i + MLP([x_i | m_i]), m_i attends to the other image; one key per point (Equation 5)."""
+    """x_i <- x_i + MLP([x_i | m_i]), m_i attends to the other image; one key per point (Equation 5).
 
-    def __init__(self, d: int, heads: int) -> None:
+    full: an ablation, in which a point asks with a query of its own; attention is then computed for each direction.
+    """
+
+    def __init__(self, d: int, heads: int, full: bool = False) -> None:
         super().__init__()
         self.heads = heads
         self.qk = nn.Linear(d, d)
+        self.query = nn.Linear(d, d) if full else None
         self.v = nn.Linear(d, d)
         self.out = nn.Linear(d, d)
         self.ffn = feed_forward(d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
         qk, v = (linear(x).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
-        message = self.out(cross_attention(qk, v, lengths).flatten(1))
+        if self.query is None:
+            attended = cross_attention(qk, v, lengths)
+        else:
+            attended = partner_attention(self.query(x).unflatten(1, (self.heads, -1)), qk, v, lengths)
+        message = self.out(attended.flatten(1))
         return x + self.ffn(torch.cat([x, message], dim=1))
 
 
 class Layer(nn.Module):
     """One self-attention and one cross-attention unit."""
 
-    def __init__(self, d: int, heads: int) -> None:
+    def __init__(self, d: int, heads: int, full_cross_attention: bool = False) -> None:
         super().__init__()
         self.self_attention = SelfAttention(d, heads)
-        self.cross_attention = CrossAttention(d, heads)
+        self.cross_attention = CrossAttention(d, heads, full_cross_attention)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
         return self.cross_attention(self.self_attention(x, rotation, lengths), lengths)
@@ -148,10 +187,10 @@ class Layer(nn.Module):
 class Head(nn.Module):
     """Similarity and matchability (Equations 6-7)."""
 
-    def __init__(self, d: int) -> None:
+    def __init__(self, d: int, matchability: bool = True) -> None:
         super().__init__()
         self.projection = nn.Linear(d, d)
-        self.matchability = nn.Linear(d, 1)
+        self.matchability = nn.Linear(d, 1) if matchability else None
 
     def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
         """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side.
@@ -163,7 +202,9 @@ class Head(nn.Module):
         return features * x.shape[-1] ** -0.25
 
     def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
-        """sigma_i = sigmoid of these."""
+        """sigma_i = sigmoid of these; 1 throughout where matchability is left out."""
+        if self.matchability is None:
+            return torch.full_like(x[:, 0], 30.0)
         return self.matchability(x).squeeze(-1)
 
 
@@ -177,10 +218,15 @@ class LightGlue(nn.Module):
         self.config = config
         d, channels = config.d, config.d // config.heads
         self.input_projection = nn.Linear(config.descriptor_dim, d) if config.project_input else nn.Identity()
-        self.position_encoding = RotaryEncoding(config.encoding, channels)
+        self.position_encoding: PositionEncoding
+        if config.ablation == "absolute-positions":
+            self.position_encoding = AbsoluteEncoding(config.encoding, d, channels)
+        else:
+            self.position_encoding = RotaryEncoding(config.encoding, channels)
+        full, matchability = config.ablation == "full-cross-attention", config.ablation != "no-matchability"
         # A ModuleList registers what it holds; the cast tells readers and type checkers what that is.
-        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads) for _ in range(config.n_layers)))
-        self.heads = cast(Sequence[Head], nn.ModuleList(Head(d) for _ in range(config.n_layers)))
+        self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads, full) for _ in range(config.n_layers)))
+        self.heads = cast(Sequence[Head], nn.ModuleList(Head(d, matchability) for _ in range(config.n_layers)))
         self.confidences = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(d, 1) for _ in range(config.n_layers - 1)))
         self._initialise()
 
@@ -197,6 +243,13 @@ class LightGlue(nn.Module):
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 nn.init.orthogonal_(module.qk.weight)
+                if module.query is not None:  # begins as the one key does
+                    module.query.load_state_dict(module.qk.state_dict())
+            if isinstance(module, AbsoluteEncoding):
+                last = module.mlp[3]
+                assert isinstance(last, nn.Linear)
+                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.bias)
             if isinstance(module, SelfAttention | CrossAttention):
                 last = module.ffn[3]
                 assert isinstance(last, nn.Linear)
@@ -209,14 +262,20 @@ class LightGlue(nn.Module):
             nn.init.zeros_(confidence.weight)
             nn.init.zeros_(confidence.bias)
 
+    def begin(self, pairs: PackedPairs) -> tuple[Float[Tensor, "t d"], tuple[Tensor, Tensor]]:
+        """The states before the first layer, and the rotations that every self-attention applies."""
+        x = self.input_projection(pairs.descriptors)
+        if isinstance(self.position_encoding, AbsoluteEncoding):
+            x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
+        return x, self.position_encoding(pairs.positions)
+
     def exit_threshold(self, layer: int) -> float:
         """lambda_l of Equation 11; layer counts from 0."""
         return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
 
     def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
         """The state after each layer, all layers and all points: what training supervises."""
-        x = self.input_projection(pairs.descriptors)
-        rotation = self.position_encoding(pairs.positions)
+        x, rotation = self.begin(pairs)
         for layer in self.layers:
             x = layer(x, rotation, pairs.lengths)
             yield x
@@ -237,8 +296,7 @@ class _AdaptiveRun:
         self.input_lengths = pairs.lengths
         self.lengths = list(pairs.lengths)
         self.open = list(range(pairs.n_pairs))  # the pairs in play; self.lengths has their 2 segments each
-        self.x: Tensor = model.input_projection(pairs.descriptors)
-        self.cosine, self.sine = model.position_encoding(pairs.positions)
+        self.x, (self.cosine, self.sine) = model.begin(pairs)
         self.rows = torch.cat([torch.arange(n, device=self.x.device) for n in pairs.lengths])  # in the image's features
         self.layers_run = [torch.zeros(n, dtype=torch.int64, device=self.x.device) for n in pairs.lengths]
         self.results: list[Matches | None] = [None] * pairs.n_pairs

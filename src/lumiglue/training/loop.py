@@ -139,7 +139,7 @@ def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, sto
     settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if stage == 1:
-            loss = matcher_loss(model, batch.pairs, batch.labels())
+            loss = matcher_loss(model, batch.pairs, batch.labels(), deep_supervision=settings.deep_supervision)
         else:
             assert isinstance(model, LightGlue)
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
@@ -338,7 +338,7 @@ def _config(settings: TrainSettings, banks: Sequence[Bank], start: MatcherModel 
     encoding = encoding or ("xy-logscale-angle" if oriented else "xy")
     if encoding != "xy" and not oriented:
         raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the banks lack; take 'xy'")
-    return preset(settings.preset, name, channels, encoding)
+    return replace(preset(settings.preset, name, channels, encoding), ablation=settings.ablation)
 
 
 def _record(settings: TrainSettings, config: ModelConfig, banks: Sequence[Bank], chances: Sequence[float]) -> dict[str, Any]:

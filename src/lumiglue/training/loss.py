@@ -65,13 +65,21 @@ def dustbin_loss(log_p: Float[Tensor, "b r s"], labels: Labels) -> Float[Tensor,
     return -(said / counts.clamp_min(1)).mean()
 
 
-def matcher_loss(model: MatcherModel, pairs: PackedPairs, labels: Labels) -> Float[Tensor, ""]:
-    """LightGlue: deep supervision, the mean over the layers of `correspondence_loss`. SuperGlue: `dustbin_loss` at the end,
-    with half of the test's Sinkhorn iterations."""
+def matcher_loss(
+    model: MatcherModel, pairs: PackedPairs, labels: Labels, *, deep_supervision: bool = True
+) -> Float[Tensor, ""]:
+    """LightGlue: deep supervision, the mean over the layers of `correspondence_loss`; without it, the last layer's alone; a
+    matcher without matchability learns from matches alone. SuperGlue: `dustbin_loss` at the end, with half of the test's
+    Sinkhorn iterations."""
     if isinstance(model, SuperGlue):
         return dustbin_loss(log_partial_assignment(model, pairs, model.config.sinkhorn_iterations // 2), labels)
+    if model.config.ablation == "no-matchability":
+        nothing = (torch.zeros_like(side) for side in (labels.unmatchable0, labels.unmatchable1))
+        labels = Labels(labels.matches, *nothing)
     losses = []
-    for head, x in zip(model.heads, model.states(pairs), strict=True):
+    for layer, (head, x) in enumerate(zip(model.heads, model.states(pairs), strict=True), start=1):
+        if not deep_supervision and layer < model.config.n_layers:
+            continue
         losses.append(correspondence_loss(*layer_scores(head, x, pairs.n_pairs), labels))
     return torch.stack(losses).mean()
 

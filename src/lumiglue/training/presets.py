@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 from lumiglue.errors import TrainingError
 from lumiglue.matcher.inputs import Encoding
+from lumiglue.matcher.lightglue import Ablation
 
 Schedule = Literal["cosine", "paper"]
 ModelName = Literal["lightglue", "superglue"]
@@ -16,9 +17,11 @@ ModelName = Literal["lightglue", "superglue"]
 class TrainSettings:
     """How to train. Counts are of pairs, so that a change of batch size leaves the schedule alone. None means off.
 
-    model: which matcher. preset: its size. encoding: of LightGlue; None takes "xy-logscale-angle" where the banks have
-        scales and orientations, else "xy". start_from: a weights file or a built-in name to fine-tune; without it the
-        matcher starts fresh.
+    model: which matcher. ablation: of LightGlue, what to leave out (`LightGlueConfig`). deep_supervision: of LightGlue,
+        every layer learns from the labels; else the last alone.
+    preset: the matcher's size. encoding: of LightGlue; None takes "xy-logscale-angle" where the banks have scales and
+        orientations, else "xy". start_from: a weights file or a built-in name to fine-tune; without it the matcher starts
+        fresh.
     pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
     confidence_pairs: stage 2, the exit classifier, the matcher frozen; SuperGlue has none. batch_size: of all processes
         together.
@@ -31,6 +34,8 @@ class TrainSettings:
     """
 
     model: ModelName = "lightglue"
+    ablation: Ablation | None = None
+    deep_supervision: bool = True
     preset: str = "compact"
     encoding: Encoding | None = None
     start_from: str | None = None
@@ -70,6 +75,8 @@ class TrainSettings:
             raise TrainingError("negatives must be in [0, 1) and long_share in [0, 1]")
         if self.model not in get_args(ModelName):
             raise TrainingError(f"unknown model {self.model!r}; choose from {list(get_args(ModelName))}")
+        if self.model != "lightglue" and (self.ablation or not self.deep_supervision):
+            raise TrainingError(f"ablations are of lightglue; the model is {self.model}")
         if self.schedule not in get_args(Schedule):
             raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
         if self.steps == 0:
