@@ -527,7 +527,7 @@ def test_a_batch_must_be_shared_evenly() -> None:
 def test_a_loss_that_is_not_finite_stops_the_run(bank: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real: Callable = loop.matcher_loss
     calls = iter(range(1000))
-    monkeypatch.setattr(loop, "matcher_loss", lambda *args: real(*args) * (float("nan") if next(calls) == 4 else 1.0))
+    monkeypatch.setattr(loop, "matcher_loss", lambda *a, **k: real(*a, **k) * (float("nan") if next(calls) == 4 else 1.0))
     with pytest.raises(TrainingError, match="the loss is nan at step 4"):
         finish(train(bank, tmp_path / "run", TINY))
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
