@@ -1,10 +1,10 @@
 """Learning curves of runs made with `lumiglue train --keep-every N`: every snapshot on the same pairs.
 
-    python bench/learning_curves.py homographies=runs/h all=runs/all --banks h=h.h5 worlds=w.h5 --folder EVAL -o curves
+    python bench/learning_curves.py one=runs/one two=runs/two --banks h=h.h5 w=w.h5 --folder EVAL --real 8000 -o curves
 
 Held-out pairs of each bank (64): recall, precision and average precision (the area under the curve of the two) at full
-depth. Pairs of two scenes (64): matches a pair, all of them wrong. With --folder, real pairs at every --every pairs seen:
-planar F1 and pose AUC. Writes OUT.csv and OUT.png, prints a table.
+depth. Pairs of two scenes (64): matches a pair, all of them wrong. With --folder, real pairs for the snapshots after --real
+pairs seen: planar F1 and pose AUC. Writes OUT.csv and OUT.png, prints a table.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", help="name=folder")
     parser.add_argument("--banks", nargs="+", required=True, help="name=file.h5, whose held-out pairs count")
     parser.add_argument("--folder", type=Path, help="real pairs with a pairs.json")
-    parser.add_argument("--every", type=int, default=8000, help="real pairs: of the snapshots those at a multiple of this")
+    parser.add_argument("--real", type=int, nargs="+", default=[], help="pairs seen of the snapshots that match real pairs")
     parser.add_argument("--features", default="sift")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
@@ -95,7 +95,7 @@ def main() -> None:
             f"{name} {seen}": load_weights(file).eval()
             for name, run in runs.items()
             for seen, file in snapshots(run).items()
-            if seen % options.every == 0
+            if seen in options.real
         }
         flags = replace(PipelineFlags(), features=options.features, max_keypoints=1024, resize=0)
         real = on_real_pairs(chosen, options.folder, flags)
