@@ -138,7 +138,7 @@ def report(
     with Progress("pictures", len(chosen)) as advance:
         draw = _drawer(found[0].record, method, lambda: advance(1, "")) if chosen else None
         write_report(found, out, chosen, draw, title=" and ".join(run.name for run in found))
-    say(f"{len(found)} runs, {len(chosen)} pictures -> {out}")
+    say(f"{len(found)} {'run' if len(found) == 1 else 'runs'}, {len(chosen)} pictures -> {out}")
     return 0
 
 

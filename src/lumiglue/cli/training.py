@@ -134,7 +134,7 @@ def train(
         banks: The .h5 files of `lumiglue bank`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
         shares: How often each bank is drawn from, a number for each; equal by default.
-        recipe: standard and laptop for two CPU cores (about 80 minutes, 2 hours), gpu_30min, or the paper's.
+        recipe: standard (about 80 minutes on two CPU cores), laptop (43 minutes on one), gpu_30min, or the paper's.
         model: LightGlue, or SuperGlue to compare it with.
         ablation: Of LightGlue, what to leave out, as in the paper's ablations.
         deep_supervision: Of LightGlue: every layer learns from the labels, or the last alone.
