@@ -130,7 +130,7 @@ def standard() -> TrainSettings:
 def laptop() -> TrainSettings:
     """`compact`, 16,000 pairs at 256, then 384 points: for homographies and worlds of a folder of photos.
 
-    With the banks 69 minutes on one core of a Xeon (bench/RESULTS.md); two cores and three hours leave room for more `pairs`.
+    With the banks 69 minutes on one core of a Xeon (bench/RESULTS.md); two cores and three hours have room for more.
     A constant rate, then the decay, with a running mean: so `keep_every` gives weights that may be compared on the way,
     and a run with more `pairs` is the same run for longer.
     Forward and backward cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP a pair of 256 points.
