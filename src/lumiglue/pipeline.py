@@ -90,11 +90,7 @@ class Pipeline:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
-        try:
-            torch.zeros(1, device=device)
-        except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-            reason = str(error).splitlines()[0]
-            raise InputError(f"device {str(device)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
+        device = usable_device(device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.extractor = extractor
         self.matcher = matcher.eval().to(device=device, dtype=dtype)
@@ -119,7 +115,7 @@ class Pipeline:
         max_keypoints, resize: see the extractor. device: None takes the GPU if there is one.
         Raises InputError, WeightsError.
         """
-        chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        chosen = usable_device(device)
         extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
         matcher = load_weights(pretrained_path(features) if weights is None else resolve(weights))
         return cls(extractor, matcher, settings, device=chosen, precision=precision)
@@ -183,6 +179,17 @@ class Pipeline:
             seconds = {"extract": (extracted - start) / share, "match": (time.perf_counter() - extracted) / share}
             for pair in features:
                 yield None if pair is None else MatchResult(*pair, next(matches), seconds)
+
+
+def usable_device(device: torch.device | str | None) -> torch.device | str:
+    """The device, or for None the GPU if there is one, else the CPU. Raises InputError for one that cannot be used here."""
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        torch.zeros(1, device=chosen)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+        reason = str(error).splitlines()[0]
+        raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
+    return chosen
 
 
 def load_image(image: ImageLike) -> np.ndarray:

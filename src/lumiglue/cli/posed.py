@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.cli.training import device_or_default, write_bank
+from lumiglue.cli.training import write_bank
 from lumiglue.errors import InputError
 
 
@@ -48,23 +48,24 @@ def posed_bank(
         workers: Processes; 0 takes one per core.
         device: Where light and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
+    from lumiglue.pipeline import usable_device
     from lumiglue.training.overlap import OverlapSettings
     from lumiglue.training.posed import PosedFrames
     from lumiglue.training.posed_formats import read_posed
 
     data = read_posed(folder, images, format=format, intrinsics=intrinsics).every(every)
     pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=seed)
-    device = device_or_default(device)
+    where = str(usable_device(device))
     source = PosedFrames(
         frames=data.frames,
         overlaps=data.overlaps,
         long_side=long_side,
         photometric=photometric,
-        device=device,
+        device=where,
         seed=seed,
         pairing=pairing,
     )
-    return write_bank(source, out, features, max_keypoints, workers, device, "frames")
+    return write_bank(source, out, features, max_keypoints, workers, where, "frames")
 
 
 def posed_from_sfm(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.errors import InputError, LumiglueError
+from lumiglue.errors import LumiglueError
 from lumiglue.matcher.inputs import Encoding
 from lumiglue.matcher.lightglue import Ablation
 
@@ -51,31 +51,22 @@ def bank(
         workers: Processes; 0 takes one per core.
         device: Where pixels and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
+    from lumiglue.pipeline import usable_device
     from lumiglue.training.homographies import PhotoViews, view_preset
     from lumiglue.training.worlds import Worlds, WorldSettings
 
-    device = device_or_default(device)
+    where = str(usable_device(device))
     if kind == "homographies":
         source = PhotoViews.of_folder(
-            photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls), device=device
+            photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls), device=where
         )
     else:
         size = (long_side, round(0.75 * long_side))
         source = Worlds.of_folder(
-            photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size), device=device
+            photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size), device=where
         )
     unit = "photos" if kind == "homographies" else "worlds"
-    return write_bank(source, out, features, max_keypoints, workers, device, unit)
-
-
-def device_or_default(device: str | None) -> str:
-    """The device asked for, else the GPU if there is one. Raises InputError for one that is not there."""
-    import torch
-
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise InputError(f"device is {device!r}, but PyTorch sees no GPU here; give cpu")
-    return device
+    return write_bank(source, out, features, max_keypoints, workers, where, unit)
 
 
 def write_bank(
