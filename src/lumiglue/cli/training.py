@@ -27,6 +27,9 @@ def bank(
     features: str = "sift",
     kind: Literal["homographies", "worlds"] = "homographies",
     rolls: Literal["any", "upright"] = "any",
+    tilt: float | None = None,
+    zoom: tuple[float, float] | None = None,
+    photometric: float | None = None,
     views: int = 6,
     worlds: int = 1500,
     max_keypoints: int = 512,
@@ -43,6 +46,9 @@ def bank(
         features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
         kind: Views of each photo by homographies, or of worlds of planes and boxes that the photos paper.
         rolls: Homographies: in-plane rotations by any angle, or up to 45 degrees.
+        tilt: Homographies: largest angle between camera axis and photo normal in degrees (60).
+        zoom: Homographies: smallest and largest magnification (0.6 2.4).
+        photometric: Strength of the changes of light: 0 for none, 1 strong (homographies 1, worlds 0.7).
         views: Views of each photo or world; any two are a training pair.
         worlds: How many worlds.
         max_keypoints: Keypoints kept per view.
@@ -56,15 +62,16 @@ def bank(
     from lumiglue.training.worlds import Worlds, WorldSettings
 
     where = str(usable_device(device))
+    given = {"tilt": tilt, "zoom": zoom, "photometric": photometric}
+    chosen = {name: value for name, value in given.items() if value is not None}
     if kind == "homographies":
-        source = PhotoViews.of_folder(
-            photos, n_views=views, long_side=long_side, seed=seed, settings=view_preset(rolls), device=where
-        )
+        view = replace(view_preset(rolls), **chosen)
+        source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view, device=where)
     else:
         size = (long_side, round(0.75 * long_side))
-        source = Worlds.of_folder(
-            photos, count=worlds, n_views=views, seed=seed, settings=WorldSettings(size=size), device=where
-        )
+        light = {} if photometric is None else {"photometric": photometric}
+        world = WorldSettings(size=size, **light)
+        source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=world, device=where)
     unit = "photos" if kind == "homographies" else "worlds"
     return write_bank(source, out, features, max_keypoints, workers, where, unit)
 
