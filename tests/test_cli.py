@@ -125,6 +125,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, "--device", "tpu"], "device 'tpu' cannot be used"),
         (["bank", "nothing", "-o", "b.h5"], "holds no images"),
         (["bank", "lost", "-o", "b.h5"], "lost is not a folder"),
+        (["bank", "photos", "-o", "b.h5", "--tilt", "90"], "tilt is 90"),
         (["bank", "photos", "-o", "b.h5", "--device", "tpu"], "device 'tpu' cannot be used"),
         (["eval", "homography", "photos"], "holds no folders v_* or i_*"),
         (["eval", "pose", "lost.txt", "--root", "photos"], "lost.txt does not exist"),

@@ -69,8 +69,8 @@ def bank(
         source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view, device=where)
     else:
         size = (long_side, round(0.75 * long_side))
-        light = {} if photometric is None else {"photometric": photometric}
-        world = WorldSettings(size=size, **light)
+        world = WorldSettings(size=size)
+        world = world if photometric is None else replace(world, photometric=photometric)
         source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=world, device=where)
     unit = "photos" if kind == "homographies" else "worlds"
     return write_bank(source, out, features, max_keypoints, workers, where, unit)
