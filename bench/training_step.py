@@ -1,5 +1,6 @@
 """One training step of `compact` (16 pairs of 256 points): pairs per second in fp32, bf16 autocast and bf16 with
-torch.compile, in turns in one process; where the time of a bf16 step goes; with --bank also the drawing of batches.
+torch.compile, in turns in one process; where the time of a bf16 step goes; with --bank also the drawing of batches. With
+--compile also whether compiled gradients are the eager ones. First, what the CPU multiplies matrices at in either format.
 
     python bench/training_step.py [--bank bank.h5] [--rounds 9] [--compile] [--operations]
 """
@@ -17,6 +18,7 @@ from torch import nn
 
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.packed import PackedPairs
+from lumiglue.matcher.precision import product_seconds
 from lumiglue.matcher.presets import preset
 from lumiglue.training.bank import Bank
 from lumiglue.training.labels import Labels
@@ -55,6 +57,20 @@ class Step:
         loss.backward()
         nn.utils.clip_grad_norm_(self.parameters, 1.0)
         self.optimizer.step()
+
+
+def gradient_gap(eager: Step, compiled: Step, packed: PackedPairs, labels: Labels) -> str:
+    """How far compiled gradients are from eager ones, relative, the worst tensor; or how many hold NaN."""
+    gradients = []
+    for step in (eager, compiled):
+        with torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bf16"):
+            loss = matcher_loss(step.model, packed, labels)
+        gradients.append(torch.autograd.grad(loss, step.parameters))
+    broken = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients[1])
+    if broken:
+        return f"{broken} of {len(gradients[1])} gradients hold NaN"
+    gaps = [float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(*gradients, strict=True)]
+    return f"largest relative gap of a gradient {max(gaps):.1e}"
 
 
 class Stopwatch:
@@ -118,8 +134,12 @@ def main() -> None:
     packed, labels = made_up_batch()
 
     steps = {"fp32": Step("fp32"), "bf16": Step("bf16")}
+    for dtype in (torch.float32, torch.bfloat16):
+        print(f"{dtype}: {2e-9 * 4096 * 256 * 256 / product_seconds(dtype):.0f} GFLOP/s, 4096 x 256 by 256 x 256")
     if flags.compile:
-        steps["bf16 compiled"] = Step("bf16", compiled=True)
+        steps |= {f"{precision} compiled": Step(precision, compiled=True) for precision in ("fp32", "bf16")}
+        for precision in ("fp32", "bf16"):
+            print(f"{precision} compiled: {gradient_gap(Step(precision), steps[f'{precision} compiled'], packed, labels)}")
     rates: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(flags.rounds + 1):
         for name, step in steps.items():

@@ -22,11 +22,12 @@ def faster_precision(device: torch.device) -> Precision:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     if device.type != "cpu":
         return "fp32"
-    bf16, fp32 = _product_seconds(torch.bfloat16), _product_seconds(torch.float32)
+    bf16, fp32 = product_seconds(torch.bfloat16), product_seconds(torch.float32)
     return "bf16" if bf16 < fp32 else "fp32"
 
 
-def _product_seconds(dtype: torch.dtype) -> float:
+def product_seconds(dtype: torch.dtype) -> float:
+    """Median time on the CPU of one product, 4096 x 256 by 256 x 256."""
     a, b = torch.ones(_TOKENS, _CHANNELS, dtype=dtype), torch.ones(_CHANNELS, _CHANNELS, dtype=dtype)
     seconds = []
     for _ in range(_ROUNDS):
