@@ -8,7 +8,14 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import import_weights, show_weights
-from lumiglue.cli.evaluation import evaluate, evaluate_homography, evaluate_pose, evaluate_strecha, report
+from lumiglue.cli.evaluation import (
+    evaluate,
+    evaluate_adaptivity,
+    evaluate_homography,
+    evaluate_pose,
+    evaluate_strecha,
+    report,
+)
 from lumiglue.cli.matching import match, sample
 from lumiglue.cli.posed import posed_bank, posed_from_sfm
 from lumiglue.cli.terminal import err, say
@@ -26,6 +33,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval homography": evaluate_homography,
     "eval pose": evaluate_pose,
     "eval strecha": evaluate_strecha,
+    "eval adaptivity": evaluate_adaptivity,
     "eval report": report,
     "weights import": import_weights,
     "weights show": show_weights,

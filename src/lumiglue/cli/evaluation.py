@@ -1,7 +1,7 @@
 """`lumiglue eval` and its formats."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,12 +13,14 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
+from lumiglue.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from matplotlib.figure import Figure
 
+    from lumiglue.evaluation.adaptivity import Saving
     from lumiglue.evaluation.baselines import Matcher
     from lumiglue.evaluation.pairs import PairScore, Summary
     from lumiglue.evaluation.report import Example
@@ -57,7 +59,8 @@ def evaluate(
     """
     from lumiglue.evaluation.pairs import read_pairs
 
-    return _compare(folder, read_pairs(folder), flags, how)
+    _compare(folder, read_pairs(folder), flags, how, _chosen(flags, how.methods))
+    return 0
 
 
 def evaluate_homography(
@@ -74,7 +77,8 @@ def evaluate_homography(
     """
     from lumiglue.evaluation.formats import read_hpatches
 
-    return _compare(folder, read_hpatches(folder), flags, how)
+    _compare(folder, read_hpatches(folder), flags, how, _chosen(flags, how.methods))
+    return 0
 
 
 def evaluate_pose(
@@ -93,7 +97,8 @@ def evaluate_pose(
     """
     from lumiglue.evaluation.formats import read_pose_pairs
 
-    return _compare(root, read_pose_pairs(pairs, root), flags, how)
+    _compare(root, read_pose_pairs(pairs, root), flags, how, _chosen(flags, how.methods))
+    return 0
 
 
 def evaluate_strecha(
@@ -112,7 +117,46 @@ def evaluate_strecha(
     """
     from lumiglue.evaluation.formats import read_strecha
 
-    return _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how)
+    _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how, _chosen(flags, how.methods))
+    return 0
+
+
+def evaluate_adaptivity(
+    folder: Positional[Path],
+    flags: Annotated[PipelineFlags, arg(name="")],
+    alphas: tuple[float, ...] = (0.8, 0.9, 0.98, 0.0),
+    betas: tuple[float, ...] = (0.0, 0.05, 0.2),
+    groups: tuple[str, ...] = (),
+    out: Path | None = None,
+) -> int:
+    """Measure what adaptive depth and width save and cost: for easy, medium and hard pairs, and over alpha and beta.
+
+    Difficulty: thirds of the pairs by the share of keypoints that mutual nearest neighbours match rightly.
+
+    Args:
+        folder: Holds the photos and a pairs.json.
+        flags: Features, weights. Adaptivity is what is swept.
+        alphas: Exit ratios beside the default 0.95; 0 is off.
+        betas: Limits of pruning beside the default 0.01; 0 is off.
+        groups: Only pairs whose group (sequence, first folder) starts with one of these.
+        out: Every pair's figures: a .csv that an interrupted evaluation goes on with.
+    """
+    from lumiglue.evaluation import adaptivity
+    from lumiglue.evaluation.baselines import BASELINES
+    from lumiglue.evaluation.pairs import read_pairs
+    from lumiglue.matcher.settings import MatchSettings
+
+    pipeline = flags.pipeline()
+    methods: dict[str, Matcher] = {adaptivity.YARDSTICK: BASELINES[adaptivity.YARDSTICK]}
+    for name, settings in adaptivity.sweep(alphas, betas).items():
+        settings = dataclasses.replace(settings, score_threshold=flags.score_threshold)
+        methods[name] = _matcher(pipeline.with_settings(settings))
+    scores = _compare(folder, read_pairs(folder), flags, EvaluationFlags(groups=groups, out=out), methods)
+    usual = adaptivity.settings_name(MatchSettings())
+    _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} beside full depth")
+    swept = {name: adaptivity.saving(scores, name) for name in methods if name != adaptivity.YARDSTICK}
+    _print_savings(swept, "over alpha (exit ratio) and beta (prune below)")
+    return 0
 
 
 def report(
@@ -166,7 +210,14 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
     return draw
 
 
-def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags, how: EvaluationFlags) -> int:
+def _compare(
+    folder: Path,
+    pairs: Sequence[dict[str, Any]],
+    flags: PipelineFlags,
+    how: EvaluationFlags,
+    chosen: "dict[str, Matcher]",
+) -> "list[PairScore]":
+    """Measures the chosen methods, goes on where how.out was left, prints the tables."""
     from lumiglue.evaluation.formats import only_groups
     from lumiglue.evaluation.pairs import Protocol
     from lumiglue.evaluation.pairs import evaluate as run_evaluation
@@ -175,7 +226,6 @@ def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags
     pairs = only_groups(pairs, how.groups)
     protocol = Protocol(factors=how.thresholds)
     pipeline = flags.pipeline()
-    chosen = _chosen(flags, how.methods)
     per_pair = len(chosen) * len(protocol.factors)
     scores: list[PairScore] = []
     file = None
@@ -194,7 +244,7 @@ def _compare(folder: Path, pairs: Sequence[dict[str, Any]], flags: PipelineFlags
                 file.append(added)
             advance(1, "")
     print_comparison(scores, f"{folder}: {flags.max_keypoints} {flags.features} keypoints, {_size(flags)}; {protocol}")
-    return 0
+    return scores
 
 
 def _size(flags: PipelineFlags) -> str:
@@ -208,13 +258,36 @@ def _chosen(flags: PipelineFlags, methods: Sequence[str]) -> "dict[str, Matcher]
     pipeline = flags.pipeline()
     without = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
     known: dict[str, Matcher] = {
-        "lumiglue": lambda a, b: pipeline.match_features([(a, b)])[0],
-        "lumiglue-full": lambda a, b: without.match_features([(a, b)])[0],
+        "lumiglue": _matcher(pipeline),
+        "lumiglue-full": _matcher(without),
         **BASELINES,
     }
     if unknown := [name for name in methods if name not in known]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
     return {name: known[name] for name in methods}
+
+
+def _matcher(pipeline: Pipeline) -> "Matcher":
+    return lambda a, b: pipeline.match_features([(a, b)])[0]
+
+
+def _print_savings(rows: "Mapping[str, Saving]", title: str) -> None:
+    table = Table("", title=title)
+    for column in (
+        "pairs",
+        "stop layer",
+        "points pruned %",
+        "speed-up",
+        "pose AUC 5/10/20",
+        "full depth",
+        "F1",
+        "full depth",
+    ):
+        table.add_column(column, justify="right")
+    for name, row in rows.items():
+        cells = f"{row.stop_layer:.2f}", f"{row.pruned:.1f}", f"{row.speed_up:.2f}", _shares(row.pose_auc)
+        table.add_row(name, str(row.pairs), *cells, _shares(row.pose_auc_full), _shares([row.f1]), _shares([row.f1_full]))
+    Console(width=180, highlight=False).print(table)
 
 
 def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:

@@ -100,7 +100,7 @@ def train(
     banks: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
     shares: tuple[float, ...] | None = None,
-    recipe: Literal["standard", "laptop", "gpu_30min", "paper"] = "standard",
+    recipe: Literal["standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
     model: Literal["lightglue", "superglue"] | None = None,
     ablation: Ablation | None = None,
     deep_supervision: bool | None = None,
@@ -132,7 +132,8 @@ def train(
         banks: The .h5 files of `lumiglue bank`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
         shares: How often each bank is drawn from, a number for each; equal by default.
-        recipe: standard (about 80 minutes on two CPU cores), laptop (43 minutes on one), gpu_30min, or the paper's.
+        recipe: standard (about 80 minutes on two CPU cores), laptop (43 minutes on one), comparison (a short one that
+            every matcher of docs/paper.md had), gpu_30min, or the paper's.
         model: LightGlue, or SuperGlue to compare it with.
         ablation: Of LightGlue, what to leave out, as in the paper's ablations.
         deep_supervision: Of LightGlue: every layer learns from the labels, or the last alone.

@@ -138,6 +138,13 @@ def laptop() -> TrainSettings:
     return TrainSettings(pairs=16_000, negatives=0.08, schedule="paper", ema=1_000.0)
 
 
+def comparison() -> TrainSettings:
+    """`compact`, 6,000 pairs, the same for every matcher that is compared: with `--model superglue`, with an `--ablation`,
+    without deep supervision. 10 to 15 minutes on one core; docs/paper.md has the table.
+    """
+    return TrainSettings(pairs=6_000, confidence_pairs=1_600, warmup_pairs=1_000, evaluate_every=2_000, keep_every=1_000)
+
+
 def gpu_30min() -> TrainSettings:
     """`base` in 25 minutes of a large GPU, which leaves five to build or load the bank. Counted, not yet run.
 
@@ -165,6 +172,7 @@ def paper() -> TrainSettings:
 RECIPES: dict[str, Callable[[], TrainSettings]] = {
     "standard": standard,
     "laptop": laptop,
+    "comparison": comparison,
     "gpu_30min": gpu_30min,
     "paper": paper,
 }

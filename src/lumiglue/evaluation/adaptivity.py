@@ -1,0 +1,92 @@
+"""What adaptive depth and width save and cost: by difficulty of the pair, and over alpha and beta (Section 5.4)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from lumiglue.errors import InputError
+from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.matcher.settings import MatchSettings
+
+FULL_DEPTH = "full depth"
+YARDSTICK = "nn"
+LEVELS = ("easy", "medium", "hard")
+
+
+def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:
+    """Settings by name: full depth, the default, every alpha with the default beta, every beta with that alpha; 0 is off."""
+    usual = MatchSettings()
+    chosen = [usual, *(MatchSettings(exit_ratio=alpha or None) for alpha in alphas)]
+    chosen += [MatchSettings(prune_below=beta or None) for beta in betas]
+    return {FULL_DEPTH: MatchSettings(exit_ratio=None, prune_below=None)} | {settings_name(s): s for s in chosen}
+
+
+def settings_name(settings: MatchSettings) -> str:
+    """`alpha 0.95, beta 0.01`."""
+    shown = ("off" if value is None else f"{value:g}" for value in (settings.exit_ratio, settings.prune_below))
+    return "alpha {}, beta {}".format(*shown)
+
+
+def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dict[tuple[str, str], str]:
+    """Easy, medium or hard for each pair whose true geometry is known: thirds of the pairs, by the share of the keypoints
+    that mutual nearest neighbours match rightly. Any matcher but the measured one will do as a yardstick.
+
+    Raises InputError where the yardstick was not run.
+    """
+    share = {
+        (s.a, s.b): (0.0 if np.isnan(s.precision) else s.precision) * s.matches / max(min(s.keypoints_a, s.keypoints_b), 1)
+        for s in scores
+        if s.method == yardstick and s.type != "correspondences"
+    }
+    if not share:
+        raise InputError(f"there is no score of {yardstick!r} on a pair with a known pose or homography")
+    from_easiest = sorted(share, key=lambda pair: -share[pair])
+    return {pair: LEVELS[rank * len(LEVELS) // len(from_easiest)] for rank, pair in enumerate(from_easiest)}
+
+
+@dataclass(frozen=True)
+class Saving:
+    """One setting on some pairs, beside full depth on the same.
+
+    stop_layer, pruned (percent of the keypoints): means. speed_up: median over the pairs of full depth's time over its own.
+    error AUCs in percent; NaN where there are no such pairs.
+    """
+
+    setting: str
+    pairs: int
+    stop_layer: float
+    pruned: float
+    speed_up: float
+    pose_auc: list[float]
+    pose_auc_full: list[float]
+    f1: float
+    f1_full: float
+
+
+def saving(scores: Sequence[PairScore], setting: str) -> Saving:
+    """How one setting compares with full depth. Raises InputError where either is missing."""
+    mine, full = ([s for s in scores if s.method == name] for name in (setting, FULL_DEPTH))
+    if not mine or len(mine) != len(full):
+        raise InputError(f"the scores have no pairs of both {setting!r} and {FULL_DEPTH!r}")
+    (of_mine,), (of_full,) = summarise(mine), summarise(full)
+    times = {(s.a, s.b): s.milliseconds for s in full}
+    return Saving(
+        setting=setting,
+        pairs=len(mine),
+        stop_layer=of_mine.stop_layer,
+        pruned=of_mine.pruned,
+        speed_up=float(np.median([times[s.a, s.b] / s.milliseconds for s in mine])),
+        pose_auc=of_mine.pose_auc,
+        pose_auc_full=of_full.pose_auc,
+        f1=of_mine.f1,
+        f1_full=of_full.f1,
+    )
+
+
+def by_difficulty(scores: Sequence[PairScore], setting: str) -> dict[str, Saving]:
+    """`saving` for easy, medium, hard pairs, and for all of them."""
+    level = difficulties(scores)
+    groups = {name: [s for s in scores if level.get((s.a, s.b)) == name] for name in LEVELS}
+    groups["all"] = [s for s in scores if (s.a, s.b) in level]
+    return {name: saving(group, setting) for name, group in groups.items() if group}
