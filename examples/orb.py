@@ -8,6 +8,8 @@ import torch
 
 import lumiglue
 
+SPACING = 3  # pixels; labels take what lies within 3 pixels for the same point
+
 
 class Orb:
     """OpenCV's ORB: FAST corners on a pyramid, with a direction, and 256 bits that become unit vectors of +-1/16."""
@@ -16,11 +18,12 @@ class Orb:
     descriptor_dim = 256
 
     def __init__(self, max_keypoints: int = 2048) -> None:
-        self.detector = cv2.ORB.create(nfeatures=max_keypoints, scaleFactor=1.2, nlevels=8, fastThreshold=7)
+        self.max_keypoints = max_keypoints
+        self.detector = cv2.ORB.create(nfeatures=4 * max_keypoints, scaleFactor=1.2, nlevels=8, fastThreshold=7)
 
     def config(self) -> dict:
         """What the descriptors depend on."""
-        return {"name": self.name, "levels": 8, "scale_factor": 1.2}
+        return {"name": self.name, "levels": 8, "scale_factor": 1.2, "spacing": SPACING}
 
     def __call__(self, image: np.ndarray) -> lumiglue.Features:
         """image: h x w x 3, RGB, uint8."""
@@ -32,12 +35,28 @@ class Orb:
         size, of_level = np.array(image.shape[1::-1]), scales.reshape(-1, 1)
         on_level = np.array([p.pt for p in points]).reshape(-1, 2) / of_level
         keypoints = (on_level + 0.5) * (size / np.rint(size / of_level)) - 0.5
-        signs = np.unpackbits(bits, axis=1).astype(np.float32) * 2 - 1
+        scores = np.array([p.response for p in points], np.float32)
+        kept = apart(keypoints, scores, SPACING)[: self.max_keypoints]
+        signs = np.unpackbits(bits[kept], axis=1).astype(np.float32) * 2 - 1
         return lumiglue.Features(
-            keypoints=torch.from_numpy(keypoints).float(),
+            keypoints=torch.from_numpy(keypoints[kept]).float(),
             descriptors=torch.from_numpy(signs / 16),
             image_size=(image.shape[1], image.shape[0]),
-            scores=torch.tensor([p.response for p in points]),
-            scales=torch.from_numpy(scales),
-            orientations=torch.tensor([math.radians(p.angle) for p in points]),
+            scores=torch.from_numpy(scores[kept]),
+            scales=torch.from_numpy(scales[kept]),
+            orientations=torch.tensor([math.radians(points[row].angle) for row in kept]),
         )
+
+
+def apart(keypoints: np.ndarray, scores: np.ndarray, spacing: int) -> list[int]:
+    """Rows, strongest first, of which no two are within about `spacing` pixels. ORB finds a corner on several levels of
+    its pyramid, three times on average; as copies of one point they share its match, and none of them gets it."""
+    cells = np.rint(keypoints).astype(int) + spacing
+    taken = np.zeros(cells.max(0, initial=0) + spacing + 1, bool)
+    kept = []
+    for row in np.argsort(-scores, kind="stable"):
+        x, y = cells[row]
+        if not taken[x, y]:
+            taken[x - spacing : x + spacing + 1, y - spacing : y + spacing + 1] = True
+            kept.append(int(row))
+    return kept

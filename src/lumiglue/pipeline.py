@@ -7,23 +7,31 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.images import as_rgb8, read_image
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.models import MatcherModel
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel, model_name
 from lumiglue.matcher.precision import Precision
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.weights import load_weights, pretrained_path, resolve
 
+if TYPE_CHECKING:
+    from lumiglue.onnx.runtime import OnnxMatcher
+
+# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form.
+Backend = Literal["torch", "onnxruntime", "openvino"]
 ImageLike = str | Path | np.ndarray | Tensor
 
 
@@ -73,13 +81,13 @@ class Pipeline:
     def __init__(
         self,
         extractor: Extractor,
-        matcher: MatcherModel,
+        matcher: "MatcherModel | OnnxMatcher",
         settings: MatchSettings | None = None,
         *,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
     ) -> None:
-        """Raises InputError where the matcher was made for other features."""
+        """device, precision: of a PyTorch matcher. Raises InputError where the matcher was made for other features."""
         config = matcher.config
         if config.extractor and config.extractor != extractor.name:
             raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
@@ -93,8 +101,12 @@ class Pipeline:
         device = usable_device(device)
         dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.extractor = extractor
-        self.matcher = matcher.eval().to(device=device, dtype=dtype)
-        self.settings = settings or MatchSettings()
+        if isinstance(matcher, nn.Module):
+            self.matcher = matcher.eval().to(device=device, dtype=dtype)
+            self.settings = settings or MatchSettings()
+        else:
+            self.matcher = matcher
+            self.settings = settings or matcher.fixed or MatchSettings()
 
     @classmethod
     def pretrained(
@@ -107,18 +119,22 @@ class Pipeline:
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
+        backend: Backend | None = None,
     ) -> "Pipeline":
         """Features by name with the weights in the package, or in a file or URL `weights`.
 
         features: of a built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
 
-        max_keypoints, resize: see the extractor. device: None takes the GPU if there is one.
+        max_keypoints, resize: see the extractor. weights: also an .onnx file of `lumiglue export onnx`, whose settings hold.
+        device: None takes the GPU if there is one. backend: None takes "torch", and "onnxruntime" for an .onnx file.
         Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
         extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
-        matcher = load_weights(pretrained_path(features) if weights is None else resolve(weights))
-        return cls(extractor, matcher, settings, device=chosen, precision=precision)
+        file = pretrained_path(features) if weights is None else resolve(weights)
+        if file.suffix != ".onnx" and backend in (None, "torch"):
+            return cls(extractor, load_weights(file), settings, device=chosen, precision=precision)
+        return cls(extractor, _onnx_matcher(file, backend or "onnxruntime", precision), settings)
 
     def with_settings(self, settings: MatchSettings) -> "Pipeline":
         """The same extractor and weights with other settings; nothing is copied."""
@@ -141,6 +157,8 @@ class Pipeline:
 
     def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:
         """Matches pairs of features, all in one batch; each pair's result is what it would be alone."""
+        if not isinstance(self.matcher, nn.Module):
+            return self.matcher.match_features(list(pairs), self.settings)
         packed = pack(list(pairs), self.matcher.config)
         return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings)]
 
@@ -179,6 +197,22 @@ class Pipeline:
             seconds = {"extract": (extracted - start) / share, "match": (time.perf_counter() - extracted) / share}
             for pair in features:
                 yield None if pair is None else MatchResult(*pair, next(matches), seconds)
+
+
+def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
+    if backend not in get_args(Backend):
+        raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
+    if backend == "torch":
+        raise InputError(f"{file} runs on onnxruntime or openvino, not on torch; choose one, or give .safetensors weights")
+    require_onnx("onnx_ir", backend)
+    from lumiglue.onnx.runtime import OnnxMatcher
+
+    if file.suffix == ".onnx":
+        return OnnxMatcher(file, backend, precision=precision)
+    model = load_weights(file)
+    if not isinstance(model, LightGlue):
+        raise InputError(f"only LightGlue runs on {backend}; {file} holds {model_name(model.config)}")
+    return OnnxMatcher(model, backend, precision=precision)
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from lumiglue.errors import InputError
 
+PIXELS = "x right, y down, centre of the top-left pixel at (0, 0)"
 GeometryKind = Literal["homography", "fundamental"]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import tyro
 
 from lumiglue import __version__
-from lumiglue.cli.checkpoints import import_weights, show_weights
+from lumiglue.cli.checkpoints import export_onnx, import_weights, show_weights
 from lumiglue.cli.evaluation import (
     evaluate,
     evaluate_adaptivity,
@@ -35,6 +35,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval strecha": evaluate_strecha,
     "eval adaptivity": evaluate_adaptivity,
     "eval report": report,
+    "export onnx": export_onnx,
     "weights import": import_weights,
     "weights show": show_weights,
 }

@@ -4,7 +4,7 @@ import dataclasses
 
 from lumiglue.matcher.precision import Precision
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.pipeline import Pipeline
+from lumiglue.pipeline import Backend, Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,8 @@ class PipelineFlags:
     resize: int = 1024
     """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
     weights: str | None = None
-    """A name in the package (sift-clean), a .safetensors file, or a URL with #sha256=...; by default the features' own."""
+    """A name in the package (sift-clean), a .safetensors or .onnx file, or a URL with #sha256=...; by default those of the
+    features."""
     score_threshold: float | None = None
     """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
@@ -29,13 +30,19 @@ class PipelineFlags:
     """Arithmetic of the matcher."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
+    backend: Backend | None = None
+    """What runs the matcher: torch, onnxruntime or openvino; by default torch, and onnxruntime for an .onnx file."""
 
     def pipeline(self) -> Pipeline:
+        asked = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
             score_threshold=self.score_threshold,
             exit_ratio=self.exit_ratio or None,
             prune_below=self.prune_below or None,
         )
+        usual = PipelineFlags()
+        if (self.weights or "").endswith(".onnx") and asked == (usual.score_threshold, usual.exit_ratio, usual.prune_below):
+            settings = None  # those of the file
         return Pipeline.pretrained(
             self.features,
             max_keypoints=self.max_keypoints,
@@ -44,4 +51,5 @@ class PipelineFlags:
             settings=settings,
             device=self.device,
             precision=self.precision,
+            backend=self.backend,
         )

@@ -10,10 +10,9 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.pipeline import MatchResult
-from lumiglue.types import Geometry
+from lumiglue.types import PIXELS, Geometry
 
 DATA_SUFFIXES = (".npz", ".json")
-PIXELS = "x right, y down, centre of the top-left pixel at (0, 0)"
 
 
 def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:

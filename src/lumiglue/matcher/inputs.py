@@ -71,17 +71,27 @@ def positions_of(features: Features, encoding: PositionInput) -> Float[Tensor, "
     return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), encoding, **known)
 
 
-def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:
-    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
-    images = [features for pair in pairs for features in pair]
-    for features in images:
+def check_features(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> None:
+    """Raises InputError where there are none, or they are not the features that a matcher was made for."""
+    if not pairs:
+        raise InputError("there are no pairs to match; give at least one")
+    needs_scale = config.encoding in ("xy-scale-orientation", "xy-logscale-angle")
+    for features in (features for pair in pairs for features in pair):
         if config.extractor and features.extractor and features.extractor != config.extractor:
             raise InputError(f"the matcher is for {config.extractor!r} features; these are {features.extractor!r}")
         if features.descriptors.shape[1] != config.descriptor_dim:
             width = features.descriptors.shape[1]
             raise InputError(f"descriptors have {width} channels; this matcher takes {config.descriptor_dim}")
-    if not images:
-        raise InputError("there are no pairs to match; give at least one")
+        if needs_scale and (features.scales is None or features.orientations is None):
+            raise InputError(
+                f"the matcher's encoding {config.encoding!r} needs scales and orientations, which the features lack"
+            )
+
+
+def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:
+    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
+    check_features(pairs, config)
+    images = [features for pair in pairs for features in pair]
     return PackedPairs(
         descriptors=torch.cat([features.descriptors.float() for features in images]),
         positions=torch.cat([positions_of(features, config.encoding) for features in images]),

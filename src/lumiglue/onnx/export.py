@@ -1,0 +1,203 @@
+"""A matcher as one ONNX file, for ONNX Runtime and OpenVINO, for OpenCV, or for COLMAP."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import onnx_ir as ir
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel, model_name
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.onnx import graph
+from lumiglue.types import PIXELS
+
+Layout = Literal["lumiglue", "opencv", "colmap"]
+OnnxPrecision = Literal["fp32", "fp16", "int8"]
+METADATA_KEY = "lumiglue"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxSettings:
+    """What an exported file holds beside the weights.
+
+    layout: names and shapes of inputs and outputs. "lumiglue": keypoints in pixels. "opencv": what `cv2.LightGlueMatcher`
+        feeds, at full depth, as its engine cannot run a graph whose sizes change. "colmap": COLMAP's SIFT_LIGHTGLUE and
+        ALIKED_LIGHTGLUE.
+    precision: "fp16": weights and states; "int8": the layers' linear maps, with activations quantized as they come.
+    match: thresholds and adaptivity, fixed in the file.
+    """
+
+    layout: Layout = "lumiglue"
+    precision: OnnxPrecision = "fp32"
+    match: MatchSettings = field(default_factory=MatchSettings)
+
+    def __post_init__(self) -> None:
+        for name, known in (("layout", get_args(Layout)), ("precision", get_args(OnnxPrecision))):
+            if getattr(self, name) not in known:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}; choose from {list(known)}")
+
+
+def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | None = None) -> None:
+    """Writes the file. Raises InputError for a matcher, or a layout, that cannot be exported.
+
+    The "lumiglue" layout, n0 and n1 being any numbers, 0 included, and d the width of the descriptors:
+
+    | input | shape | |
+    |---|---|---|
+    | keypoints0, keypoints1 | (n, 2) float32 | pixels (x, y), centre of the top-left pixel at (0, 0) |
+    | descriptors0, descriptors1 | (n, d) float32 | |
+    | image_size0, image_size1 | (2,) float32 | width, height |
+    | scales0, scales1, orientations0, orientations1 | (n,) float32 | where the matcher's encoding sees them |
+
+    | output | shape | |
+    |---|---|---|
+    | matches | (k, 2) int64 | rows in image 0 and image 1 |
+    | scores | (k,) float32 | P_ij |
+    | stop_layer | () int64 | layers that ran |
+    | layers0, layers1 | (n,) int64 | layers that each point went through |
+    """
+    settings, path = settings or OnnxSettings(), Path(path)
+    if not isinstance(model, LightGlue):
+        raise InputError(f"only LightGlue is exported, not {model_name(model.config)}")
+    if model.config.ablation == "absolute-positions":
+        raise InputError("a matcher with absolute positions is an ablation; it is not exported")
+    if path.suffix != ".onnx":
+        raise InputError(f"{path} is no .onnx file; name it so")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ir.save(build(model, settings), path)
+
+
+def build(model: LightGlue, settings: OnnxSettings) -> ir.Model:
+    """The graph of `export_onnx`."""
+    return _LAYOUTS[settings.layout](model, settings)
+
+
+def read_onnx_metadata(path: str | Path) -> dict:
+    """What a file of `export_onnx` says of itself: config, settings, layout, pixels. Raises InputError for other files."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path} does not exist; write one with `lumiglue export onnx`")
+    try:
+        return json.loads(ir.load(path).metadata_props[METADATA_KEY])
+    except Exception as error:  # protobuf and onnx_ir raise what they like
+        raise InputError(f"{path} was not written by `lumiglue export onnx` ({type(error).__name__})") from None
+
+
+def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
+    said = {
+        "model": "lightglue", "config": asdict(model.config), "layout": settings.layout,
+        "precision": settings.precision, "match": asdict(settings.match), "pixels": PIXELS,
+    }  # fmt: skip
+    return {METADATA_KEY: json.dumps(said)}
+
+
+def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[graph.Builder, graph.LightGlueGraph]:
+    precision = settings.precision
+    writer = graph.LightGlueGraph(model, settings.match, half=precision == "fp16", integer=precision == "int8")
+    return graph.Builder(), writer
+
+
+def _normalised(g: graph.Builder, keypoints: ir.Value, size: ir.Value) -> ir.Value:
+    """(keypoints - size / 2) / (max(size) / 2), as `matcher.inputs.normalize_positions`; size is (2,)."""
+    half = g("Mul", size, g.constant(0.5))
+    return g("Div", g("Sub", keypoints, half), g("ReduceMax", half, axes=[0], keepdims=1))
+
+
+def _with_scale(g: graph.Builder, model: LightGlue, xy: ir.Value, scales: ir.Value, orientations: ir.Value) -> ir.Value:
+    scales = g("Log", scales) if model.config.encoding == "xy-logscale-angle" else scales
+    columns = (g("Unsqueeze", column, g.integers(1)) for column in (scales, orientations))
+    return g("Concat", xy, *columns, axis=1)
+
+
+def _lumiglue(model: LightGlue, settings: OnnxSettings) -> ir.Model:
+    g, writer = _writer(model, settings)
+    inputs: list[ir.Value] = []
+    positions, descriptors = [], []
+    for side in (0, 1):
+        n = f"n{side}"
+        keypoints = graph.tensor_input(f"keypoints{side}", graph.FLOAT, (n, 2))
+        described = graph.tensor_input(f"descriptors{side}", graph.FLOAT, (n, model.config.descriptor_dim))
+        size = graph.tensor_input(f"image_size{side}", graph.FLOAT, (2,))
+        inputs += [keypoints, described, size]
+        xy = _normalised(g, keypoints, size)
+        if model.config.encoding != "xy":
+            more = [graph.tensor_input(f"{name}{side}", graph.FLOAT, (n,)) for name in ("scales", "orientations")]
+            inputs += more
+            xy = _with_scale(g, model, xy, *more)
+        positions.append(xy)
+        descriptors.append(described)
+    found = writer.assignment(g, positions, descriptors)
+    outputs = [
+        graph.as_output(g, found.pairs, "matches", graph.INT64, ("k", 2)),
+        graph.as_output(g, found.scores, "scores", graph.FLOAT, ("k",)),
+        graph.as_output(g, found.stop_layer, "stop_layer", graph.INT64, ()),
+        graph.as_output(g, found.layers0, "layers0", graph.INT64, ("n0",)),
+        graph.as_output(g, found.layers1, "layers1", graph.INT64, ("n1",)),
+    ]
+    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+
+
+def _opencv(model: LightGlue, settings: OnnxSettings) -> ir.Model:
+    """kpts (1, n, 2) normalised, desc (1, n, d) -> matches0 (k, 2), mscores0 (k).
+
+    OpenCV divides x by half the width and y by half the height, where LightGlue divides both by half the longer side. Only
+    differences of positions count, so `setPairInfo` with the longer side for width and height gives the right ones.
+    """
+    settings = replace(settings, match=replace(settings.match, exit_ratio=None, prune_below=None))
+    if model.config.encoding != "xy":
+        raise InputError("cv2.LightGlueMatcher knows positions alone; this matcher also takes scales and orientations")
+    g, writer = _writer(model, settings)
+    inputs, (positions, descriptors) = _batched_inputs(g, 1, 2, model.config.descriptor_dim)
+    found = writer.assignment(g, positions, descriptors)
+    outputs = [
+        graph.as_output(g, found.pairs, "matches0", graph.INT64, ("k", 2)),
+        graph.as_output(g, found.scores, "mscores0", graph.FLOAT, ("k",)),
+    ]
+    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+
+
+def _colmap(model: LightGlue, settings: OnnxSettings) -> ir.Model:
+    """kpts (1, n, 2) pixels, desc (1, n, d), image_size (1, 2), for SIFT scales and oris (1, n) -> for each point of image 0
+    matches0 (n), its row in image 1 or -1, and mscores0 (n)."""
+    g, writer = _writer(model, settings)
+    inputs, (keypoints, descriptors) = _batched_inputs(g, "b", "two", "d")  # COLMAP insists that none is stated
+    sizes = [graph.tensor_input(f"image_size{side}", graph.FLOAT, ("b", "two")) for side in (0, 1)]
+    inputs += sizes
+    flat = [g("Squeeze", size, g.integers(0)) for size in sizes]
+    positions = [_normalised(g, k, size) for k, size in zip(keypoints, flat, strict=True)]
+    if model.config.encoding != "xy":
+        more = [
+            [graph.tensor_input(f"{name}{side}", graph.FLOAT, ("b", f"n{side}")) for side in (0, 1)]
+            for name in ("scales", "oris")
+        ]
+        inputs += [value for pair in more for value in pair]
+        scales, angles = ([g("Squeeze", value, g.integers(0)) for value in pair] for pair in more)
+        positions = [_with_scale(g, model, *values) for values in zip(positions, scales, angles, strict=True)]
+    found = writer.assignment(g, positions, descriptors)
+    rows, partners = (g("Gather", found.pairs, g.number(side), axis=1) for side in (0, 1))
+    count = g("Shape", found.layers0)
+    none = g("Expand", g.number(-1), count)
+    matches = g("ScatterElements", none, rows, partners, axis=0)
+    scores = g("ScatterElements", g("Expand", g.constant(0.0), count), rows, found.scores, axis=0)
+    outputs = [
+        graph.as_output(g, matches, "matches0", graph.INT64, ("n0",)),
+        graph.as_output(g, scores, "mscores0", graph.FLOAT, ("n0",)),
+    ]
+    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+
+
+def _batched_inputs(
+    g: graph.Builder, batch: int | str, two: int | str, width: int | str
+) -> tuple[list[ir.Value], tuple[Sequence[ir.Value], Sequence[ir.Value]]]:
+    """Inputs kpts0, kpts1, desc0, desc1 with a leading 1, and the same without it."""
+    kpts = [graph.tensor_input(f"kpts{side}", graph.FLOAT, (batch, f"n{side}", two)) for side in (0, 1)]
+    desc = [graph.tensor_input(f"desc{side}", graph.FLOAT, (batch, f"n{side}", width)) for side in (0, 1)]
+    inside = tuple([g("Squeeze", value, g.integers(0)) for value in values] for values in (kpts, desc))
+    return [*kpts, *desc], (inside[0], inside[1])
+
+
+_LAYOUTS = {"lumiglue": _lumiglue, "opencv": _opencv, "colmap": _colmap}

@@ -1,0 +1,357 @@
+"""LightGlue as an ONNX graph with its adaptive depth and width inside (Section 3.3): a pair that is done skips the layers
+that are left, and pruned points leave the tensors.
+
+Each layer is an If on `done`: one branch passes the state through, the other computes. Both images stay apart, so every
+shape is a plain n0 or n1. Sizes are dynamic, zero included.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import numpy as np
+import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
+from onnx_ir.tape import Tape
+from torch import Tensor, nn
+
+from lumiglue.matcher.lightglue import CrossAttention, LightGlue, RotaryEncoding, SelfAttention
+from lumiglue.matcher.settings import MatchSettings
+
+OPSET = 17
+FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
+
+
+class Builder:
+    """Appends nodes to a graph, or to a branch of one; constants go to the outermost graph, where every branch sees them."""
+
+    def __init__(self, root: "Builder | None" = None) -> None:
+        self.tape = Tape()
+        self.root = root or self
+        self.constants: dict[tuple[str, bytes, tuple[int, ...]], ir.Value] = {}
+
+    def __call__(self, op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        return self.tape.op(op, inputs, attributes)
+
+    def several(self, count: int, op: str, *inputs: ir.Value, **attributes: Any) -> Sequence[ir.Value]:
+        """The outputs of a node that has `count` of them."""
+        return self.tape.op_multi_out(op, inputs, attributes, num_outputs=count)
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> ir.Value:
+        """One initializer for each value, however often it is asked for."""
+        array = np.asarray(value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value).astype(dtype)
+        root, key = self.root, (array.dtype.str, array.tobytes(), array.shape)
+        if key not in root.constants:
+            root.constants[key] = root.tape.initializer(ir.tensor(array, name=f"constant_{len(root.constants)}"))
+        return root.constants[key]
+
+    def integers(self, *values: int) -> ir.Value:
+        return self.constant(np.array(values), np.int64)
+
+    def number(self, value: int) -> ir.Value:
+        return self.constant(np.array(value), np.int64)
+
+    def choose(self, condition: ir.Value, then: "Branch", otherwise: "Branch") -> Sequence[ir.Value]:
+        """If: the outputs of one branch or of the other."""
+        branches = {"then_branch": then.graph(), "else_branch": otherwise.graph()}
+        return self.several(len(then.outputs), "If", condition, **branches)
+
+
+@dataclass
+class Branch:
+    """One side of an If."""
+
+    builder: Builder
+    outputs: Sequence[ir.Value]
+
+    def graph(self) -> ir.Graph:
+        return ir.Graph((), self.outputs, nodes=self.builder.tape.nodes, name="branch")
+
+
+@dataclass
+class Side:
+    """One image's points that are still in play: states, rotation, their rows in the input; layers of all its points."""
+
+    x: ir.Value
+    cosine: ir.Value
+    sine: ir.Value
+    rows: ir.Value
+    layers: ir.Value
+
+    @property
+    def state(self) -> list[ir.Value]:
+        return [self.x, self.cosine, self.sine, self.rows, self.layers]
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """pairs (k, 2) and scores (k); layers each point went through; layers that ran."""
+
+    pairs: ir.Value
+    scores: ir.Value
+    layers0: ir.Value
+    layers1: ir.Value
+    stop_layer: ir.Value
+
+
+class LightGlueGraph:
+    """Writes a matcher into a graph.
+
+    half: weights and states in float16; positions, S and the tests stay float32. integer: products of the layers' linear maps
+    in int8, with a scale for each channel of the weights and one for the activations, found as they come.
+    """
+
+    def __init__(self, model: LightGlue, settings: MatchSettings, *, half: bool = False, integer: bool = False) -> None:
+        self.model, self.settings, self.integer = model.eval(), settings, integer
+        self.dtype = np.float16 if half else np.float32
+        config = model.config
+        self.heads, self.channels, self.d = config.heads, config.d // config.heads, config.d
+
+    def assignment(self, g: Builder, positions: Sequence[ir.Value], descriptors: Sequence[ir.Value]) -> Assignment:
+        """Of images 0 and 1, from normalised positions (n, p) and descriptors (n, descriptor_dim)."""
+        sides = [self._begin(g, p, d) for p, d in zip(positions, descriptors, strict=True)]
+        totals = [self._length(g, side.rows) for side in sides]
+        done = g("Equal", g("Mul", *totals), g.number(0))
+        if self.settings.exit_ratio is None and self.settings.prune_below is None:
+            return self._full_depth(g, sides, done)
+        stop = g.number(0)
+        for layer in range(self.model.config.n_layers):
+            computed, passed = Builder(g.root), Builder(g.root)
+            state = [*sides[0].state, *sides[1].state, done, stop]
+            after = self._layer(computed, sides, totals, layer)
+            branches = [
+                Branch(b, self._typed([b("Identity", value) for value in values]))  # a branch owns its outputs
+                for b, values in ((passed, state), (computed, after))
+            ]
+            found = self._typed(g.choose(done, *branches))
+            sides = [Side(*found[:5]), Side(*found[5:10])]
+            done, stop = found[10:]
+        return self._assign(g, sides, stop)
+
+    def _full_depth(self, g: Builder, sides: Sequence[Side], empty: ir.Value) -> Assignment:
+        """All layers, without a branch."""
+        for block in self.model.layers:
+            xs = [self._self_attention(g, side, block.self_attention) for side in sides]
+            xs = self._cross_attention(g, xs, block.cross_attention)
+            sides = [replace(side, x=x) for side, x in zip(sides, xs, strict=True)]
+        stop = g("Where", empty, g.number(0), g.number(self.model.config.n_layers))
+        sides = [replace(side, layers=g("Expand", stop, g("Shape", side.rows))) for side in sides]
+        return self._assign(g, sides, stop)
+
+    def _typed(self, state: Sequence[ir.Value]) -> Sequence[ir.Value]:
+        """States types and ranks, which OpenCV does not infer."""
+        floats = ir.DataType.FLOAT16 if self.dtype == np.float16 else FLOAT
+        side = [(floats, 2), (floats, 3), (floats, 3), (INT64, 1), (INT64, 1)]
+        for value, (dtype, rank) in zip(state, [*side, *side, (ir.DataType.BOOL, 0), (INT64, 0)], strict=True):
+            value.type, value.shape = ir.TensorType(dtype), ir.Shape([None] * rank)
+        return state
+
+    def _constant(self, g: Builder, value: Tensor) -> ir.Value:
+        return g.constant(value, self.dtype)
+
+    def _linear(self, g: Builder, x: ir.Value, weight: Tensor, bias: Tensor) -> ir.Value:
+        if self.integer and len(weight) > 1:
+            return g("Add", self._integer_product(g, x, weight), self._constant(g, bias))
+        return g("Add", g("MatMul", x, self._constant(g, weight.T)), self._constant(g, bias))
+
+    def _integer_product(self, g: Builder, x: ir.Value, weight: Tensor) -> ir.Value:
+        scales = weight.detach().abs().amax(1).clamp_min(1e-12) / 127
+        rounded = (weight.detach() / scales[:, None]).round().T
+        x, scale, zero = g.several(3, "DynamicQuantizeLinear", x)
+        product = g("MatMulInteger", x, g.constant(rounded, np.int8), zero)
+        return g("Mul", g("Cast", product, to=FLOAT), g("Mul", scale, g.constant(scales)))
+
+    def _through(self, g: Builder, x: ir.Value, linear: nn.Linear) -> ir.Value:
+        return self._linear(g, x, linear.weight, linear.bias)
+
+    def _begin(self, g: Builder, positions: ir.Value, descriptors: ir.Value) -> Side:
+        model = self.model
+        x = g("Cast", descriptors, to=ir.DataType.FLOAT16) if self.dtype == np.float16 else descriptors
+        if isinstance(model.input_projection, nn.Linear):
+            x = self._through(g, x, model.input_projection)
+        encoding = model.position_encoding
+        if not isinstance(encoding, RotaryEncoding):
+            raise NotImplementedError("absolute positions are an ablation and are not exported")
+        frequencies = encoding.frequencies.detach().float()
+        matrix = frequencies.new_zeros(frequencies.shape[0], frequencies.shape[1] + int(encoding.periodic))
+        matrix[:, : frequencies.shape[1]] = frequencies
+        if encoding.periodic:
+            matrix[:, -1] = encoding.turns
+        angles = g("MatMul", positions, g.constant(matrix.T))  # (n, c / 2), in float32
+        tables = [g("Unsqueeze", g(op, angles), g.integers(0)) for op in ("Cos", "Sin")]  # (1, n, c / 2)
+        if self.dtype == np.float16:
+            tables = [g("Cast", table, to=ir.DataType.FLOAT16) for table in tables]
+        count = self._length(g, descriptors)
+        rows = g("Range", g.number(0), count, g.number(1))
+        return Side(x, tables[0], tables[1], rows, g("Mul", rows, g.number(0)))
+
+    def _length(self, g: Builder, x: ir.Value) -> ir.Value:
+        return g("Gather", g("Shape", x), g.number(0))
+
+    def _split_heads(self, g: Builder, x: ir.Value) -> ir.Value:
+        """(n, d) to (h, n, c)."""
+        return g("Transpose", g("Reshape", x, g.integers(-1, self.heads, self.channels)), perm=[1, 0, 2])
+
+    def _join_heads(self, g: Builder, x: ir.Value) -> ir.Value:
+        return g("Reshape", g("Transpose", x, perm=[1, 0, 2]), g.integers(-1, self.d))
+
+    def _rotate(self, g: Builder, x: ir.Value, side: Side) -> ir.Value:
+        a, b = g.several(2, "Split", x, g.integers(self.channels // 2, self.channels // 2), axis=-1)
+        turned = (
+            g("Sub", g("Mul", a, side.cosine), g("Mul", b, side.sine)),
+            g("Add", g("Mul", b, side.cosine), g("Mul", a, side.sine)),
+        )
+        return g("Concat", *turned, axis=-1)
+
+    def _attend(self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+        similarity = g("MatMul", q, g("Transpose", k, perm=[0, 2, 1]))
+        return g("MatMul", g("Softmax", similarity, axis=-1), v)
+
+    def _update(self, g: Builder, x: ir.Value, message: ir.Value, unit: SelfAttention | CrossAttention) -> ir.Value:
+        """x + MLP([x | W message])."""
+        first, norm, _, last = unit.ffn
+        assert isinstance(first, nn.Linear)
+        assert isinstance(norm, nn.LayerNorm)
+        assert isinstance(last, nn.Linear)
+        message = self._through(g, self._join_heads(g, message), unit.out)
+        y = self._through(g, g("Concat", x, message, axis=-1), first)
+        affine = (self._constant(g, norm.weight), self._constant(g, norm.bias))
+        y = g("LayerNormalization", y, *affine, axis=-1, epsilon=norm.eps)
+        erf = g("Erf", g("Div", y, g.constant(math.sqrt(2.0), self.dtype)))
+        gelu = g("Mul", g("Mul", y, g("Add", erf, g.constant(1.0, self.dtype))), g.constant(0.5, self.dtype))
+        return g("Add", x, self._through(g, gelu, last))
+
+    def _self_attention(self, g: Builder, side: Side, unit: SelfAttention) -> ir.Value:
+        d, scale = self.d, self.channels**-0.5
+        weight, bias = unit.qkv.weight.detach().clone(), unit.qkv.bias.detach().clone()
+        weight[:d] *= scale  # of the queries
+        bias[:d] *= scale
+        q, k, v = g.several(3, "Split", self._linear(g, side.x, weight, bias), g.integers(d, d, d), axis=-1)
+        q, k = (self._rotate(g, self._split_heads(g, x), side) for x in (q, k))
+        return self._update(g, side.x, self._attend(g, q, k, self._split_heads(g, v)), unit)
+
+    def _cross_attention(self, g: Builder, xs: Sequence[ir.Value], unit: CrossAttention) -> list[ir.Value]:
+        root = self.channels**-0.25
+        query = unit.qk if unit.query is None else unit.query
+        keys = [self._split_heads(g, self._linear(g, x, unit.qk.weight * root, unit.qk.bias * root)) for x in xs]
+        queries = [self._split_heads(g, self._linear(g, x, query.weight * root, query.bias * root)) for x in xs]
+        values = [self._split_heads(g, self._through(g, x, unit.v)) for x in xs]
+        messages = [self._attend(g, queries[side], keys[1 - side], values[1 - side]) for side in (0, 1)]
+        return [self._update(g, x, message, unit) for x, message in zip(xs, messages, strict=True)]
+
+    def _layer(self, g: Builder, sides: Sequence[Side], totals: Sequence[ir.Value], layer: int) -> list[ir.Value]:
+        """The state after a layer, the exit test and pruning."""
+        block = self.model.layers[layer]
+        xs = [self._self_attention(g, side, block.self_attention) for side in sides]
+        xs = self._cross_attention(g, xs, block.cross_attention)
+        depth = g.number(layer + 1)
+        layers = [
+            g("ScatterElements", side.layers, side.rows, g("Expand", depth, g("Shape", side.rows)), axis=0) for side in sides
+        ]
+        states = [[x, s.cosine, s.sine, s.rows, count] for x, s, count in zip(xs, sides, layers, strict=True)]
+        done = g.constant(np.array(False), np.bool_)
+        if layer < self.model.config.n_layers - 1:
+            done, states = self._adapt(g, states, totals, layer)
+        return [*states[0], *states[1], done, depth]
+
+    def _adapt(
+        self, g: Builder, states: Sequence[list[ir.Value]], totals: Sequence[ir.Value], layer: int
+    ) -> tuple[ir.Value, list[list[ir.Value]]]:
+        """The exit test, then pruning of confident unmatchable points where the pair is not done."""
+        settings, done = self.settings, g.constant(np.array(False), np.bool_)
+        limit = g.constant(self.model.exit_threshold(layer))
+        confident = [g("Greater", self._probability(g, s[0], self.model.confidences[layer]), limit) for s in states]
+        if settings.exit_ratio is not None:
+            unsure = [g("ReduceSum", g("Cast", g("Not", c), to=FLOAT), g.integers(0), keepdims=0) for c in confident]
+            total = g("Cast", g("Add", *totals), to=FLOAT)
+            share = g("Sub", g.constant(1.0), g("Div", g("Add", *unsure), total))
+            done = g("Greater", share, g.constant(settings.exit_ratio))
+        matchability = self.model.heads[layer].matchability
+        if settings.prune_below is None or matchability is None:
+            return done, list(states)
+        below, pruned = g.constant(settings.prune_below), []
+        for state, sure in zip(states, confident, strict=True):
+            leaves = g("And", sure, g("Less", self._probability(g, state[0], matchability), below))
+            kept = g("Or", g("Not", leaves), done)
+            x, cosine, sine, rows, count = state
+            tables = [g("Compress", table, kept, axis=1) for table in (cosine, sine)]
+            pruned.append([g("Compress", x, kept, axis=0), *tables, g("Compress", rows, kept, axis=0), count])
+        lengths = [self._length(g, state[3]) for state in pruned]
+        emptied = g("Equal", g("Mul", *lengths), g.number(0))
+        return g("Or", done, emptied), pruned
+
+    def _probability(self, g: Builder, x: ir.Value, linear: nn.Linear) -> ir.Value:
+        logits = g("Squeeze", self._through(g, x, linear), g.integers(1))
+        return g("Sigmoid", g("Cast", logits, to=FLOAT) if self.dtype == np.float16 else logits)
+
+    def _assign(self, g: Builder, sides: Sequence[Side], stop: ir.Value) -> Assignment:
+        """The head of the last layer that ran. A row and a column of -inf keep the maxima of empty images defined."""
+        model, settings = self.model, self.settings
+        last = g("Max", g("Sub", stop, g.number(1)), g.number(0))
+        root = self.d**-0.25
+
+        def of_layer(values: Sequence[np.ndarray]) -> ir.Value:
+            return g("Gather", g.constant(np.stack(values), self.dtype), last, axis=0)
+
+        def array(tensor: Tensor) -> np.ndarray:
+            return tensor.detach().float().cpu().numpy()
+
+        weight = of_layer([array(head.projection.weight).T for head in model.heads])
+        bias = of_layer([array(head.projection.bias) for head in model.heads])
+        features = [g("Add", g("MatMul", side.x, weight), bias) for side in sides]
+        if self.dtype == np.float16:
+            features = [g("Cast", f, to=FLOAT) for f in features]
+        f0, f1 = (g("Mul", f, g.constant(root)) for f in features)
+        similarity = g("MatMul", f0, g("Transpose", f1, perm=[1, 0]))
+        log_p = g("Add", g("LogSoftmax", similarity, axis=1), g("LogSoftmax", similarity, axis=0))
+        if model.config.ablation != "no-matchability":
+            linears = [cast(nn.Linear, head.matchability) for head in model.heads]
+            weight = of_layer([array(linear.weight).T for linear in linears])
+            bias = of_layer([array(linear.bias) for linear in linears])
+            for axis, side in zip((1, 0), sides, strict=True):
+                logits = g("Add", g("MatMul", side.x, weight), bias)  # (n, 1)
+                logits = g("Cast", logits, to=FLOAT) if self.dtype == np.float16 else logits
+                log_sigma = g("Neg", g("Softplus", g("Neg", logits)))
+                log_p = g("Add", log_p, log_sigma if axis == 1 else g("Transpose", log_sigma, perm=[1, 0]))
+        # Joined, not padded: OpenVINO (2026.4) pads wrongly the first time that a compiled model runs.
+        for axis, side in ((0, sides[1]), (1, sides[0])):
+            length = g("Unsqueeze", self._length(g, side.rows), g.integers(0))
+            length = g("Add", length, g.integers(axis))  # the column reaches past the row
+            edge = g("Expand", g.constant(-np.inf), length)
+            log_p = g("Concat", log_p, g("Unsqueeze", edge, g.integers(axis)), axis=axis)
+        best = g("ReduceMax", log_p, axes=[1], keepdims=0)
+        partner = g("ArgMax", log_p, axis=1, keepdims=0)
+        back = g("Gather", g("ArgMax", log_p, axis=0, keepdims=0), partner)
+        here = g("Range", g.number(0), self._length(g, best), g.number(1))
+        threshold = model.default_threshold if settings.score_threshold is None else settings.score_threshold
+        good = g("Greater", best, g.constant(math.log(threshold) if threshold > 0 else -1e30))
+        matched = g("Squeeze", g("NonZero", g("And", g("Equal", back, here), good)), g.integers(0))
+        ends = (
+            g("Gather", sides[0].rows, matched),
+            g("Gather", sides[1].rows, g("Gather", partner, matched)),
+        )
+        pairs = g("Concat", *(g("Unsqueeze", end, g.integers(1)) for end in ends), axis=1)
+        return Assignment(pairs, g("Exp", g("Gather", best, matched)), sides[0].layers, sides[1].layers, stop)
+
+
+def finish(g: Builder, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], metadata: dict[str, str]) -> ir.Model:
+    """The model with its inputs, outputs and metadata; every value gets a name of its own."""
+    graph = ir.Graph(
+        inputs, outputs, nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": OPSET}, name="lumiglue"
+    )
+    model = ir.Model(graph, ir_version=8, producer_name="lumiglue")
+    model.metadata_props.update(metadata)
+    NameFixPass()(model)
+    return model
+
+
+def tensor_input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+
+
+def as_output(g: Builder, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    """The value under that name, with a stated type and shape."""
+    output = g("Identity", value)
+    output.name, output.type, output.shape = name, ir.TensorType(dtype), ir.Shape(shape)
+    return output

@@ -1,0 +1,127 @@
+"""Running an exported matcher with ONNX Runtime or OpenVINO, pair by pair, adaptivity included."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx_ir as ir
+import torch
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.inputs import check_features
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.precision import Precision
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.onnx import require
+from lumiglue.onnx.export import OnnxSettings, build, read_onnx_metadata
+from lumiglue.types import Features, Matches
+
+Runtime = Literal["onnxruntime", "openvino"]
+Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
+
+
+class OnnxMatcher:
+    """Matches features with the graph of a model, or of a file in the "lumiglue" layout.
+
+    A file has its thresholds fixed; a model is exported in memory for each settings that are asked for. Any number of
+    threads may match at once.
+    """
+
+    def __init__(
+        self, source: LightGlue | str | Path, runtime: Runtime = "onnxruntime", *, precision: Precision = "fp32"
+    ) -> None:
+        """Raises InputError for a file that is not ours or of another layout, and where the runtime is not installed."""
+        require("onnx_ir", runtime)
+        self.source, self.runtime = source, runtime
+        self.precision: Precision = precision
+        self.fixed: MatchSettings | None = None
+        if isinstance(source, LightGlue):
+            self.config = source.config
+        else:
+            said = read_onnx_metadata(source)
+            if said["layout"] != "lumiglue":
+                raise InputError(f"{source} has the layout {said['layout']!r}; export it with the layout 'lumiglue'")
+            self.config = LightGlueConfig(**said["config"])
+            self.fixed = MatchSettings(**said["match"])
+        self._sessions: dict[MatchSettings, Session] = {}
+        self._lock = threading.Lock()
+
+    def match_features(
+        self, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings | None = None
+    ) -> list[Matches]:
+        """Each pair's matches, as `LightGlue.match` finds them. Raises InputError for settings other than a file's."""
+        check_features(pairs, self.config)
+        session = self._session(settings or self.fixed or MatchSettings())
+        return [self._match(session, *pair) for pair in pairs]
+
+    def _session(self, settings: MatchSettings) -> Session:
+        if self.fixed is not None and settings != self.fixed:
+            raise InputError(f"{self.source} was exported with {self.fixed}; export it again to match with {settings}")
+        with self._lock:
+            if settings not in self._sessions:
+                self._sessions[settings] = self._open(settings)
+            return self._sessions[settings]
+
+    def _open(self, settings: MatchSettings) -> Session:
+        if isinstance(self.source, LightGlue):
+            model = ir.to_proto(build(self.source, OnnxSettings(match=settings))).SerializeToString()
+        else:
+            model = Path(self.source).read_bytes()
+        open_session = _onnxruntime if self.runtime == "onnxruntime" else _openvino
+        return open_session(model, torch.get_num_threads(), self.precision)
+
+    def _match(self, session: Session, features0: Features, features1: Features) -> Matches:
+        feed: dict[str, np.ndarray] = {}
+        for side, features in enumerate((features0, features1)):
+            feed[f"keypoints{side}"] = features.keypoints.float().cpu().numpy()
+            feed[f"descriptors{side}"] = features.descriptors.float().cpu().numpy()
+            feed[f"image_size{side}"] = np.array(features.image_size, np.float32)
+            if self.config.encoding != "xy":
+                assert features.scales is not None  # check_features has looked
+                assert features.orientations is not None
+                feed[f"scales{side}"] = features.scales.float().cpu().numpy()
+                feed[f"orientations{side}"] = features.orientations.float().cpu().numpy()
+        found = session(feed)
+        pairs, scores, layers0, layers1 = (
+            torch.from_numpy(np.array(found[name])) for name in ("matches", "scores", "layers0", "layers1")
+        )
+        return Matches(pairs, scores, int(found["stop_layer"]), layers0, layers1)
+
+
+def _onnxruntime(model: bytes, threads: int, precision: Precision) -> Session:
+    import onnxruntime
+
+    if precision != "fp32":
+        raise InputError(f"ONNX Runtime has no {precision} on the CPU; export with fp16 or int8, or choose fp32")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    chosen = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in _providers()]
+    session: Any = onnxruntime.InferenceSession(model, options, providers=chosen)
+    names = [output.name for output in session.get_outputs()]
+    return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
+
+
+def _providers() -> list[str]:
+    import onnxruntime
+
+    return onnxruntime.get_available_providers()
+
+
+def _openvino(model: bytes, threads: int, precision: Precision) -> Session:
+    import openvino
+
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    settings = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": hint, "PERFORMANCE_HINT": "LATENCY"}
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model), "CPU", settings)
+    names = [output.any_name for output in compiled.outputs]
+
+    def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        request = compiled.create_infer_request()  # one each, so that threads do not share buffers
+        found = request.infer(dict(feed))
+        return {name: found[name].copy() for name in names}
+
+    return run
