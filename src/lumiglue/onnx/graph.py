@@ -98,8 +98,8 @@ class Assignment:
 class LightGlueGraph:
     """Writes a matcher into a graph.
 
-    half: weights and states in float16; positions, S and the tests stay float32. integer: products of the layers' linear maps
-    in int8, with a scale for each channel of the weights and one for the activations, found as they come.
+    half: weights and states in float16; positions, S and the tests stay float32. integer: products of the layers' linear
+    maps in int8, with a scale for each channel of the weights and one for the activations, found as they come.
     """
 
     def __init__(self, model: LightGlue, settings: MatchSettings, *, half: bool = False, integer: bool = False) -> None:
