@@ -21,11 +21,11 @@ def test_log_assignment_is_the_papers_equation() -> None:
 
 
 @pytest.mark.parametrize(("m", "n"), [(1, 1), (1, 40), (40, 1), (37, 53), (200, 90)])
-@pytest.mark.parametrize("max_entries", [1, 64, 1000])
-def test_streaming_equals_dense(m: int, n: int, max_entries: int) -> None:
+@pytest.mark.parametrize("block", [1, 7, 64])
+def test_blocks_equal_the_whole(m: int, n: int, block: int) -> None:
     inputs = case(m, n, seed=m + n)
     pairs, scores = assign(*inputs, threshold=0.0)
-    streamed, streamed_scores = assign(*inputs, threshold=0.0, max_entries=max_entries)
+    streamed, streamed_scores = assign(*inputs, threshold=0.0, block=block)
     assert torch.equal(pairs, streamed)
     assert_close(scores, streamed_scores, rtol=0, atol=1e-5)
     assert len(pairs) > 0
@@ -42,11 +42,22 @@ def test_matches_are_mutual_maxima_above_the_threshold() -> None:
     assert len(assign(*inputs, threshold=0.9999)[0]) == 0
 
 
+@pytest.mark.parametrize("strength", [3.0, 12.0])
+def test_large_similarities_lose_nothing(strength: float) -> None:
+    """Beyond the range of one offset for all rows and columns, sums are exact all the same."""
+    f0, f1, z0, z1 = case(80, 70, seed=5)
+    pairs, scores = assign(f0 * strength, f1 * strength, z0, z1, threshold=0.0)
+    p = log_assignment((f0.double() * strength) @ (f1.double() * strength).T, z0.double(), z1.double()).exp()
+    assert_close(scores.double(), p[pairs[:, 0], pairs[:, 1]], rtol=0, atol=1e-3)
+    assert_close(p.amax(1)[pairs[:, 0]], p.amax(0)[pairs[:, 1]])
+    assert len(pairs) > 10
+
+
 def test_identical_points_match_at_most_once() -> None:
     """Ties are broken towards the first, so even identical descriptors give a one-to-one assignment."""
     ones = torch.ones(5, 16)
-    for max_entries in (2**24, 7):
-        pairs, _ = assign(ones, ones, torch.zeros(5), torch.zeros(5), threshold=0.0, max_entries=max_entries)
+    for block in (None, 2):
+        pairs, _ = assign(ones, ones, torch.zeros(5), torch.zeros(5), threshold=0.0, block=block)
         assert pairs.tolist() == [[0, 0]]
 
 

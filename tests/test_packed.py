@@ -27,13 +27,14 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("hqk,khc->qhc", scores.softmax(-1), v.double()).float()
 
 
-@pytest.mark.parametrize("limit", [2**24, 0], ids=["in memory", "fused"])
+@pytest.mark.parametrize("form", ["inference", "training", "fused"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_attention_stays_within_segments_and_pairs(
-    lengths: tuple[int, ...], limit: int, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple[int, ...], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", limit)
-    q, k, v = qkv(lengths)
+    q, k, v = (x.requires_grad_(form != "inference") for x in qkv(lengths))
+    if form == "fused":
+        monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", 0)
     parts = [x.split(list(lengths)) for x in (q, k, v)]
     inside = torch.cat([attend(*part) for part in zip(*parts, strict=True)])
     partner = [s ^ 1 for s in range(len(lengths))]
@@ -55,19 +56,22 @@ def test_attention_is_bit_for_bit_the_single_pair(lengths: tuple[int, ...]) -> N
         assert torch.equal(together[1][own], cross_attention(q[own], v[own], sizes))
 
 
-def test_a_batch_too_large_to_hold_at_once_is_taken_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory is bounded by one segment's scores, not by the batch's; the bits are the same either way."""
-    lengths = (16,) * 8
-    q, k, v = qkv(lengths)
-    at_once = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
-    monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", 2 * 16 * 16)
-    calls = []
-    real = packed._attend
-    monkeypatch.setattr(packed, "_attend", lambda *x: calls.append(x[0].shape) or real(*x))
-    one_by_one = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
-    assert calls == [(2, 16, 8)] * 8
-    assert torch.equal(at_once[0], one_by_one[0])
-    assert torch.equal(at_once[1], one_by_one[1])
+@pytest.mark.parametrize(("strength", "one_exponential"), [(1.0, True), (2.5, True), (9.0, False)])
+def test_one_exponential_serves_both_directions_while_it_can(
+    strength: float, one_exponential: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys so long that exp needs an offset, then so long that no offset serves all rows and columns."""
+    lengths = (300, 170)
+    qk, _, v = qkv(lengths, seed=3)
+    qk = qk * strength
+    a, b = (x.transpose(0, 1) * 8**-0.25 for x in qk.split(lengths))
+    offset = packed.exponent_offset(a, b)
+    assert (offset == 0) == (strength == 1.0)
+    values = [x.transpose(0, 1) for x in v.split(lengths)]
+    assert (packed._attend_both_in_blocks(a, b, *values) is not None) == one_exponential
+    parts = qk.split(lengths), v.split(lengths)
+    across = torch.cat([attend(parts[0][s], parts[0][s ^ 1], parts[1][s ^ 1]) for s in (0, 1)])
+    assert_close(cross_attention(qk, v, lengths), across, rtol=0, atol=2e-5)
 
 
 def test_gradients_flow_through_the_dense_form_as_through_the_loops() -> None:

@@ -4,16 +4,22 @@
              = 2 S_ij - row_lse_i - column_lse_j + log sigma_i + log sigma_j
 
 A pair is a match where P_ij > tau is the maximum of its row and of its column. Matches need only the log-sum-exp and
-the best entry of each row and column, so large S is streamed in blocks of rows and never held.
+the best entry of each row and column, so S is taken in blocks of rows that stay in the cache; large S is never held.
 """
+
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-# S of up to this many entries (64 MiB in float32) is held whole.
+from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
+
+# S of up to this many entries (64 MiB in float32) is kept between the two passes; beyond, it is computed twice.
 MAX_ENTRIES = 2**24
+# Entries of a block: on the CPU half a megabyte, which stays in a core's cache.
+BLOCK_ENTRIES = 2**17
 
 
 def log_assignment(
@@ -31,54 +37,73 @@ def assign(
     matchability0: Float[Tensor, " m"],
     matchability1: Float[Tensor, " n"],
     threshold: float,
-    max_entries: int = MAX_ENTRIES,
+    block: int | None = None,
 ) -> tuple[Int[Tensor, "k 2"], Float[Tensor, " k"]]:
     """Matches (rows in 0 and 1, in order of the first) and their scores P_ij > threshold.
 
-    similarity is features0 @ features1^T, computed in float32 in at most `max_entries` entries at a time.
+    similarity is features0 @ features1^T in float32. block: rows of it at a time; by default what suits the device. Of equal
+    maxima the first counts.
     """
     features0, features1 = features0.float(), features1.float()
-    matchability0, matchability1 = matchability0.float(), matchability1.float()
     m, n = len(features0), len(features1)
     if m == 0 or n == 0:
         return torch.zeros(0, 2, dtype=torch.int64, device=features0.device), features0.new_zeros(0)
-    if m * n <= max_entries:
-        log_p = log_assignment(features0 @ features1.mT, matchability0, matchability1)
-        (row_best, row_arg), column_arg = log_p.max(1), log_p.argmax(0)
-    else:
-        row_best, row_arg, column_arg = _stream(features0, features1, matchability0, matchability1, max_entries)
-    rows = torch.arange(m, device=features0.device)
+    if block is None:
+        block = MAX_ENTRIES // n if features0.is_cuda else max(64, BLOCK_ENTRIES // n)
+    blocks = _Blocks(features0, features1, max(block, 1))
+    row_lse, column_lse = blocks.log_sum_exps()
+    rows = row_lse - F.logsigmoid(matchability0.float())
+    columns = column_lse - F.logsigmoid(matchability1.float())
+    row_best, partner, column_best = blocks.best(rows, columns)
     scores = row_best.exp()
-    kept = ((column_arg[row_arg] == rows) & (scores > threshold)).nonzero()[:, 0]
-    return torch.stack([kept, row_arg[kept]], dim=1), scores[kept]
+    kept = ((column_best[partner] == row_best) & (scores > threshold)).nonzero()[:, 0]
+    first = torch.full((n,), m, device=kept.device).scatter_reduce(0, partner[kept], kept, "amin")
+    kept = kept[first[partner[kept]] == kept]
+    return torch.stack([kept, partner[kept]], dim=1), scores[kept]
 
 
-def _stream(
-    features0: Tensor, features1: Tensor, matchability0: Tensor, matchability1: Tensor, max_entries: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Best value and column of each row, best row of each column, in two passes over blocks of rows."""
-    n = len(features1)
-    block = max(1, max_entries // n)
-    row_lse = []
-    column_lse = features1.new_full((n,), -torch.inf)
-    for part in features0.split(block):
-        similarity = part @ features1.mT
-        row_lse.append(similarity.logsumexp(1))
-        column_lse = torch.logaddexp(column_lse, similarity.logsumexp(0))
-    rows = torch.cat(row_lse) - F.logsigmoid(matchability0)
-    columns = column_lse - F.logsigmoid(matchability1)
+class _Blocks:
+    """S by blocks of rows."""
 
-    row_best, row_arg = [], []
-    column_best, column_arg = torch.full_like(columns, -torch.inf), torch.zeros_like(columns, dtype=torch.int64)
-    start = 0
-    for part, part_rows in zip(features0.split(block), rows.split(block), strict=True):
-        log_p = 2 * (part @ features1.mT) - part_rows[:, None] - columns
-        best, arg = log_p.max(1)
-        row_best.append(best)
-        row_arg.append(arg)
-        best, arg = log_p.max(0)
-        better = best > column_best  # strictly: on a tie the first row stays, as in the dense form
-        column_best = torch.where(better, best, column_best)
-        column_arg = torch.where(better, arg + start, column_arg)
-        start += len(part)
-    return torch.cat(row_best), torch.cat(row_arg), column_arg
+    def __init__(self, features0: Tensor, features1: Tensor, rows: int) -> None:
+        self.parts, self.features1 = features0.split(rows), features1.mT.contiguous()
+        self.features0 = features0
+        keep = len(features0) * len(features1) <= MAX_ENTRIES
+        self.kept = [part @ self.features1 for part in self.parts] if keep else None
+
+    def __iter__(self) -> Iterator[Tensor]:
+        yield from self.kept if self.kept is not None else (part @ self.features1 for part in self.parts)
+
+    def log_sum_exps(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
+        """Of each row and each column: by one exponential for both, or exactly where that would lose the small ones."""
+        offset = exponent_offset(self.features0, self.features1.mT)
+        if offset is not None:
+            row_sums, column_sums = [], self.features1.new_zeros(self.features1.shape[1])
+            for similarity in self:
+                exponentials = (similarity - offset).exp_() if offset else similarity.exp()
+                row_sums.append(exponentials.sum(1))
+                column_sums += exponentials.sum(0)
+            row_sum = torch.cat(row_sums)
+            if min(float(row_sum.min()), float(column_sums.min())) > MIN_SUM:
+                return row_sum.log() + offset, column_sums.log() + offset
+        row_lse, column_lse = [], self.features1.new_full((self.features1.shape[1],), -torch.inf)
+        for similarity in self:
+            row_lse.append(similarity.logsumexp(1))
+            column_lse = torch.logaddexp(column_lse, similarity.logsumexp(0))
+        return torch.cat(row_lse), column_lse
+
+    def best(
+        self, rows: Float[Tensor, " m"], columns: Float[Tensor, " n"]
+    ) -> tuple[Float[Tensor, " m"], Int[Tensor, " m"], Float[Tensor, " n"]]:
+        """Of log P = 2 S - rows - columns: best value and column of each row, best value of each column."""
+        row_best, row_arg, column_best = [], [], torch.full_like(columns, -torch.inf)
+        start = 0
+        for similarity in self:
+            part = rows[start : start + len(similarity)]
+            log_p = torch.add(-columns, similarity, alpha=2).sub_(part[:, None])
+            best, arg = log_p.max(1)
+            row_best.append(best)
+            row_arg.append(arg)
+            torch.maximum(column_best, log_p.amax(0), out=column_best)
+            start += len(similarity)
+        return torch.cat(row_best), torch.cat(row_arg), column_best

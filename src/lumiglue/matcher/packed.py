@@ -16,9 +16,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-# Attention of h x n x m scores up to this many is computed with the scores in memory, which is the faster form on CPU;
-# beyond, by the fused kernel in bounded memory. 4 heads x 2048 x 2048.
+from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
+
+# Training on the CPU, and bfloat16 there, compute attention of h x n x m scores up to this many with the scores in memory,
+# which is faster than the fused kernel and its backward pass. 4 heads x 2048 x 2048.
 MAX_SCORES_IN_MEMORY = 2**24
+# Rows of scores at a time in the CPU's bidirectional attention: those of one head stay in the cache.
+BLOCK_ROWS = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +104,22 @@ def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengt
 def _dense_length(lengths: Sequence[int], x: Tensor) -> int:
     """n where all segments hold n > 0 tokens and are to be taken at once; 0 where they are to be taken one by one.
 
-    Both ways give the same bits; at once is faster, but holds the scores of all segments. Training needs them all anyway.
+    A CPU gains nothing from larger batches than one pair, and its cache loses. Training needs all scores anyway.
     """
     if len(set(lengths)) != 1:
         return 0
-    n, heads = lengths[0], x.shape[1]
-    training = torch.is_grad_enabled() and x.requires_grad
-    return n if training or x.is_cuda or len(lengths) * heads * n * n <= MAX_SCORES_IN_MEMORY else 0
+    return lengths[0] if x.is_cuda or _for_training(x) else 0
+
+
+def _for_training(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
+def _in_memory(q: Tensor, m: int) -> bool:
+    """Whether scores of the queries over m keys are to be held."""
+    heads, n = q.shape[-3:-1]
+    plain = _for_training(q) or q.dtype == torch.bfloat16
+    return not q.is_cuda and plain and heads * n * m <= MAX_SCORES_IN_MEMORY
 
 
 def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -116,24 +129,55 @@ def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """(..., h, n, c) queries over (..., h, m, c) keys and values."""
-    heads, n, channels = q.shape[-3:]
+    channels = q.shape[-1]
     if k.shape[-2] == 0:
         return torch.zeros_like(q)
-    if q.is_cuda or heads * n * k.shape[-2] > MAX_SCORES_IN_MEMORY:
-        return F.scaled_dot_product_attention(q, k, v)
-    return ((q * channels**-0.5) @ k.mT).softmax(-1).to(v.dtype) @ v
+    if _in_memory(q, k.shape[-2]):
+        return ((q * channels**-0.5) @ k.mT).softmax(-1).to(v.dtype) @ v
+    fused = F.scaled_dot_product_attention(*(x[None] if x.ndim == 3 else x for x in (q, k, v)))
+    return fused[0] if q.ndim == 3 else fused
 
 
 def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor]:
     """Messages (..., h, n, c) to A from B and to B from A; where one side is empty the other's message is zero."""
-    heads, n, channels = qk_a.shape[-3:]
+    n, channels = qk_a.shape[-2:]
     m = qk_b.shape[-2]
     if n == 0 or m == 0:
         return torch.zeros_like(qk_a), torch.zeros_like(qk_b)
-    if qk_a.is_cuda or heads * n * m > MAX_SCORES_IN_MEMORY:
-        return _attend(qk_a, qk_b, v_b), _attend(qk_b, qk_a, v_a)
     root = math.sqrt(channels**-0.5)
-    similarity = (qk_a * root) @ (qk_b * root).mT  # (..., h, n, m)
-    a_from_b = similarity.softmax(-1).to(v_b.dtype) @ v_b
-    b_from_a = similarity.softmax(-2).to(v_a.dtype).mT @ v_a
-    return a_from_b, b_from_a
+    if _in_memory(qk_a, m):
+        similarity = (qk_a * root) @ (qk_b * root).mT  # (..., h, n, m)
+        a_from_b = similarity.softmax(-1).to(v_b.dtype) @ v_b
+        b_from_a = similarity.softmax(-2).to(v_a.dtype).mT @ v_a
+        return a_from_b, b_from_a
+    if not qk_a.is_cuda and not _for_training(qk_a) and qk_a.dtype == torch.float32:
+        found = _attend_both_in_blocks(qk_a * root, qk_b * root, v_a, v_b)
+        if found is not None:
+            return found
+    return _attend(qk_a, qk_b, v_b), _attend(qk_b, qk_a, v_a)
+
+
+def _attend_both_in_blocks(a: Tensor, b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor] | None:
+    """`_attend_both` of scaled (h, n, c) and (h, m, c) with one product and one exponential for both directions, in blocks
+    of rows; None where one offset cannot serve all rows and columns (`exponent`)."""
+    offset = exponent_offset(a, b)
+    if offset is None:
+        return None
+    heads, n, channels = a.shape
+    m = b.shape[1]
+    a, b, v_a, v_b = a.contiguous(), b.mT.contiguous(), v_a.contiguous(), v_b.contiguous()
+    a_from_b, b_from_a = a.new_empty(heads, n, channels), a.new_zeros(heads, m, channels)
+    row_sums, column_sums = a.new_empty(heads, n), a.new_zeros(heads, m)
+    buffer = a.new_empty(min(BLOCK_ROWS, n), m)
+    for head in range(heads):
+        for start in range(0, n, BLOCK_ROWS):
+            rows = slice(start, min(start + BLOCK_ROWS, n))
+            scores = torch.mm(a[head, rows], b[head], out=buffer[: rows.stop - start])
+            scores = scores.sub_(offset).exp_() if offset else scores.exp_()
+            torch.mm(scores, v_b[head], out=a_from_b[head, rows])
+            b_from_a[head].addmm_(scores.mT, v_a[head, rows])
+            torch.sum(scores, 1, out=row_sums[head, rows])
+            column_sums[head] += scores.sum(0)
+    if min(float(row_sums.min()), float(column_sums.min())) < MIN_SUM:
+        return None
+    return a_from_b.div_(row_sums.unsqueeze(-1)), b_from_a.div_(column_sums.unsqueeze(-1))
