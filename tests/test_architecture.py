@@ -24,7 +24,19 @@ ARROWS: dict[str, set[str]] = {
     "samples": set(),
     "export": {"types", "pipeline"},
     "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
-    "evaluation": {"types", "images", "geometry", "robust", "extractors", "matcher", "pipeline", "visualization"},
+    "evaluation": {
+        "types",
+        "images",
+        "geometry",
+        "robust",
+        "extractors",
+        "matcher",
+        "onnx",
+        "pipeline",
+        "released",
+        "samples",
+        "visualization",
+    },
 }
 CLIENTS = {"cli", "__init__", "__main__"}  # may import all
 

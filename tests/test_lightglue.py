@@ -13,6 +13,7 @@ from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
+from lumiglue.matcher.precision import set_precision
 
 OFF = MatchSettings(exit_ratio=None, prune_below=None)
 LOOSE = MatchSettings(exit_ratio=0.6, prune_below=0.3, score_threshold=0.0)
@@ -342,3 +343,21 @@ def test_without_matchability_the_assignment_is_the_double_softmax() -> None:
     p = (f0 @ f1.T).softmax(0) * (f0 @ f1.T).softmax(1)
     assert len(found) > 5
     assert_close(found.scores, p[found.pairs[:, 0], found.pairs[:, 1]])
+
+
+def test_bfloat16_layers_keep_float32_states() -> None:
+    """Only the layers' products are bfloat16; what they add to, heads and classifiers stay float32."""
+    model = make_model()
+    a = make_features(150, 0)
+    b = make_features(120, 1, like=a)
+    exact = [x.clone() for x in model.states(pack([(a, b)], model.config))]
+    set_precision(model, "bf16")
+    with torch.no_grad():
+        rough = list(model.states(pack([(a, b)], model.config)))
+    assert {x.dtype for x in rough} == {torch.float32}
+    assert {p.dtype for p in model.heads[0].projection.parameters()} == {torch.float32}
+    assert {p.dtype for p in model.layers[0].self_attention.ffn.parameters()} == {torch.bfloat16}
+    for x, y in zip(rough, exact, strict=True):
+        assert 0 < (x - y).abs().max() < 0.05 * y.abs().max()
+    set_precision(model, "fp32")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}

@@ -20,7 +20,7 @@ from lumiglue.images import as_rgb8, read_image
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name
-from lumiglue.matcher.precision import Precision
+from lumiglue.matcher.precision import Precision, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
@@ -99,10 +99,10 @@ class Pipeline:
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
         device = usable_device(device)
-        dtype = torch.bfloat16 if precision == "bf16" else torch.float32
         self.extractor = extractor
         if isinstance(matcher, nn.Module):
-            self.matcher = matcher.eval().to(device=device, dtype=dtype)
+            set_precision(matcher, precision)
+            self.matcher = matcher.eval().to(device)
             self.settings = settings or MatchSettings()
         else:
             self.matcher = matcher

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lumiglue.errors import InputError, WeightsError
-from lumiglue.matcher.lightglue import LightGlueConfig
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build
 from lumiglue.matcher.superglue import SuperGlueConfig
 from lumiglue.weights import read_tensors
@@ -118,6 +118,44 @@ def _planes_apart(qkv: Tensor, heads: int, half: int) -> Tensor:
     apart = rows.permute(3, 0, 2, 1, 4).reshape(3, heads, 2 * half, -1)
     values = qkv.reshape(heads, 2 * half, 3, -1)[:, :, 2]  # values are not rotated and keep their order
     return torch.cat([apart[:2], values[None]]).reshape(qkv.shape)
+
+
+def released_names(model: LightGlue) -> dict[str, Tensor]:
+    """The weights under the released names, as kornia's and the original LightGlue load them.
+
+    Raises InputError where those models lack what the matcher has: the periodic encoding, or an ablation.
+    """
+    config = model.config
+    if config.encoding == "xy-logscale-angle" or config.ablation is not None:
+        found = config.ablation or f"encoding {config.encoding!r}"
+        raise InputError(f"the released LightGlue has no {found}; only matchers without it have released names")
+    half, released = config.d // config.heads // 2, {}
+    for name, tensor in model.state_dict().items():
+        tensor = _planes_together(tensor, config.heads, half) if ".qkv." in name else tensor
+        released[_released_name(name)] = tensor
+    return released
+
+
+def _released_name(ours: str) -> str:
+    group, _, rest = ours.partition(".")
+    if group == "position_encoding":
+        return "posenc.Wr.weight"
+    if group == "input_projection":
+        return f"input_proj.{rest}"
+    number, _, part = rest.partition(".")
+    if group == "heads":
+        return f"log_assignment.{number}.{part.replace('projection', 'final_proj')}"
+    if group == "confidences":
+        return f"token_confidence.{number}.token.0.{part}"
+    theirs = next(theirs for theirs, mine in _PARTS.items() if part.startswith(mine + "."))
+    return f"transformers.{number}.{theirs}{part.removeprefix(_PARTS[theirs])}"
+
+
+def _planes_together(qkv: Tensor, heads: int, half: int) -> Tensor:
+    """Back from `_planes_apart`."""
+    rows = qkv.reshape(3, heads, 2, half, -1).permute(1, 3, 2, 0, 4).reshape(heads, 2 * half, 3, -1).clone()
+    rows[:, :, 2] = qkv.reshape(3, heads, 2 * half, -1)[2]
+    return rows.reshape(qkv.shape)
 
 
 _WRAPPERS = ("module.", "model.", "matcher.", "superglue.")

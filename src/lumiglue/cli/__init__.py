@@ -18,6 +18,7 @@ from lumiglue.cli.evaluation import (
 )
 from lumiglue.cli.matching import match, sample
 from lumiglue.cli.posed import posed_bank, posed_from_sfm
+from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, say
 from lumiglue.cli.training import bank, train
 from lumiglue.errors import LumiglueError
@@ -35,6 +36,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval strecha": evaluate_strecha,
     "eval adaptivity": evaluate_adaptivity,
     "eval report": report,
+    "bench": bench,
     "export onnx": export_onnx,
     "weights import": import_weights,
     "weights show": show_weights,

@@ -25,6 +25,7 @@ from lumiglue.matcher.packed import (
     segment_counts,
     self_attention,
 )
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -141,10 +142,11 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
     ) -> Float[Tensor, "t d"]:
-        qk, v = self.qkv(x).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
+        inside = lowered(x, self.qkv.weight.dtype)
+        qk, v = self.qkv(inside).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
         q, k = rotate(qk, *(table.to(qk.dtype) for table in rotation)).chunk(2, dim=1)
         message = self.out(self_attention(q, k, v, lengths).flatten(1))
-        return x + self.ffn(torch.cat([x, message], dim=1))
+        return x + self.ffn(torch.cat([inside, message], dim=1))
 
 
 class CrossAttention(nn.Module):
@@ -163,13 +165,14 @@ class CrossAttention(nn.Module):
         self.ffn = feed_forward(d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
-        qk, v = (linear(x).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
+        inside = lowered(x, self.qk.weight.dtype)
+        qk, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
         if self.query is None:
             attended = cross_attention(qk, v, lengths)
         else:
-            attended = partner_attention(self.query(x).unflatten(1, (self.heads, -1)), qk, v, lengths)
+            attended = partner_attention(self.query(inside).unflatten(1, (self.heads, -1)), qk, v, lengths)
         message = self.out(attended.flatten(1))
-        return x + self.ffn(torch.cat([x, message], dim=1))
+        return x + self.ffn(torch.cat([inside, message], dim=1))
 
 
 class Layer(nn.Module):

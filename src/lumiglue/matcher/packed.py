@@ -17,9 +17,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
+from lumiglue.matcher.precision import multiplies_tiles
 
-# Training on the CPU, and bfloat16 there, compute attention of h x n x m scores up to this many with the scores in memory,
-# which is faster than the fused kernel and its backward pass. 4 heads x 2048 x 2048.
+# Training on the CPU, and bfloat16 on one without AMX, compute attention of h x n x m scores up to this many with the scores
+# in memory, which is faster than the fused kernel and its backward pass. 4 heads x 2048 x 2048.
 MAX_SCORES_IN_MEMORY = 2**24
 # Rows of scores at a time in the CPU's bidirectional attention: those of one head stay in the cache.
 BLOCK_ROWS = 128
@@ -118,7 +119,7 @@ def _for_training(x: Tensor) -> bool:
 def _in_memory(q: Tensor, m: int) -> bool:
     """Whether scores of the queries over m keys are to be held."""
     heads, n = q.shape[-3:-1]
-    plain = _for_training(q) or q.dtype == torch.bfloat16
+    plain = _for_training(q) or (q.dtype == torch.bfloat16 and not multiplies_tiles())
     return not q.is_cuda and plain and heads * n * m <= MAX_SCORES_IN_MEMORY
 
 
@@ -134,8 +135,9 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         return torch.zeros_like(q)
     if _in_memory(q, k.shape[-2]):
         return ((q * channels**-0.5) @ k.mT).softmax(-1).to(v.dtype) @ v
-    fused = F.scaled_dot_product_attention(*(x[None] if x.ndim == 3 else x for x in (q, k, v)))
-    return fused[0] if q.ndim == 3 else fused
+    if q.ndim == 3:  # the fused kernel wants a batch
+        return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+    return F.scaled_dot_product_attention(q, k, v)
 
 
 def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,14 +1,30 @@
 """Which number format a device multiplies matrices in fastest."""
 
+import functools
 import statistics
 import time
 from typing import Literal
 
 import torch
+from torch import Tensor, nn
 
 Precision = Literal["bf16", "fp32"]
 # Tokens of a batch and channels of a layer: what most of the matcher's time goes into.
 _TOKENS, _CHANNELS, _ROUNDS = 4096, 256, 7
+
+
+def set_precision(model: nn.Module, precision: Precision) -> None:
+    """bf16: the layers multiply in bfloat16. The states that they add to stay float32, and so do positions, heads and
+    classifiers, in which bfloat16 would blur close scores."""
+    model.float()
+    if precision == "bf16":
+        layers = getattr(model, "layers")  # noqa: B009  (of every matcher)
+        layers.to(torch.bfloat16)
+
+
+def lowered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x in the precision of the weights that it meets, where theirs is the lower one."""
+    return x.to(dtype) if dtype.itemsize < x.dtype.itemsize else x
 
 
 def faster_precision(device: torch.device) -> Precision:
@@ -35,3 +51,10 @@ def product_seconds(dtype: torch.dtype) -> float:
         torch.mm(a, b)
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+@functools.cache
+def multiplies_tiles() -> bool:
+    """Whether this CPU has AMX, whose bfloat16 products the fused attention kernel uses."""
+    probe = getattr(torch.cpu, "_is_amx_tile_supported", None)  # private, and missing in older PyTorch
+    return bool(probe()) if probe is not None else False

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -108,9 +109,10 @@ class AttentionLayer(nn.Module):
         self.mlp = _mlp(2 * d, 2 * d, d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
-        q, k, v = (linear(x).unflatten(1, (self.heads, -1)) for linear in (self.q, self.k, self.v))  # (T, h, c)
+        inside = lowered(x, self.q.weight.dtype)
+        q, k, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.q, self.k, self.v))  # (T, h, c)
         message = self.out(self.attend(q, k, v, lengths).flatten(1))
-        return x + self.mlp(torch.cat([x, message], dim=1))
+        return x + self.mlp(torch.cat([inside, message], dim=1))
 
 
 class SuperGlue(nn.Module):

@@ -30,12 +30,19 @@ class OnnxMatcher:
     """
 
     def __init__(
-        self, source: LightGlue | str | Path, runtime: Runtime = "onnxruntime", *, precision: Precision = "fp32"
+        self,
+        source: LightGlue | str | Path,
+        runtime: Runtime = "onnxruntime",
+        *,
+        precision: Precision = "fp32",
+        quantized: bool = False,
     ) -> None:
-        """Raises InputError for a file that is not ours or of another layout, and where the runtime is not installed."""
+        """quantized: of a model, int8 linear maps; a file is what it is. Raises InputError for a file that is not ours or of
+        another layout, and where the runtime is not installed."""
         require("onnx_ir", runtime)
         self.source, self.runtime = source, runtime
         self.precision: Precision = precision
+        self.quantized = quantized
         self.fixed: MatchSettings | None = None
         if isinstance(source, LightGlue):
             self.config = source.config
@@ -66,7 +73,8 @@ class OnnxMatcher:
 
     def _open(self, settings: MatchSettings) -> Session:
         if isinstance(self.source, LightGlue):
-            model = ir.to_proto(build(self.source, OnnxSettings(match=settings))).SerializeToString()
+            exported = OnnxSettings(match=settings, precision="int8" if self.quantized else "fp32")
+            model = ir.to_proto(build(self.source, exported)).SerializeToString()
         else:
             model = Path(self.source).read_bytes()
         open_session = _onnxruntime if self.runtime == "onnxruntime" else _openvino

@@ -1,0 +1,69 @@
+"""`lumiglue bench`."""
+
+import platform
+from typing import Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from lumiglue.cli.terminal import Progress, say
+
+
+def bench(
+    sizes: tuple[int, ...] = (512, 1024, 2048),
+    against: tuple[str, ...] = (),
+    preset: Literal["base", "compact"] = "base",
+    batch: int = 1,
+    adaptive: bool = False,
+    weights: str = "sift",
+    rounds: int = 7,
+    memory: bool = False,
+) -> int:
+    """Time matching beside other implementations, in turns in one process, full depth or adaptive.
+
+    Names for --against: lumiglue bf16, one by one, onnxruntime, int8, openvino, openvino bf16, kornia, transformers.
+
+    Args:
+        sizes: Keypoints of each image.
+        against: What to run beside ours; ratios are its time over ours.
+        preset: Size of the matcher, with random weights. With --adaptive the trained weights are what they are.
+        batch: Pairs at a time; with more than one they are of unequal sizes, up to the one given.
+        adaptive: Match the sample photos with early exit and pruning, instead of random points at full depth.
+        weights: Of the adaptive comparison.
+        rounds: How often each is timed.
+        memory: Also the peak memory of one match, each in a process of its own.
+    """
+    import torch
+
+    from lumiglue.evaluation import speed
+    from lumiglue.matcher.settings import MatchSettings
+
+    settings = MatchSettings() if adaptive else speed.FULL
+    peak = speed.matmul_peak()
+    say(
+        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
+        f"products {peak / 1e9:.0f} GFLOP/s in float32, {speed.matmul_peak(torch.bfloat16) / 1e9:.0f} in bfloat16"
+    )
+    names = (speed.OURS, *against)
+    for size in sizes:
+        model, pairs, note = speed.trained_job(weights, size) if adaptive else speed.random_job(preset, size, batch)
+        jobs = speed.contenders(names, model, pairs, settings)
+        with Progress(f"{size} points", 1) as advance:
+            timings = speed.race(jobs, rounds)
+            advance(1, "")
+        table = Table("", title=f"{note}: median ms of {rounds} rounds")
+        for column in ("ms", "lowest to highest", "ratio to ours", "of the products' peak", "pairs/s"):
+            table.add_column(column, justify="right")
+        if memory:
+            table.add_column("peak MiB", justify="right")
+        work = sum(speed.operations(model.config, (len(a) + len(b)) // 2) for a, b in pairs)
+        for timing in timings:
+            median, (low, middle, high) = timing.median, (timing.ratio[1], timing.ratio[0], timing.ratio[2])
+            share = "" if adaptive else f"{100 * work / (median / 1000) / peak:.0f} %"
+            cells = [f"{median:.1f}", f"{min(timing.milliseconds):.1f} to {max(timing.milliseconds):.1f}"]
+            cells += [f"{middle:.2f} ({low:.2f} to {high:.2f})", share, f"{1000 * len(pairs) / median:.1f}"]
+            if memory:
+                cells.append(f"{speed.peak_memory(timing.name, preset, size):.0f}")
+            table.add_row(timing.name, *cells)
+        Console(width=150, highlight=False).print(table)
+    return 0

@@ -1,0 +1,292 @@
+"""How fast matchers are, in turns in one process, and how much memory each takes.
+
+Every contender of a round matches the same input; the order turns from round to round. A ratio is the median over the rounds
+of their times in the same round, so that a machine that slows down slows both. Ours, kornia's and the exports have the same
+weights; transformers' model has random ones of the same size, which cost the same at full depth.
+"""
+
+import gc
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+import torch
+from torch import nn
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.precision import set_precision
+from lumiglue.matcher.presets import PRESETS
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.types import Features
+
+FULL = MatchSettings(exit_ratio=None, prune_below=None)
+OURS = "lumiglue"
+DESCRIPTOR_DIM = 128
+Job = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One contender at one size. milliseconds: of each round, for the whole batch. ratio: its time over ours, median, and
+    lowest and highest of the rounds; above 1 it is slower."""
+
+    name: str
+    milliseconds: list[float]
+    ratio: tuple[float, float, float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.milliseconds)
+
+
+def operations(config: LightGlueConfig, n: int) -> float:
+    """Floating-point operations of a pair of n points each at full depth: 2 for each multiplication of a product.
+
+    A layer has linear maps of 19 d^2 a point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 14 d n^2 (self 4 for
+    each image, bidirectional cross 6); then there is the last head.
+    """
+    d, linear = config.d, 2 * (2 * n)
+    layer = linear * 19 * d * d + 14 * d * n * n
+    return config.n_layers * layer + linear * (d * d + config.descriptor_dim * d) + 2 * d * n * n
+
+
+def matmul_peak(dtype: torch.dtype = torch.float32, size: int = 1024, rounds: int = 5) -> float:
+    """Operations a second of a large matrix product here, the best of some rounds."""
+    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+    times = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        times.append(time.perf_counter() - start)
+    return 2 * size**3 / min(times[1:])
+
+
+def random_features(n: int, seed: int) -> Features:
+    generator = torch.Generator().manual_seed(seed)
+    return Features(
+        keypoints=torch.rand(n, 2, generator=generator) * 479,
+        descriptors=nn.functional.normalize(torch.randn(n, DESCRIPTOR_DIM, generator=generator), dim=1),
+        image_size=(480, 480),
+        scores=torch.rand(n, generator=generator),
+    )
+
+
+def random_matcher(preset: str, seed: int = 0) -> LightGlue:
+    """The preset with random weights; what full depth costs does not depend on them."""
+    if preset not in PRESETS:
+        raise InputError(f"unknown preset {preset!r}; choose from {sorted(PRESETS)}")
+    size = PRESETS[preset]
+    torch.manual_seed(seed)
+    config = LightGlueConfig(
+        descriptor_dim=DESCRIPTOR_DIM, project_input=size.d != DESCRIPTOR_DIM, d=size.d, heads=size.heads,
+        n_layers=size.n_layers,
+    )  # fmt: skip
+    return LightGlue(config).eval()
+
+
+def random_job(preset: str, n: int, batch: int = 1) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
+    """A random matcher and what it is to match; several pairs have unequal numbers of points, half of n to n."""
+    sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
+    images = [random_features(sizes[k % len(sizes)], k) for k in range(2 * batch)]
+    pairs = list(zip(images[0::2], images[1::2], strict=True))
+    points = f"{n} x {n} points" if batch == 1 else f"{batch} pairs of {n // 2} to {n} points"
+    return random_matcher(preset), pairs, f"{preset}, full depth, {points}"
+
+
+def trained_job(weights: str, n: int) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
+    """Trained weights and the sample photos, n points at most each. Raises InputError where the weights are not for SIFT."""
+    from lumiglue.pipeline import Pipeline
+    from lumiglue.samples import sample_pair
+
+    pipeline, sample = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights), sample_pair()
+    pair = pipeline.extract(sample.image0), pipeline.extract(sample.image1)
+    model = pipeline.matcher
+    if not isinstance(model, LightGlue):
+        raise InputError(f"{weights!r} is not a LightGlue for SIFT")
+    found = model.match(pack([pair], model.config))[0]
+    note = (
+        f"{weights}, adaptive, {len(pair[0])} x {len(pair[1])} points, {found.stop_layer} of {model.config.n_layers} layers"
+    )
+    return model, [pair], note
+
+
+def contenders(
+    names: Sequence[str], model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings
+) -> dict[str, Job]:
+    """Jobs that match all pairs, ours in one batch, the others one by one as they offer it.
+
+    Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "onnxruntime", "openvino", "openvino bf16",
+    "int8" (ONNX Runtime), "kornia", "transformers". Raises InputError for an unknown name or a missing package.
+    """
+    makers: dict[str, Callable[[], Job]] = {
+        OURS: lambda: _ours(model, pairs, settings),
+        "lumiglue bf16": lambda: _ours(_in_bf16(model), pairs, settings),
+        "one by one": lambda: _one_by_one(model, pairs, settings),
+        "onnxruntime": lambda: _exported(model, pairs, settings, "onnxruntime"),
+        "int8": lambda: _exported(model, pairs, settings, "onnxruntime", int8=True),
+        "openvino": lambda: _exported(model, pairs, settings, "openvino"),
+        "openvino bf16": lambda: _exported(model, pairs, settings, "openvino", bf16=True),
+        "kornia": lambda: _kornia(model, pairs, settings),
+        "transformers": lambda: _transformers(model, pairs, settings),
+    }
+    if unknown := [name for name in names if name not in makers]:
+        raise InputError(f"unknown contender {unknown[0]!r}; choose from {list(makers)}")
+    return {name: makers[name]() for name in names}
+
+
+def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
+    """Times the jobs in turns, after one round that does not count. The first is what the ratios are to."""
+    names = list(jobs)
+    times: dict[str, list[float]] = {name: [] for name in names}
+    with torch.inference_mode():
+        for number in range(rounds + 1):
+            for name in names[number % len(names) :] + names[: number % len(names)]:
+                start = time.perf_counter()
+                jobs[name]()
+                times[name].append(1000 * (time.perf_counter() - start))
+    counted = {name: values[1:] for name, values in times.items()}
+    found = []
+    for name in names:
+        ratios = sorted(mine / ours for mine, ours in zip(counted[name], counted[names[0]], strict=True))
+        found.append(Timing(name, counted[name], (statistics.median(ratios), ratios[0], ratios[-1])))
+    return found
+
+
+def peak_memory(name: str, preset: str, n: int) -> float:
+    """MiB that one match of n x n points at full depth adds to a process of its own, at its highest."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+        return process.submit(_peak_memory, name, preset, n).result()
+
+
+def _peak_memory(name: str, preset: str, n: int) -> float:
+    model = random_matcher(preset)
+    small, large = ([(random_features(size, 0), random_features(size, 1))] for size in (64, n))
+    with torch.inference_mode():
+        contenders([name], model, small, FULL)[name]()
+        job = contenders([name], model, large, FULL)[name]
+        gc.collect()
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        job()
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def _ours(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    return lambda: model.match(pack(pairs, model.config), settings)
+
+
+def _one_by_one(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    return lambda: [model.match(pack([pair], model.config), settings) for pair in pairs]
+
+
+def _in_bf16(model: LightGlue) -> LightGlue:
+    copy = LightGlue(model.config)
+    copy.load_state_dict(model.state_dict())
+    set_precision(copy, "bf16")
+    return copy.eval()
+
+
+def _exported(
+    model: LightGlue,
+    pairs: Sequence[tuple[Features, Features]],
+    settings: MatchSettings,
+    runtime: str,
+    *,
+    bf16: bool = False,
+    int8: bool = False,
+) -> Job:
+    from lumiglue.onnx import require
+
+    require("onnx_ir", runtime)
+    from lumiglue.onnx.runtime import OnnxMatcher
+
+    matcher = OnnxMatcher(
+        model,
+        "openvino" if runtime == "openvino" else "onnxruntime",
+        precision="bf16" if bf16 else "fp32",
+        quantized=int8,
+    )
+    matcher.match_features(pairs[:1], settings)  # exported and compiled before the clock runs
+    return lambda: matcher.match_features(pairs, settings)
+
+
+def _kornia(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    """kornia's LightGlue with our weights, under the released names."""
+    try:
+        from kornia.feature import LightGlue as Kornia
+    except ImportError:
+        raise InputError("this needs kornia; pip install 'lumiglue[eval]'") from None
+    from lumiglue.released import released_names
+
+    config = model.config
+    theirs = Kornia(
+        None,  # pyright: ignore[reportArgumentType]  (features of one's own)
+        input_dim=config.descriptor_dim, descriptor_dim=config.d, n_layers=config.n_layers, num_heads=config.heads,
+        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=False,
+        depth_confidence=-1 if settings.exit_ratio is None else settings.exit_ratio,
+        width_confidence=-1 if settings.prune_below is None else 1 - settings.prune_below,
+    ).eval()  # fmt: skip
+    loaded = theirs.load_state_dict(released_names(model), strict=False)  # what it derives is not in our file
+    if loaded.unexpected_keys:
+        raise InputError(f"this kornia does not take {loaded.unexpected_keys[0]!r}; install the pinned version")
+
+    def images() -> Iterator[dict]:
+        for pair in pairs:
+            yield {
+                f"image{side}": {
+                    "keypoints": f.keypoints[None],
+                    "descriptors": f.descriptors[None],
+                    "image_size": torch.tensor([f.image_size]).float(),
+                }
+                for side, f in enumerate(pair)
+            }
+
+    return lambda: [theirs(pair) for pair in images()]
+
+
+def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    """transformers' LightGlue of the same size with random weights; its detector is replaced by one that hands it the
+    points, so that the time is the matching's."""
+    try:
+        from transformers import LightGlueConfig as Config
+        from transformers import LightGlueForKeypointMatching
+        from transformers.models.superpoint.modeling_superpoint import SuperPointKeypointDescriptionOutput as Found
+    except ImportError:
+        raise InputError("this needs transformers; pip install transformers") from None
+    config = model.config
+    theirs = LightGlueForKeypointMatching(
+        Config(
+            descriptor_dim=config.d, num_hidden_layers=config.n_layers, num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            depth_confidence=-1.0 if settings.exit_ratio is None else settings.exit_ratio,
+            width_confidence=-1.0 if settings.prune_below is None else 1 - settings.prune_below,
+        )  # pyright: ignore[reportCallIssue]
+    ).eval()  # fmt: skip
+
+    class Given(nn.Module):
+        def forward(self, *_: object, **__: object) -> Found:
+            return self.found
+
+        found: Found
+
+    theirs.keypoint_detector = Given()
+
+    def match(pair: tuple[Features, Features]) -> None:
+        n = max(map(len, pair))
+        generator = torch.Generator().manual_seed(0)
+        points: dict[str, Any] = {
+            "keypoints": torch.rand(2, n, 2, generator=generator),
+            "scores": torch.rand(2, n, generator=generator),
+            "descriptors": nn.functional.normalize(torch.randn(2, n, 256, generator=generator), dim=-1),
+            "mask": torch.ones(2, n, dtype=torch.int32),
+        }
+        theirs.keypoint_detector.found = Found(**points)
+        theirs(torch.zeros(1, 2, 3, 480, 480))
+
+    return lambda: [match(pair) for pair in pairs]
