@@ -67,7 +67,7 @@ def test_out_and_geometry(folder: Path, suffix: str, geometry: str) -> None:
 
 def test_a_list_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "pairs.txt").write_text("# a comment\n0.jpg 0.jpg\n\n0.jpg 1.jpg\nblack.png 2.jpg\n")
-    assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5", "--batch-size", 2) == 0
+    assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5", "--workers", 2) == 0
     assert "3 pairs" in capsys.readouterr().out
     with h5py.File(folder / "m.h5") as file:
         assert (file["0.jpg/0.jpg/matches0"][:] >= 0).sum() > 50  # pyright: ignore

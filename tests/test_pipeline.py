@@ -1,8 +1,9 @@
 """Photos in, matches out: kinds of input, many pairs, pictures and files, threads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from conftest import draw_photo
-from lumiglue import ImageError, InputError, MatchResult, MatchSettings, Pipeline, Sift
+from lumiglue import Features, ImageError, InputError, MatchResult, MatchSettings, Pipeline, Sift, many
 from lumiglue.export.files import MatchesFile, save_result
 from lumiglue.geometry import transform
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
@@ -74,17 +75,62 @@ def test_every_kind_of_image_gives_the_same_matches(
         assert np.array_equal(again.points1, result.points1)
 
 
+def batches(pipeline: Pipeline, pairs: list, tokens: int) -> Iterator[MatchResult]:
+    """As on a GPU: batches of about so many keypoints."""
+    with many.pool(2, one_thread_each=False) as threads:
+        cache = many.FeatureCache(pipeline.extract, threads, 4, str)
+        for found in many.match_in_batches(pairs, cache, pipeline.match_features, None, tokens):
+            assert found is not None
+            yield MatchResult(found.features0, found.features1, found.matches, found.seconds)
+
+
+def test_an_image_is_described_once(pipeline: Pipeline, save_photo: Save) -> None:
+    paths = [save_photo(f"{i}.png", draw_photo(i)) for i in range(5)]
+    described: list[str] = []
+
+    def describe(image: object) -> Features:
+        described.append(str(image))
+        return pipeline.extract(image)  # pyright: ignore[reportArgumentType]
+
+    pairs = [(paths[0], path) for path in paths[1:]] * 2
+    with many.pool(3, one_thread_each=False) as threads:
+        cache = many.FeatureCache(describe, threads, 8, str)
+        assert len(list(many.match_in_threads(pairs, cache, pipeline.match_features, None, 3))) == 8
+    assert sorted(described) == sorted(map(str, paths))
+
+
+def test_many_pairs_may_be_left_early(pipeline: Pipeline, save_photo: Save) -> None:
+    """Whoever stops asking leaves no thread behind, and pairs that were never asked for are not read."""
+    threads, path = torch.get_num_threads(), save_photo("a.png", draw_photo(1))
+    asked: list[int] = []
+
+    def endless() -> Iterator[tuple[Path, Path]]:
+        for number in count():
+            asked.append(number)
+            yield path, path
+
+    found = pipeline.match_many(endless(), workers=2)
+    assert next(found) is not None
+    found.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+    assert len(asked) < 10
+    assert torch.get_num_threads() == threads
+
+
 def test_many_pairs_equal_one_by_one(pipeline: Pipeline, save_photo: Save) -> None:
     photos = [draw_photo(s) for s in (1, 2)] + [np.zeros((60, 80, 3), np.uint8), draw_photo(1)[20:200, 30:250]]
     paths = [save_photo(f"{i}.png", photo) for i, photo in enumerate(photos)]
     pairs = [(paths[i], paths[j]) for i in range(4) for j in range(4)]
-    for batch_size in (1, 5, 16):
-        for pair, found in zip(pairs, pipeline.match_many(pairs, batch_size=batch_size, cached_images=2), strict=True):
+    threads = torch.get_num_threads()
+    runs = [pipeline.match_many(pairs, workers=workers, cached_images=2) for workers in (1, 2, 5)]
+    runs += [batches(pipeline, pairs, tokens) for tokens in (1, 900, 10**6)]
+    for run in runs:
+        for pair, found in zip(pairs, run, strict=True):
             assert found is not None
             alone = pipeline.match(*pair)
             assert np.array_equal(found.matches.pairs, alone.matches.pairs)
             assert found.matches.stop_layer == alone.matches.stop_layer
             assert np.allclose(found.scores, alone.scores, atol=1e-5)
+    assert torch.get_num_threads() == threads
     assert len(pipeline.match(paths[0], paths[2])) == 0  # a black image: a valid empty result
 
 
@@ -92,10 +138,11 @@ def test_a_broken_image_stops_its_own_pairs_only(pipeline: Pipeline, save_photo:
     good = save_photo("good.png", draw_photo(1))
     (tmp_path / "bad.png").write_bytes(b"no")
     pairs = [(good, good), (good, tmp_path / "bad.png"), (good, good)]
-    errors: list[int] = []
-    found = list(pipeline.match_many(pairs, on_error=lambda number, error: errors.append(number)))
-    assert errors == [1]
-    assert [r is None for r in found] == [False, True, False]
+    for workers in (1, 3):
+        errors: list[int] = []
+        found = list(pipeline.match_many(pairs, workers=workers, on_error=lambda n, _, e=errors: e.append(n)))
+        assert errors == [1]
+        assert [r is None for r in found] == [False, True, False]
     with pytest.raises(ImageError, match=r"bad.png is not an image"):
         list(pipeline.match_many(pairs))
 
@@ -131,8 +178,10 @@ def test_settings_that_make_no_sense_are_refused(pipeline: Pipeline) -> None:
         Pipeline.pretrained("sfit")
     with pytest.raises(InputError, match="unknown precision 'fp8'"):
         Pipeline.pretrained("sift", precision="fp8")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(InputError, match="batch_size is 0"):
-        next(pipeline.match_many([], batch_size=0))
+    with pytest.raises(InputError, match="workers is 0"):
+        pipeline.match_many([], workers=0)
+    with pytest.raises(InputError, match="batch_tokens is -5"):
+        pipeline.match_many([], batch_tokens=-5)
     with pytest.raises(InputError, match="a path, an array or a tensor, not int"):
         pipeline.match(3, 4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="no pairs"):

@@ -2,10 +2,8 @@
 
 import copy
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -17,6 +15,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.images import as_rgb8, read_image
+from lumiglue.many import FeatureCache, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name
@@ -166,37 +165,47 @@ class Pipeline:
         self,
         pairs: Iterable[tuple[ImageLike, ImageLike]],
         *,
-        batch_size: int = 8,
+        workers: int | None = None,
+        batch_tokens: int = 2**16,
         cached_images: int = 64,
         on_error: Callable[[int, LumiglueError], None] | None = None,
     ) -> Iterator[MatchResult | None]:
-        """Matches many pairs, in order, `batch_size` at a time; paths that recur soon are extracted once.
+        """Matches many pairs, in order; images are read and described ahead, and paths that recur soon once.
 
+        workers: threads; by default as many as PyTorch uses. On a CPU each takes whole pairs. batch_tokens: on a GPU, about
+        so many keypoints are matched at a time. cached_images: whose features are kept, which bounds the memory.
         on_error: told the pair's number and the error when an image cannot be used; that pair yields None and the rest
-        go on. Without it the error is raised. Memory is bounded by `cached_images` images' features.
+        go on. Without it the error is raised.
         """
-        if batch_size < 1:
-            raise InputError(f"batch_size is {batch_size}; give at least 1")
-        extract = _FeatureCache(self.extract, max(cached_images, 2))
-        remaining = enumerate(pairs)
-        while batch := list(islice(remaining, batch_size)):
-            start = time.perf_counter()
-            features: list[tuple[Features, Features] | None] = []
-            for number, (a, b) in batch:
-                try:
-                    features.append((extract(a), extract(b)))
-                except LumiglueError as error:
-                    if on_error is None:
-                        raise
-                    on_error(number, error)
-                    features.append(None)
-            extracted = time.perf_counter()
-            usable = [pair for pair in features if pair is not None]
-            matches = iter(self.match_features(usable) if usable else [])
-            share = max(1, len(usable))
-            seconds = {"extract": (extracted - start) / share, "match": (time.perf_counter() - extracted) / share}
-            for pair in features:
-                yield None if pair is None else MatchResult(*pair, next(matches), seconds)
+        workers = torch.get_num_threads() if workers is None else workers
+        for name, value in (("workers", workers), ("batch_tokens", batch_tokens), ("cached_images", cached_images)):
+            if value < 1:
+                raise InputError(f"{name} is {value}; give at least 1")
+        on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
+        return self._match_many(pairs, workers, batch_tokens, max(cached_images, 2), on_error, on_gpu)
+
+    def _match_many(
+        self,
+        pairs: Iterable[tuple[ImageLike, ImageLike]],
+        workers: int,
+        batch_tokens: int,
+        cached_images: int,
+        on_error: Callable[[int, LumiglueError], None] | None,
+        on_gpu: bool,
+    ) -> Iterator[MatchResult | None]:
+        with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
+            cache = FeatureCache(self.extract, threads, cached_images, _key)
+            if on_gpu:
+                found = match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
+            else:
+                found = match_in_threads(pairs, cache, self.match_features, on_error, workers)
+            for pair in found:
+                yield None if pair is None else MatchResult(pair.features0, pair.features1, pair.matches, pair.seconds)
+
+
+def _key(image: ImageLike) -> str | None:
+    """What tells paths apart; arrays and tensors are not kept."""
+    return str(image) if isinstance(image, str | Path) else None
 
 
 def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
@@ -238,24 +247,6 @@ def load_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return as_rgb8(image)
     raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
-
-
-class _FeatureCache:
-    """The features of the most recently used paths; arrays and tensors are not kept."""
-
-    def __init__(self, extract: Callable[[ImageLike], Features], size: int) -> None:
-        self.extract, self.size = extract, size
-        self.kept: OrderedDict[str, Features] = OrderedDict()
-
-    def __call__(self, image: ImageLike) -> Features:
-        if not isinstance(image, str | Path):
-            return self.extract(image)
-        key = str(image)
-        features = self.kept.pop(key, None)
-        self.kept[key] = features if features is not None else self.extract(image)
-        if len(self.kept) > self.size:
-            self.kept.popitem(last=False)
-        return self.kept[key]
 
 
 def _to_cpu(matches: Matches) -> Matches:

@@ -23,7 +23,7 @@ def match(
     root: Path = Path(),
     geometry: GeometryChoice = "fundamental",
     adaptivity: Path | None = None,
-    batch_size: int = 8,
+    workers: int | None = None,
 ) -> int:
     """Match two photos, or every pair of a list.
 
@@ -35,12 +35,12 @@ def match(
         root: Folder that the paths of a list are relative to.
         geometry: Model that separates inliers from outliers in the summary and the picture.
         adaptivity: Also save a picture of where the matcher stopped and which points it pruned.
-        batch_size: Pairs matched at a time, for a list.
+        workers: For a list: threads that read, describe and match; by default as many as there are cores.
     """
     if len(inputs) == 2:
         return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity)
     if len(inputs) == 1:
-        return _match_list(inputs[0], root, flags, out, batch_size)
+        return _match_list(inputs[0], root, flags, out, workers)
     raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")
 
 
@@ -70,7 +70,7 @@ def _match_two(
     return 0
 
 
-def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, batch_size: int) -> int:
+def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
     from lumiglue.export.files import MatchesFile
 
     names = _read_list(list_file)
@@ -80,7 +80,7 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     failures: list[str] = []
     total = 0
     pairs = [(root / a, root / b) for a, b in names]
-    results = pipeline.match_many(pairs, batch_size=batch_size, on_error=lambda _, error: failures.append(str(error)))
+    results = pipeline.match_many(pairs, workers=workers, on_error=lambda _, error: failures.append(str(error)))
     with Progress("matching pairs", len(names)) as advance, MatchesFile(target) as file:
         for (a, b), result in zip(names, results, strict=True):
             if result is not None:

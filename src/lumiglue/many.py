@@ -1,0 +1,175 @@
+"""Many pairs: images are read and described ahead of the matcher, once each, in threads.
+
+On a CPU every thread takes whole pairs, which wastes less than two threads on one pair. On a GPU pairs are matched in
+batches of about so many keypoints, whatever the number of pairs.
+"""
+
+import contextlib
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+
+from lumiglue.errors import LumiglueError
+from lumiglue.types import Features, Matches
+
+Image = TypeVar("Image")
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """A pair that was matched; seconds of its parts, extraction where an image was described for another pair included."""
+
+    features0: Features
+    features1: Features
+    matches: Matches
+    seconds: dict[str, float]
+
+
+@dataclass(frozen=True, eq=False)
+class Described:
+    """An image's features and the seconds that they took."""
+
+    features: Features
+    seconds: float
+
+
+class FeatureCache(Generic[Image]):
+    """Describes images in threads; those of the most recently asked keys are kept, and described once.
+
+    key: of an image, or None for one that is not to be kept.
+    """
+
+    def __init__(
+        self,
+        describe: Callable[[Image], Features],
+        threads: Executor,
+        size: int,
+        key: Callable[[Image], Hashable | None],
+    ) -> None:
+        self.describe, self.threads, self.size, self.key = describe, threads, size, key
+        self.kept: OrderedDict[Hashable, Future[Described]] = OrderedDict()
+
+    def ask(self, image: Image) -> "Future[Described]":
+        key = self.key(image)
+        if key is None:
+            return self.threads.submit(self._timed, image)
+        future = self.kept.pop(key, None) or self.threads.submit(self._timed, image)
+        self.kept[key] = future
+        if len(self.kept) > self.size:
+            self.kept.popitem(last=False)
+        return future
+
+    def _timed(self, image: Image) -> Described:
+        start = time.perf_counter()
+        features = self.describe(image)
+        return Described(features, time.perf_counter() - start)
+
+
+Match = Callable[[Sequence[tuple[Features, Features]]], list[Matches]]
+OnError = Callable[[int, LumiglueError], None]
+
+
+def match_in_threads(
+    pairs: Iterable[tuple[Image, Image]], cache: FeatureCache[Image], match: Match, on_error: OnError | None, workers: int
+) -> Iterator[Matched | None]:
+    """Matches pairs in order, `workers` of them at a time, each pair in a thread of its own."""
+
+    def match_one(a: Future[Described], b: Future[Described]) -> Matched:
+        # Both were begun before: the threads take tasks in the order in which they were given.
+        images = a.result(), b.result()
+        start = time.perf_counter()
+        (matches,) = match([(images[0].features, images[1].features)])
+        return _matched(images, matches, time.perf_counter() - start)
+
+    waiting: deque[tuple[int, Future[Matched]]] = deque()
+    try:
+        for number, (a, b) in enumerate(pairs):
+            waiting.append((number, cache.threads.submit(match_one, cache.ask(a), cache.ask(b))))
+            if len(waiting) > 2 * workers:
+                yield _outcome(*waiting.popleft(), on_error)
+        while waiting:
+            yield _outcome(*waiting.popleft(), on_error)
+    finally:
+        for _, future in waiting:
+            future.cancel()
+
+
+def match_in_batches(
+    pairs: Iterable[tuple[Image, Image]], cache: FeatureCache[Image], match: Match, on_error: OnError | None, tokens: int
+) -> Iterator[Matched | None]:
+    """Matches pairs in order, in batches of about `tokens` keypoints; the images of the next are described meanwhile."""
+    waiting: deque[tuple[int, Future[Described], Future[Described]]] = deque()
+    ready: list[tuple[Described, Described] | None] = []
+    held = 0
+    numbered = enumerate(pairs)
+    ahead = max(1, cache.size // 2)
+    while True:
+        while len(waiting) < ahead and (entry := next(numbered, None)) is not None:
+            number, (a, b) = entry
+            waiting.append((number, cache.ask(a), cache.ask(b)))
+        if waiting:
+            number, *futures = waiting.popleft()
+            images = _described(number, futures, on_error)
+            ready.append(images)
+            held += 0 if images is None else sum(len(image.features) for image in images)
+        if ready and (held >= tokens or not waiting):
+            yield from _match_ready(ready, match)
+            ready, held = [], 0
+        elif not waiting and not ready:
+            return
+
+
+def _match_ready(ready: Sequence[tuple[Described, Described] | None], match: Match) -> Iterator[Matched | None]:
+    usable = [images for images in ready if images is not None]
+    start = time.perf_counter()
+    found = iter(match([(a.features, b.features) for a, b in usable]) if usable else [])
+    share = (time.perf_counter() - start) / max(1, len(usable))
+    for images in ready:
+        yield None if images is None else _matched(images, next(found), share)
+
+
+def _described(
+    number: int, futures: "Sequence[Future[Described]]", on_error: OnError | None
+) -> tuple[Described, Described] | None:
+    try:
+        a, b = (future.result() for future in futures)
+    except LumiglueError as error:
+        if on_error is None:
+            raise
+        on_error(number, error)
+        return None
+    return a, b
+
+
+def _outcome(number: int, future: "Future[Matched]", on_error: OnError | None) -> Matched | None:
+    try:
+        return future.result()
+    except LumiglueError as error:
+        if on_error is None:
+            raise
+        on_error(number, error)
+        return None
+
+
+def _matched(images: tuple[Described, Described], matches: Matches, seconds: float) -> Matched:
+    a, b = images
+    return Matched(a.features, b.features, matches, {"extract": a.seconds + b.seconds, "match": seconds})
+
+
+@contextlib.contextmanager
+def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
+    """Threads that compute, if so wished, each on one core; PyTorch has its threads back afterwards."""
+    before = torch.get_num_threads()
+    start = (lambda: torch.set_num_threads(1)) if one_thread_each else (lambda: None)
+    threads = ThreadPoolExecutor(workers, initializer=start)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+        if torch.get_num_threads() != before or one_thread_each:
+            torch.set_num_threads(before)
