@@ -4,7 +4,8 @@
 
 Held-out pairs of each bank (64): recall, precision and average precision (the area under the curve of the two) at full
 depth. Pairs of two scenes (64): matches a pair, all of them wrong. With --folder, real pairs for the snapshots after --real
-pairs seen: planar F1 and pose AUC. Writes OUT.csv and OUT.png, prints a table.
+pairs seen: planar F1 and pose AUC. Writes OUT.csv and OUT.png, prints a table. With --layers, also the figures of each layer
+of the last snapshot of those runs: what stopping at layer l of L costs.
 """
 
 import argparse
@@ -80,6 +81,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="real pairs with a pairs.json")
     parser.add_argument("--real", type=int, nargs="+", default=[], help="pairs seen of the snapshots that match real pairs")
     parser.add_argument("--features", default="sift")
+    parser.add_argument("--layers", nargs="+", default=[], help="names of runs whose layers are listed")
     parser.add_argument("-o", "--out", type=Path, required=True)
     options = parser.parse_args()
     runs = {name: Path(folder) for name, _, folder in (run.partition("=") for run in options.runs)}
@@ -101,6 +103,16 @@ def main() -> None:
         real = on_real_pairs(chosen, options.folder, flags)
         for row in rows:
             row |= real.get(f"{row['run']} {row['pairs']}", {})
+
+    for name in options.layers:
+        seen, file = list(snapshots(runs[name]).items())[-1]
+        model = load_weights(file).eval()
+        for bank_name, bank in banks.items():
+            sampler = PairSampler([bank], model.config, split="validation", seed=0, negatives=0.0)
+            print(f"\n| {name} after {seen} pairs, {bank_name}: layer | R / P / AP |\n|---|---|")
+            for layer, figures in enumerate(validate(model, sampler, SETTINGS, 1), start=1):
+                shown = " / ".join(f"{figures[key]:.1f}" for key in ("recall", "precision", "average_precision"))
+                print(f"| {layer} | {shown} |")
 
     names = list(dict.fromkeys(key for row in rows for key in row))
     with options.out.with_suffix(".csv").open("w", newline="") as file:

@@ -1,6 +1,7 @@
-"""LightGlue beside SuperGlue of the same size, in turns in one process: training steps, and matching at full depth.
+"""LightGlue beside SuperGlue and the ablations of the paper, of one size, in turns in one process: training steps, and
+matching at full depth.
 
-    python bench/superglue.py [--preset compact] [--rounds 7]
+    python bench/paper_cost.py [--preset compact] [--rounds 7]
 
 Random weights: what a step or a match costs does not depend on them. Ratios are medians of the rounds' ratios.
 """
@@ -8,13 +9,15 @@ Random weights: what a step or a match costs does not depend on them. Ratios are
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import nn
 
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.lightglue import Ablation, LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.presets import preset, superglue_preset
@@ -66,13 +69,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     torch.manual_seed(0)
+    usual = preset(options.preset, "sift", 128, "xy-logscale-angle")
     models: dict[str, MatcherModel] = {
-        "LightGlue": LightGlue(preset(options.preset, "sift", 128, "xy-logscale-angle")),
+        "LightGlue": LightGlue(usual),
         "SuperGlue": SuperGlue(superglue_preset(options.preset, "sift", 128)),
+        **{name: LightGlue(replace(usual, ablation=name)) for name in get_args(Ablation)},
+        f"layer {usual.n_layers // 2 + 1} of {usual.n_layers}": LightGlue(replace(usual, n_layers=usual.n_layers // 2 + 1)),
     }
     for name, model in models.items():
         print(f"{name}: {sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters")
-    print("\n| what | LightGlue ms | SuperGlue ms | ratio (lowest to highest) |\n|---|---|---|---|")
+    print("\n| what | matcher | ms | ratio to LightGlue (lowest to highest) |\n|---|---|---|---|")
     jobs: list[tuple[str, Callable[[MatcherModel], Callable[[], object]]]] = [
         ("training step, 8 pairs of 256", lambda m: training_step(m, 8, 256)),
         *((f"match {n} x {n}, full depth", lambda m, n=n: matching(m, n)) for n in (512, 1024, 2048)),
@@ -86,10 +92,11 @@ def main() -> None:
                 run()
                 if number:  # the first round warms up
                     seconds[name].append(time.perf_counter() - start)
-        light, superglue = (1000 * np.array(seconds[name]) for name in models)
-        ratios = superglue / light
-        spread = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
-        print(f"| {title} | {np.median(light):.0f} | {np.median(superglue):.0f} | {spread} |", flush=True)
+        light = np.array(seconds["LightGlue"])
+        for name, times in seconds.items():
+            ratios = np.array(times) / light
+            spread = f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+            print(f"| {title} | {name} | {1000 * np.median(times):.0f} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":
