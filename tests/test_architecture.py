@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "visualization": {"types", "images"},
     "samples": set(),
     "export": {"types", "pipeline"},
+    "bulk": {"types", "images", "extractors", "many", "pipeline"},
     "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {
         "types",

@@ -2,7 +2,7 @@
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.images import as_rgb8, read_image
-from lumiglue.many import FeatureCache, match_in_batches, match_in_threads, pool
+from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
-from lumiglue.matcher.models import MatcherModel, model_name
+from lumiglue.matcher.models import MatcherModel, model_name, weights_sha256
 from lumiglue.matcher.precision import Precision, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require as require_onnx
@@ -177,30 +177,46 @@ class Pipeline:
         on_error: told the pair's number and the error when an image cannot be used; that pair yields None and the rest
         go on. Without it the error is raised.
         """
+        found = self.match_described(
+            pairs, self.extract, key=_key, workers=workers, batch_tokens=batch_tokens, cached_images=cached_images,
+            on_error=on_error,
+        )  # fmt: skip
+        return (None if p is None else MatchResult(p.features0, p.features1, p.matches, p.seconds) for p in found)
+
+    def match_described(
+        self,
+        pairs: Iterable[tuple[Image, Image]],
+        describe: Callable[[Image], Features],
+        *,
+        key: Callable[[Image], Hashable | None] = str,
+        workers: int | None = None,
+        batch_tokens: int = 2**16,
+        cached_images: int = 64,
+        on_error: Callable[[int, LumiglueError], None] | None = None,
+    ) -> Iterator[Matched | None]:
+        """`match_many` for features that come from elsewhere: describe gives those of an image, whatever stands for one, and
+        key tells images apart (None: not to be kept)."""
         workers = torch.get_num_threads() if workers is None else workers
         for name, value in (("workers", workers), ("batch_tokens", batch_tokens), ("cached_images", cached_images)):
             if value < 1:
                 raise InputError(f"{name} is {value}; give at least 1")
-        on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
-        return self._match_many(pairs, workers, batch_tokens, max(cached_images, 2), on_error, on_gpu)
 
-    def _match_many(
-        self,
-        pairs: Iterable[tuple[ImageLike, ImageLike]],
-        workers: int,
-        batch_tokens: int,
-        cached_images: int,
-        on_error: Callable[[int, LumiglueError], None] | None,
-        on_gpu: bool,
-    ) -> Iterator[MatchResult | None]:
-        with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
-            cache = FeatureCache(self.extract, threads, cached_images, _key)
-            if on_gpu:
-                found = match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
-            else:
-                found = match_in_threads(pairs, cache, self.match_features, on_error, workers)
-            for pair in found:
-                yield None if pair is None else MatchResult(pair.features0, pair.features1, pair.matches, pair.seconds)
+        def run() -> Iterator[Matched | None]:
+            on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
+            with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
+                cache = FeatureCache(describe, threads, max(cached_images, 2), key)
+                if on_gpu:
+                    yield from match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
+                else:
+                    yield from match_in_threads(pairs, cache, self.match_features, on_error, workers)
+
+        return run()
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights: equal for equal matchers."""
+        if not isinstance(self.matcher, nn.Module):
+            return self.matcher.fingerprint()
+        return weights_sha256(self.matcher)
 
 
 def _key(image: ImageLike) -> str | None:

@@ -8,6 +8,7 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import export_onnx, import_weights, show_weights
+from lumiglue.cli.collections import features, matches, pairs, sfm
 from lumiglue.cli.evaluation import (
     evaluate,
     evaluate_adaptivity,
@@ -26,6 +27,10 @@ from lumiglue.errors import LumiglueError
 COMMANDS: dict[str, Callable[..., int]] = {
     "match": match,
     "sample": sample,
+    "features": features,
+    "pairs": pairs,
+    "matches": matches,
+    "sfm": sfm,
     "bank": bank,
     "posed-bank": posed_bank,
     "posed-from-sfm": posed_from_sfm,

@@ -1,5 +1,9 @@
 """The matchers that there are, by name."""
 
+import hashlib
+
+from torch import nn
+
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
 
@@ -20,3 +24,12 @@ def model_name(config: ModelConfig) -> str:
 def build(config: ModelConfig) -> MatcherModel:
     """A fresh matcher of that shape; its weights depend on PyTorch's random state."""
     return LightGlue(config) if isinstance(config, LightGlueConfig) else SuperGlue(config)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """Of the names and values of a model's tensors, wherever and in whatever precision they lie."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,5 +1,6 @@
 """Running an exported matcher with ONNX Runtime or OpenVINO, pair by pair, adaptivity included."""
 
+import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import check_features
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.models import weights_sha256
 from lumiglue.matcher.precision import Precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require
@@ -62,6 +64,12 @@ class OnnxMatcher:
         check_features(pairs, self.config)
         session = self._session(settings or self.fixed or MatchSettings())
         return [self._match(session, *pair) for pair in pairs]
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights, or of the file."""
+        if isinstance(self.source, LightGlue):
+            return weights_sha256(self.source)
+        return hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
 
     def _session(self, settings: MatchSettings) -> Session:
         if self.fixed is not None and settings != self.fixed:

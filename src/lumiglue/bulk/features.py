@@ -1,0 +1,178 @@
+"""Features of a collection in one HDF5 file, in hloc's layout: a group for each image with keypoints, descriptors, scores
+and image_size; beside them scales and oris where the features have them."""
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+import numpy as np
+import torch
+
+from lumiglue.bulk.parts import GrowingFile
+from lumiglue.errors import InputError, LumiglueError
+from lumiglue.extractors import Extractor
+from lumiglue.images import read_image
+from lumiglue.many import pool
+from lumiglue.types import PIXELS, Features
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
+IMAGES_IN_A_PART = 64
+
+
+def list_images(folder: str | Path) -> list[str]:
+    """Names of the images below a folder, relative to it, in order. Raises InputError where there is none."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one that holds photos")
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    if not names:
+        raise InputError(f"{folder} holds no photo ({', '.join(SUFFIXES)})")
+    return names
+
+
+@dataclass(frozen=True)
+class Step:
+    """How far a job is. failed: (name, reason) of what could not be used, new since the step before."""
+
+    done: int
+    total: int
+    failed: tuple[tuple[str, str], ...] = ()
+
+
+def describe_collection(
+    folder: str | Path,
+    names: Sequence[str],
+    extractor: Extractor,
+    out: str | Path,
+    *,
+    note: str = "",
+    workers: int | None = None,
+) -> Iterator[Step]:
+    """Writes the features of the images to `out`; yields after each part. Run again after a kill, or when there are more
+    images: it does what is missing.
+
+    An image that cannot be read stops nothing else; it is in `failed`, and tried again by the next run. note: what the
+    features depend on beside the extractor's own record, such as how many are kept. workers: threads. Raises InputError
+    where `out` holds other features, or no image could be read.
+    """
+    folder = Path(folder)
+    made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": PIXELS}
+    workers = workers or torch.get_num_threads()
+    with (
+        GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
+        pool(workers, one_thread_each=workers > 1) as threads,
+    ):
+        todo = growing.missing(names)
+        done = len(names) - len(todo)
+        yield Step(done, len(names))
+        described = _ahead(threads, lambda name: extractor(read_image(folder / name)), todo, 2 * workers)
+        read = 0
+        for start in range(0, len(todo), IMAGES_IN_A_PART):
+            failed = []
+            with growing.part() as group:
+                for name in todo[start : start + IMAGES_IN_A_PART]:
+                    try:
+                        features = next(described).result()
+                    except (LumiglueError, OSError) as error:
+                        failed.append((name, str(error)))
+                        continue
+                    _write(group(name), features)
+                    read += 1
+            done += min(IMAGES_IN_A_PART, len(todo) - start)
+            yield Step(done, len(names), tuple(failed))
+        if len(todo) == len(names) and not read:
+            raise InputError(f"none of the {len(names)} images in {folder} could be read")
+        growing.finish()
+
+
+def _ahead(
+    threads: Executor, describe: Callable[[str], Features], names: Sequence[str], ahead: int
+) -> Iterator["Future[Features]"]:
+    waiting: deque[Future[Features]] = deque()
+    for name in names:
+        waiting.append(threads.submit(describe, name))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def _write(group: h5py.Group, features: Features) -> None:
+    group.create_dataset("keypoints", data=features.keypoints.float().numpy())
+    group.create_dataset("descriptors", data=features.descriptors.T.half().numpy())
+    scores = torch.ones(len(features)) if features.scores is None else features.scores
+    group.create_dataset("scores", data=scores.float().numpy())
+    group.create_dataset("image_size", data=np.array(features.image_size))
+    if features.scales is not None and features.orientations is not None:
+        group.create_dataset("scales", data=features.scales.float().numpy())
+        group.create_dataset("oris", data=features.orientations.float().numpy())
+    group.attrs["extractor"] = features.extractor
+
+
+class FeaturesFile:
+    """Reads features in hloc's layout, ours or hloc's own."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError where the file is missing or no HDF5."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path} does not exist; write it with `lumiglue features`")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
+        self.record = str(self._file.attrs.get("record", ""))
+
+    def __enter__(self) -> "FeaturesFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file and "keypoints" in self._file[name]  # pyright: ignore[reportOperatorIssue]
+
+    def names(self) -> list[str]:
+        """The images, in order."""
+        found: list[str] = []
+        self._file.visititems(lambda name, item: found.append(name) if _is_image(item) else None)
+        return sorted(found)
+
+    def read(self, name: str) -> Features:
+        """Raises InputError where the image is not in the file, or lacks a part."""
+        if name not in self:
+            raise InputError(f"{self.path} has no features of {name!r}")
+        group = self._file[name]
+        assert isinstance(group, h5py.Group)
+        try:
+            keypoints, descriptors = _array(group, "keypoints"), _array(group, "descriptors").T
+            width, height = (int(size) for size in _array(group, "image_size"))
+        except KeyError as error:
+            raise InputError(f"{self.path}, {name}: {error}") from None
+        optional = {
+            ours: torch.from_numpy(_array(group, theirs)).float()
+            for ours, theirs in (("scores", "scores"), ("scales", "scales"), ("orientations", "oris"))
+            if theirs in group
+        }
+        return Features(
+            keypoints=torch.from_numpy(keypoints.astype(np.float32)),
+            descriptors=torch.from_numpy(descriptors.astype(np.float32)),
+            image_size=(width, height),
+            extractor=str(group.attrs.get("extractor", "")),
+            **optional,
+        )
+
+
+def _is_image(item: object) -> bool:
+    return isinstance(item, h5py.Group) and "keypoints" in item
+
+
+def _array(group: h5py.Group, name: str) -> np.ndarray:
+    if name not in group:
+        raise KeyError(f"{name} is missing")
+    dataset = group[name]
+    assert isinstance(dataset, h5py.Dataset)
+    return dataset[()]

@@ -1,0 +1,138 @@
+"""HDF5 files that grow in parts: what is written stays written, whatever kills the process, and more may come later.
+
+FILE.parts/ holds finished parts; a part is written aside, flushed to the disk and renamed, so it is whole or not there. In
+the end the parts become FILE, in hloc's layout.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import h5py
+from filelock import FileLock, Timeout
+
+from lumiglue.errors import InputError
+
+NAMES = "names"
+
+
+class GrowingFile:
+    """Adds groups by name to a file, which need not exist yet; one process at a time.
+
+    record: what the file is made of, as text; a file that was made or begun with another record is not continued.
+    """
+
+    def __init__(self, path: str | Path, record: str) -> None:
+        """Raises InputError where the file was begun with another record, or another process is writing it."""
+        self.path, self.record = Path(path), record
+        self._agree(self.path, _record_of(self.path) if self.path.exists() else None)
+        self.folder = self.path.with_name(self.path.name + ".parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"another process is writing {self.path}; wait for it, or choose another name") from None
+        try:
+            noted = self.folder / "record.json"
+            self._agree(self.folder, noted.read_text() if noted.exists() else None)
+            noted.write_text(record)
+            self._in_parts: set[str] = {name for part in self._parts() for name in _names(part)}
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _agree(self, where: Path, record: str | None) -> None:
+        if record is not None and record != self.record:
+            raise InputError(f"{where} was made with other settings; delete it to begin again, or choose another name")
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that are neither in the file nor in a part."""
+        left = [name for name in names if name not in self._in_parts]
+        if not self.path.exists():
+            return left
+        with h5py.File(self.path, "r") as file:
+            return [name for name in left if name not in file]
+
+    def __enter__(self) -> "GrowingFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.h5"))
+
+    @contextmanager
+    def part(self) -> Iterator[Callable[[str], h5py.Group]]:
+        """Inside, the given function makes the group of a name; they are on the disk, all together, when it ends.
+
+        Raises InputError where the disk is full; the parts before stay.
+        """
+        aside, names = self.folder / "unfinished.h5", []
+        try:
+            with h5py.File(aside, "w") as file:
+
+                def group(name: str) -> h5py.Group:
+                    names.append(name)
+                    return file.create_group(name)
+
+                yield group
+                file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
+            _flush(aside)
+            aside.replace(self.folder / f"part-{len(self._parts()):06d}.h5")
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InputError(
+                    f"the disk of {self.path} is full; make room and run the same command again to go on"
+                ) from None
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
+        self._in_parts |= set(names)
+
+    def finish(self) -> None:
+        """Joins the file and the parts and removes those. attribute `record`: as given."""
+        aside = self.path.with_name(self.path.name + ".unfinished")
+        if self.path.exists():
+            if not self._in_parts:  # nothing is new
+                self._remove_parts()
+                return
+            shutil.copyfile(self.path, aside)
+        with h5py.File(aside, "a" if self.path.exists() else "w") as file:
+            file.attrs["record"] = self.record
+            for part in self._parts():
+                with h5py.File(part, "r") as source:
+                    for name in _names(part):
+                        parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
+                        source.copy(source[name], parent, name.rpartition("/")[2])
+        _flush(aside)
+        aside.replace(self.path)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        self._lock.release()
+        shutil.rmtree(self.folder)
+
+
+def _record_of(path: Path) -> str:
+    try:
+        with h5py.File(path, "r") as file:
+            return str(file.attrs.get("record", ""))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read as HDF5 ({error})") from None
+
+
+def _names(part: Path) -> list[str]:
+    with h5py.File(part, "r") as file:
+        dataset = file[NAMES]
+        assert isinstance(dataset, h5py.Dataset)
+        return [name.decode() for name in dataset[()]]
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())

@@ -1,0 +1,145 @@
+"""From matches to a COLMAP database and a sparse model, through pycolmap."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from lumiglue.bulk.features import FeaturesFile
+from lumiglue.bulk.matching import MatchesReader
+from lumiglue.bulk.pairs import Pair, write_pairs
+from lumiglue.errors import InputError
+
+try:
+    import pycolmap
+except ImportError:
+    raise InputError("reconstruction needs the package pycolmap; pip install 'lumiglue[sfm]'") from None
+
+# COLMAP counts from the corner of the top-left pixel, Lumiglue from its centre.
+COLMAP_SHIFT = 0.5
+MIN_MATCHES = 15
+
+
+@dataclass(frozen=True)
+class Model:
+    """A sparse model. folder: cameras, images and points in COLMAP's format. reprojection_error in pixels, mean."""
+
+    folder: Path
+    images: int
+    points: int
+    track_length: float
+    reprojection_error: float
+    reconstruction: "pycolmap.Reconstruction"
+
+
+def write_database(
+    photos: str | Path,
+    names: Sequence[str],
+    features: str | Path,
+    matches: str | Path,
+    pairs: Sequence[Pair],
+    database: str | Path,
+    *,
+    single_camera: bool = False,
+    camera_model: str = "SIMPLE_RADIAL",
+) -> int:
+    """Writes images with cameras guessed from EXIF, keypoints and matches to a new COLMAP database, and verifies each pair's
+    geometry. Returns how many pairs have verified matches. Raises InputError where no pair has.
+
+    single_camera: all photos were taken by one camera at one zoom.
+    """
+    database = Path(database)
+    database.unlink(missing_ok=True)
+    with FeaturesFile(features) as file, MatchesReader(matches) as found:
+        known = [name for name in names if name in file]
+        options = pycolmap.ImageReaderOptions()
+        options.camera_model = camera_model
+        mode = pycolmap.CameraMode.SINGLE if single_camera else pycolmap.CameraMode.PER_IMAGE
+        pycolmap.Database.open(database).close()
+        pycolmap.import_images(database, Path(photos), mode, known, options)
+        opened = pycolmap.Database.open(database)
+        ids = {image.name: image.image_id for image in opened.read_all_images()}
+        for name in known:
+            if name in ids:
+                opened.write_keypoints(ids[name], file.read(name).keypoints.numpy() + COLMAP_SHIFT)
+        matched = []
+        for a, b in pairs:
+            if a in ids and b in ids and (a, b) in found:
+                rows = found.read(a, b)
+                if len(rows) >= MIN_MATCHES:
+                    opened.write_matches(ids[a], ids[b], rows.astype(np.uint32))
+                    matched.append((a, b))
+        opened.close()
+    if not matched:
+        raise InputError(f"no pair has {MIN_MATCHES} matches; are these photos of one place?")
+    list_file = database.with_suffix(".pairs.txt")
+    write_pairs(list_file, matched)
+    pycolmap.verify_matches(database, list_file)
+    list_file.unlink()
+    opened = pycolmap.Database.open(database)
+    verified = opened.num_verified_image_pairs()
+    opened.close()
+    if not verified:
+        raise InputError(f"none of {len(matched)} matched pairs has a consistent geometry; are these photos of one place?")
+    return verified
+
+
+def map_scene(
+    database: str | Path, photos: str | Path, out: str | Path, *, seed: int = 0, progress: Callable[[], None] | None = None
+) -> list[Model]:
+    """Incremental mapping into OUT/0, OUT/1, ... (parts that do not connect), the one with most images first.
+
+    Raises InputError where nothing could be reconstructed.
+    """
+    options = pycolmap.IncrementalPipelineOptions()
+    options.min_model_size, options.random_seed = 3, seed
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = 2
+    try:
+        found = pycolmap.incremental_mapping(
+            Path(database), Path(photos), out, options, next_image_callback=progress or (lambda: None)
+        )
+    finally:
+        pycolmap.logging.minloglevel = before
+    if not found:
+        raise InputError("nothing could be reconstructed: no pair of photos gave a start; take more photos, closer together")
+    models = [
+        Model(
+            out / str(number), model.num_reg_images(), model.num_points3D(), model.compute_mean_track_length(),
+            model.compute_mean_reprojection_error(), model,
+        )
+        for number, model in found.items()
+    ]  # fmt: skip
+    return sorted(models, key=lambda model: -model.images)
+
+
+def draw_model(model: Model) -> Figure:
+    """The sparse points and cameras from above and from the side, in axes fitted to them."""
+    reconstruction = model.reconstruction
+    points = [(p.xyz, p.color) for p in reconstruction.points3D.values()]
+    xyz, colours = np.array([p for p, _ in points]), np.array([c for _, c in points]) / 255
+    cameras = np.array([image.projection_center() for image in reconstruction.images.values() if image.has_pose])
+    centre = np.median(xyz, axis=0)
+    spread = np.percentile(np.linalg.norm(xyz - centre, axis=1), 90)
+    near = np.linalg.norm(xyz - centre, axis=1) < 2 * spread
+    _, _, axes = np.linalg.svd((cameras - cameras.mean(0)) if len(cameras) > 3 else xyz[near] - centre)
+    points2d, cameras2d = (xyz[near] - centre) @ axes.T, (cameras - centre) @ axes.T
+    figure = Figure(figsize=(12, 5.5), layout="constrained")
+    for place, (i, j, title) in enumerate(
+        ((0, 1, "seen along the normal of the cameras' path"), (0, 2, "seen from the side"))
+    ):
+        plot = figure.add_subplot(1, 2, place + 1)
+        plot.scatter(points2d[:, i], points2d[:, j], s=1.5, c=colours[near], linewidths=0)
+        plot.plot(cameras2d[:, i], cameras2d[:, j], "r^", markersize=5)
+        plot.set_aspect("equal")
+        plot.set_title(title, fontsize=9)
+        plot.tick_params(labelsize=7)
+    figure.suptitle(
+        f"{model.images} images, {model.points} points, mean track {model.track_length:.2f}, "
+        f"mean reprojection error {model.reprojection_error:.2f} px"
+    )
+    return figure
