@@ -24,6 +24,7 @@ from lumiglue.bulk.matching import MatchesReader, match_collection
 from lumiglue.bulk.pairs import by_position, exhaustive, read_pairs, read_position, sequential, unique, write_pairs
 from lumiglue.bulk.parts import GrowingFile
 from lumiglue.cli import main
+from lumiglue.images import read_image
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
 from lumiglue.training.worlds import Camera as WorldCamera
 from lumiglue.training.worlds import WorldSettings, build_world, render
@@ -134,7 +135,7 @@ def test_features_are_in_hlocs_layout(photos: Path, described: Path) -> None:
     assert shapes == {
         "keypoints": (n, 2), "descriptors": (128, n), "scores": (n,), "image_size": (2,), "scales": (n,), "oris": (n,),
     }  # fmt: skip
-    alone = Sift(max_keypoints=200)(cv2.imread(str(photos / "east/01.png"))[..., ::-1])
+    alone = Sift(max_keypoints=200)(read_image(photos / "east/01.png"))
     with FeaturesFile(described) as file:
         assert file.names() == names
         found = file.read("east/01.png")
@@ -406,6 +407,7 @@ def test_keypoints_are_shifted_half_a_pixel_for_colmap(scene: tuple[Path, dict[s
     assert verified == 3
     database = pycolmap.Database.open(tmp_path / "d.db")
     image = database.read_image_with_name(names[1])
+    assert image is not None
     with FeaturesFile(features) as file:
         ours = file.read(names[1]).keypoints.numpy()
     assert np.allclose(np.asarray(database.read_keypoints(image.image_id))[:, :2], ours + 0.5)
