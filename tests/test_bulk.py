@@ -1,6 +1,7 @@
 """Collections: jobs that go on after any kill, hloc's layouts, pair selection, and a reconstruction of a known scene."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -20,7 +21,7 @@ from conftest import draw_photo
 from lumiglue import InputError, Pipeline, Sift
 from lumiglue.bulk import features as bulk_features
 from lumiglue.bulk.features import FeaturesFile, describe_collection, list_images
-from lumiglue.bulk.matching import MatchesReader, match_collection
+from lumiglue.bulk.matching import MatchesReader, in_threads, match_collection
 from lumiglue.bulk.pairs import by_position, exhaustive, read_pairs, read_position, sequential, unique, write_pairs
 from lumiglue.bulk.parts import GrowingFile
 from lumiglue.cli import main
@@ -197,7 +198,7 @@ def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
 def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_path: Path) -> None:
     pipeline, out = Pipeline.pretrained("sift", max_keypoints=200), tmp_path / "matches.h5"
     pairs = exhaustive(list_images(photos))
-    steps = list(match_collection(described, pairs, pipeline, out, workers=2, cached_images=3))
+    steps = list(match_collection(described, pairs, pipeline, out, in_threads(2, cached_images=3)))
     assert steps[-1].done == len(pairs) == 36
     with FeaturesFile(described) as file, MatchesReader(out) as found:
         for a, b in pairs[::5]:
@@ -220,7 +221,7 @@ from lumiglue.bulk import matching
 from lumiglue.bulk.pairs import read_pairs
 matching.PAIRS_IN_A_PART = 3
 features, pairs, out = sys.argv[1:]
-for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, workers=2):
+for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
     print(step.done, flush=True)
     time.sleep(0.02)
 """
@@ -230,7 +231,7 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
     """kill -9 at any moment loses at most a part; what comes out is what an undisturbed run gives."""
     pairs, out, whole = tmp_path / "pairs.txt", tmp_path / "killed.h5", tmp_path / "whole.h5"
     write_pairs(pairs, exhaustive(list_images(photos)))
-    list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, workers=2))
+    list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
     rng, kills, counts = np.random.default_rng(0), 0, []
     while not out.exists():
         command = [sys.executable, "-c", KILLED, str(described), str(pairs), str(out)]
@@ -267,6 +268,45 @@ def test_a_full_disk_is_said_and_keeps_what_was_done(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"disk of .* is full"), growing.part():
             raise OSError(28, os.strerror(28))
         assert growing.missing(["a", "b"]) == ["b"]
+
+
+ON_RAY = """
+import functools, json, os, signal, subprocess, sys
+import ray
+from lumiglue import Pipeline
+from lumiglue.bulk import matching
+from lumiglue.bulk.cluster import join, on_ray
+from lumiglue.bulk.pairs import read_pairs
+
+matching.PAIRS_IN_A_PART = 4
+features, pairs, out = sys.argv[1:]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+make = functools.partial(Pipeline.pretrained, "sift")
+killed, failed, cores = [], [], join()
+for step in matching.match_collection(features, read_pairs(pairs), make(), out, on_ray(make, 2)):
+    failed += step.failed
+    if step.done and not killed:
+        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+        actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::_Matcher" in line]
+        os.kill(actors[0], signal.SIGKILL)
+        killed.append(len(actors))
+print(json.dumps({"cores": cores, "actors": killed, "failed": failed}))
+"""
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, described: Path, tmp_path: Path) -> None:
+    """Two Ray workers, one of which is killed in the middle; what it had is done again."""
+    pytest.importorskip("ray")
+    pairs, whole, out = exhaustive(list_images(photos)), tmp_path / "whole.h5", tmp_path / "ray.h5"
+    list(match_collection(described, pairs, Pipeline.pretrained("sift"), whole, in_threads(2)))
+    write_pairs(tmp_path / "pairs.txt", [*pairs, ("east/00.png", "gone.png")])
+    command = [sys.executable, "-c", ON_RAY, str(described), str(tmp_path / "pairs.txt"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["cores"] == said["actors"][0] == 2
+    assert said["failed"] == [["east/00.png gone.png", "there are no features of 'gone.png'"]]
+    assert same(contents(out), contents(whole))
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """Matches of a collection in one HDF5 file, in hloc's layout; the job goes on after a kill and holds few features."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -23,22 +24,64 @@ def pair_key(a: str, b: str) -> str:
     return "/".join(name.replace("/", "-") for name in (a, b))
 
 
+@dataclass(frozen=True, eq=False)
+class Row:
+    """What is kept of a matched pair: for each keypoint of the first image its row in the second or -1, and the scores."""
+
+    matches0: np.ndarray
+    scores0: np.ndarray
+    stop_layer: int
+
+    @classmethod
+    def of(cls, matched: Matched) -> "Row":
+        count = len(matched.features0)
+        matches0 = matched.matches.matches0(count).numpy().astype(np.int32)
+        return cls(matches0, matched.matches.scores0(count).numpy().astype(np.float16), matched.matches.stop_layer)
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some pairs and what became of them: None for each that is in `failed`."""
+
+    pairs: Sequence[Pair]
+    rows: Sequence[Row | None]
+    failed: tuple[tuple[str, str], ...]
+
+
+# Matches chunks of pairs, in any order.
+Engine = Callable[[FeaturesFile, Sequence[Sequence[Pair]], Pipeline], Iterator[Chunk]]
+
+
+def in_threads(workers: int | None = None, cached_images: int = 256) -> Engine:
+    """This machine: threads of one process that hold at most so many images' features."""
+
+    def run(file: FeaturesFile, chunks: Sequence[Sequence[Pair]], pipeline: Pipeline) -> Iterator[Chunk]:
+        todo = [pair for chunk in chunks for pair in chunk]
+        failed: list[tuple[str, str]] = []
+
+        def on_error(number: int, error: LumiglueError) -> None:
+            failed.append((" ".join(todo[number]), str(error)))
+
+        found = pipeline.match_described(todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error)
+        for chunk in chunks:
+            rows = [None if m is None else Row.of(m) for m in islice(found, len(chunk))]
+            yield Chunk(chunk, rows, tuple(failed))
+            failed.clear()
+
+    return run
+
+
 def match_collection(
-    features: str | Path,
-    pairs: Sequence[Pair],
-    pipeline: Pipeline,
-    out: str | Path,
-    *,
-    workers: int | None = None,
-    cached_images: int = 256,
+    features: str | Path, pairs: Sequence[Pair], pipeline: Pipeline, out: str | Path, engine: Engine | None = None
 ) -> Iterator[Step]:
     """Matches the pairs and writes `out`; yields after each part. Run again after a kill, or with more pairs: it does what
     is missing.
 
-    At most `cached_images` images' features are held, whatever the collection. A pair that cannot be matched stops nothing
-    else; it is in `failed`, and tried again by the next run. The order of the pairs is best such that images recur soon.
-    Raises InputError where `out` holds matches of other features, weights or settings.
+    A pair that cannot be matched stops nothing else; it is in `failed`, and tried again by the next run. The order of the
+    pairs is best such that images recur soon. engine: by default threads. Raises InputError where `out` holds matches of
+    other features, weights or settings.
     """
+    engine = engine or in_threads()
     with FeaturesFile(features) as file:
         settings = {"features": file.record, "matching": str(pipeline.settings), "weights": pipeline.fingerprint()}
         with GrowingFile(out, json.dumps(settings, sort_keys=True)) as growing:
@@ -46,33 +89,21 @@ def match_collection(
             todo = [pair for pair in pairs if pair_key(*pair) in missing]
             done = len(pairs) - len(todo)
             yield Step(done, len(pairs))
-            failed: list[tuple[str, str]] = []
-
-            def on_error(number: int, error: LumiglueError) -> None:
-                failed.append((" ".join(todo[number]), str(error)))
-
-            found = pipeline.match_described(
-                todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error
-            )
-            for start in range(0, len(todo), PAIRS_IN_A_PART):
-                failed.clear()
+            chunks = [todo[start : start + PAIRS_IN_A_PART] for start in range(0, len(todo), PAIRS_IN_A_PART)]
+            for chunk in engine(file, chunks, pipeline):
                 with growing.part() as group:
-                    for pair, matched in zip(
-                        todo[start : start + PAIRS_IN_A_PART], islice(found, PAIRS_IN_A_PART), strict=True
-                    ):
-                        if matched is not None:
-                            _write(group(pair_key(*pair)), matched)
-                done += min(PAIRS_IN_A_PART, len(todo) - start)
-                yield Step(done, len(pairs), tuple(failed))
+                    for pair, row in zip(chunk.pairs, chunk.rows, strict=True):
+                        if row is not None:
+                            _write(group(pair_key(*pair)), row)
+                done += len(chunk.pairs)
+                yield Step(done, len(pairs), chunk.failed)
             growing.finish()
 
 
-def _write(group: h5py.Group, matched: Matched) -> None:
-    count = len(matched.features0)
-    group.create_dataset("matches0", data=matched.matches.matches0(count).numpy().astype(np.int32), compression="lzf")
-    scores = matched.matches.scores0(count).numpy().astype(np.float16)
-    group.create_dataset("matching_scores0", data=scores, compression="lzf")
-    group.attrs["stop_layer"] = matched.matches.stop_layer
+def _write(group: h5py.Group, row: Row) -> None:
+    group.create_dataset("matches0", data=row.matches0, compression="lzf")
+    group.create_dataset("matching_scores0", data=row.scores0, compression="lzf")
+    group.attrs["stop_layer"] = row.stop_layer
 
 
 class MatchesReader:

@@ -77,6 +77,8 @@ def matches(
     out: Annotated[Path, arg(aliases=["-o"])],
     flags: Annotated[PipelineFlags, arg(name="")],
     workers: int | None = None,
+    engine: Literal["threads", "ray"] = "threads",
+    address: str | None = None,
 ) -> int:
     """Match the pairs of a collection into one .h5 file, in hloc's layout. Resumable.
 
@@ -85,16 +87,25 @@ def matches(
         pairs: Two names a line.
         out: The .h5 file to write.
         flags: Weights and adaptivity, and what the features are.
-        workers: Threads; by default as many as there are cores.
+        workers: Threads, or processes of the cluster; by default as many as there are cores.
+        engine: This machine's threads, or a Ray cluster.
+        address: Of the cluster, as for ray.init (auto: the one that runs here); by default a cluster of this machine alone.
     """
     from lumiglue.bulk.features import FeaturesFile
-    from lumiglue.bulk.matching import match_collection
+    from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import read_pairs
 
     with FeaturesFile(features) as file:
         names = file.names()
     todo = read_pairs(pairs, names)
-    return _follow("pairs", match_collection(features, todo, flags.pipeline(), out, workers=workers), out)
+    if engine == "threads":
+        chosen = in_threads(workers)
+    else:
+        from lumiglue.bulk.cluster import join, on_ray
+
+        cores = join(address)
+        chosen = on_ray(flags.pipeline, workers or cores)
+    return _follow("pairs", match_collection(features, todo, flags.pipeline(), out, chosen), out)
 
 
 def sfm(
@@ -125,7 +136,7 @@ def sfm(
         workers: Threads; by default as many as there are cores.
     """
     from lumiglue.bulk.features import FeaturesFile, describe_collection, list_images
-    from lumiglue.bulk.matching import match_collection
+    from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import write_pairs
     from lumiglue.bulk.reconstruction import draw_model, map_scene, write_database
     from lumiglue.visualization import save_figure
@@ -143,7 +154,8 @@ def sfm(
     by = by or ("exhaustive" if len(names) <= 60 else "retrieval")
     chosen = _choose(described, names, by, neighbours, overlap, photos, metres)
     write_pairs(out / "pairs.txt", chosen)
-    _follow("pairs", match_collection(described, chosen, pipeline, out / "matches.h5", workers=workers), out / "matches.h5")
+    steps = match_collection(described, chosen, pipeline, out / "matches.h5", in_threads(workers))
+    _follow("pairs", steps, out / "matches.h5")
     database = out / "database.db"
     verified = write_database(
         photos,

@@ -1,0 +1,130 @@
+"""Matching on a Ray cluster: actors hold the matcher, objects the features; what is lost with a machine is done again."""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lumiglue.bulk.features import FeaturesFile
+from lumiglue.bulk.matching import Chunk, Engine, Row
+from lumiglue.bulk.pairs import Pair
+from lumiglue.errors import InputError, LumiglueError
+from lumiglue.pipeline import Pipeline
+from lumiglue.types import Features
+
+try:
+    import ray
+    from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
+except ImportError:
+    raise InputError("the engine ray needs the package ray; pip install 'lumiglue[ray]'") from None
+
+# Chunks that an actor has or waits for: enough to keep it busy, few enough to bound the objects.
+CHUNKS_AN_ACTOR = 2
+TRIES = 3
+
+
+class _Matcher:
+    """One actor: a pipeline, made once, and the pairs that it is sent."""
+
+    def __init__(self, make_pipeline: Callable[[], Pipeline]) -> None:
+        self.pipeline = make_pipeline()
+
+    def match(self, pairs: Sequence[Pair], names: Sequence[str], objects: Sequence[Any]) -> tuple[list[Row | None], list]:
+        features: dict[str, Features] = dict(zip(names, ray.get(list(objects)), strict=True))
+        failed: list[tuple[str, str]] = []
+
+        def describe(name: str) -> Features:
+            if name not in features:
+                raise InputError(f"there are no features of {name!r}")
+            return features[name]
+
+        def on_error(number: int, error: LumiglueError) -> None:
+            failed.append((" ".join(pairs[number]), str(error)))
+
+        found = self.pipeline.match_described(pairs, describe, workers=1, cached_images=len(names), on_error=on_error)
+        return [None if matched is None else Row.of(matched) for matched in found], failed
+
+
+@dataclass
+class _Task:
+    chunk: Sequence[Pair]
+    actor: Any
+    tries: int = 1
+
+
+def join(address: str | None = None) -> int:
+    """Joins the cluster at that address, or makes one of this machine; returns its number of cores."""
+    if not ray.is_initialized():
+        ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: int = 1024) -> Engine:
+    """An engine of `actors` processes on the Ray cluster that this process has joined, or on this machine.
+
+    make_pipeline: makes the same pipeline on each machine. cached_images: whose features lie in Ray's object store. A chunk
+    whose actor died is given to a new one, three times; then its pairs are in `failed`.
+    """
+    if actors < 1:
+        raise InputError(f"actors is {actors}; give at least 1")
+
+    def run(file: FeaturesFile, chunks: Sequence[Sequence[Pair]], _: Pipeline) -> Iterator[Chunk]:
+        join()
+        make = ray.remote(num_cpus=1, max_restarts=0)(_Matcher)
+        objects = _Objects(file, cached_images)
+        hired = [make.remote(make_pipeline) for _ in range(actors)]
+        slots = deque(hired * CHUNKS_AN_ACTOR)
+        waiting, running = deque(chunks), {}
+
+        heirs: dict[Any, Any] = {}  # a dead actor -> who does its work
+
+        def alive(actor: Any) -> Any:
+            while actor in heirs:
+                actor = heirs[actor]
+            return actor
+
+        def start(task: _Task) -> None:
+            names = [name for name in dict.fromkeys(n for pair in task.chunk for n in pair) if name in file]
+            running[task.actor.match.remote(task.chunk, names, [objects.put(name) for name in names])] = task
+
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    start(_Task(waiting.popleft(), alive(slots.popleft())))
+                (ready,), _ = ray.wait(list(running), num_returns=1)
+                task = running.pop(ready)
+                try:
+                    rows, failed = ray.get(ready)
+                except (RayActorError, WorkerCrashedError) as error:
+                    if task.actor not in heirs:
+                        heirs[task.actor] = make.remote(make_pipeline)
+                    heir = alive(task.actor)
+                    if task.tries < TRIES:
+                        start(_Task(task.chunk, heir, task.tries + 1))
+                        continue
+                    reason = f"lost with its process {TRIES} times ({type(error).__name__})"
+                    rows, failed = [None] * len(task.chunk), [(" ".join(pair), reason) for pair in task.chunk]
+                except RayTaskError as error:
+                    raise InputError(f"matching failed on the cluster: {error.cause or error}") from None
+                slots.append(task.actor)
+                yield Chunk(task.chunk, rows, tuple(failed))
+        finally:
+            for actor in {alive(actor) for actor in hired}:
+                ray.kill(actor)
+
+    return run
+
+
+class _Objects:
+    """Features in the object store, each put once while it is among the last that were asked for."""
+
+    def __init__(self, file: FeaturesFile, size: int) -> None:
+        self.file, self.size = file, size
+        self.kept: OrderedDict[str, Any] = OrderedDict()
+
+    def put(self, name: str) -> Any:
+        reference = self.kept.pop(name, None)
+        self.kept[name] = ray.put(self.file.read(name)) if reference is None else reference
+        if len(self.kept) > self.size:
+            self.kept.popitem(last=False)
+        return self.kept[name]
