@@ -91,7 +91,7 @@ def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: in
             while waiting or running:
                 while waiting and slots:
                     start(_Task(waiting.popleft(), alive(slots.popleft())))
-                (ready,), _ = ray.wait(list(running), num_returns=1)
+                ready = ray.wait(list(running), num_returns=1)[0][0]
                 task = running.pop(ready)
                 try:
                     rows, failed = ray.get(ready)

@@ -25,7 +25,7 @@ from lumiglue.matcher.packed import (
     segment_counts,
     self_attention,
 )
-from lumiglue.matcher.precision import lowered
+from lumiglue.matcher.precision import lowered, raised
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -142,7 +142,7 @@ class SelfAttention(nn.Module):
     def forward(
         self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
     ) -> Float[Tensor, "t d"]:
-        inside = lowered(x, self.qkv.weight.dtype)
+        inside = lowered(x, self.qkv.weight)
         qk, v = self.qkv(inside).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
         q, k = rotate(qk, *(table.to(qk.dtype) for table in rotation)).chunk(2, dim=1)
         message = self.out(self_attention(q, k, v, lengths).flatten(1))
@@ -165,7 +165,7 @@ class CrossAttention(nn.Module):
         self.ffn = feed_forward(d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
-        inside = lowered(x, self.qk.weight.dtype)
+        inside = lowered(x, self.qk.weight)
         qk, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
         if self.query is None:
             attended = cross_attention(qk, v, lengths)
@@ -267,7 +267,7 @@ class LightGlue(nn.Module):
 
     def begin(self, pairs: PackedPairs) -> tuple[Float[Tensor, "t d"], tuple[Tensor, Tensor]]:
         """The states before the first layer, and the rotations that every self-attention applies."""
-        x = self.input_projection(pairs.descriptors)
+        x = raised(self.input_projection(pairs.descriptors))
         if isinstance(self.position_encoding, AbsoluteEncoding):
             x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
         return x, self.position_encoding(pairs.positions)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
-from lumiglue.matcher.precision import lowered
+from lumiglue.matcher.precision import lowered, raised
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -109,7 +109,7 @@ class AttentionLayer(nn.Module):
         self.mlp = _mlp(2 * d, 2 * d, d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
-        inside = lowered(x, self.q.weight.dtype)
+        inside = lowered(x, self.q.weight)
         q, k, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.q, self.k, self.v))  # (T, h, c)
         message = self.out(self.attend(q, k, v, lengths).flatten(1))
         return x + self.mlp(torch.cat([inside, message], dim=1))
@@ -149,7 +149,7 @@ class SuperGlue(nn.Module):
     def features(self, pairs: PackedPairs) -> Float[Tensor, "t d"]:
         """What the similarity S_ij = <f_i, f_j> is the inner product of: the last states, projected, over d^1/4."""
         positions = pairs.positions * pairs.positions.new_tensor([_POSITION_SCALE, _POSITION_SCALE, 1.0])
-        x = self.input_projection(pairs.descriptors)
+        x = raised(self.input_projection(pairs.descriptors))
         x = x + self.keypoint_encoder(positions.to(x.dtype))
         for layer in self.layers:
             x = layer(x, pairs.lengths)
