@@ -23,6 +23,7 @@ from lumiglue.matcher.precision import Precision, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
+from lumiglue.rotation import match_best_turn
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.weights import load_weights, pretrained_path, resolve
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 # What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form.
 Backend = Literal["torch", "onnxruntime", "openvino"]
+Rotation = Literal["none", "search"]
 ImageLike = str | Path | np.ndarray | Tensor
 
 
@@ -145,14 +147,28 @@ class Pipeline:
         """Features of one image."""
         return self.extractor(load_image(image))
 
-    def match(self, image0: ImageLike, image1: ImageLike) -> MatchResult:
-        """Matches two images."""
+    def match(self, image0: ImageLike, image1: ImageLike, *, rotation: Rotation = "none") -> MatchResult:
+        """Matches two images.
+
+        rotation: "search" also tries image 1 after each quarter turn and keeps the best; its keypoints stay in its own
+        pixels. The default weights were trained for any rotation and do not need it.
+        """
+        if rotation not in get_args(Rotation):
+            raise InputError(f"unknown rotation {rotation!r}; choose from {list(get_args(Rotation))}")
+        if rotation == "search":
+            return self._match_turned(image0, image1)
         start = time.perf_counter()
         features = self.extract(image0), self.extract(image1)
         extracted = time.perf_counter()
         (matches,) = self.match_features([features])
         seconds = {"extract": extracted - start, "match": time.perf_counter() - extracted}
         return MatchResult(*features, matches, seconds)
+
+    def _match_turned(self, image0: ImageLike, image1: ImageLike) -> MatchResult:
+        start = time.perf_counter()
+        features0 = self.extract(image0)
+        features1, matches, _ = match_best_turn(features0, load_image(image1), self.extractor, self.match_features)
+        return MatchResult(features0, features1, matches, {"extract and match": time.perf_counter() - start})
 
     def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:
         """Matches pairs of features, all in one batch; each pair's result is what it would be alone."""

@@ -24,6 +24,7 @@ def match(
     geometry: GeometryChoice = "fundamental",
     adaptivity: Path | None = None,
     workers: int | None = None,
+    rotation: Literal["none", "search"] = "none",
 ) -> int:
     """Match two photos, or every pair of a list.
 
@@ -35,17 +36,25 @@ def match(
         root: Folder that the paths of a list are relative to.
         geometry: Model that separates inliers from outliers in the summary and the picture.
         adaptivity: Also save a picture of where the matcher stopped and which points it pruned.
+        rotation: Two photos: search also tries the second after each quarter turn, for features or weights that know upright
+            photos alone.
         workers: For a list: threads that read, describe and match; by default as many as there are cores.
     """
     if len(inputs) == 2:
-        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity)
+        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation)
     if len(inputs) == 1:
         return _match_list(inputs[0], root, flags, out, workers)
     raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")
 
 
 def _match_two(
-    a: Path, b: Path, flags: PipelineFlags, target: Path | None, kind: GeometryChoice, adaptivity: Path | None
+    a: Path,
+    b: Path,
+    flags: PipelineFlags,
+    target: Path | None,
+    kind: GeometryChoice,
+    adaptivity: Path | None,
+    rotation: Literal["none", "search"],
 ) -> int:
     from lumiglue.export.files import DATA_SUFFIXES, save_result
     from lumiglue.images import read_image
@@ -56,7 +65,7 @@ def _match_two(
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
     images = read_image(a), read_image(b)
     pipeline = flags.pipeline()
-    result = pipeline.match(*images)
+    result = pipeline.match(*images, rotation=rotation)
     geometry = None if kind == "none" else result.geometry(kind)
     summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
     if target.suffix.lower() in DATA_SUFFIXES:
