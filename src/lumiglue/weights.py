@@ -138,7 +138,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} cannot be read as tensors alone, and nothing else is executed ({reason})") from None
-    for key in ("state_dict", "model"):
+    for key in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

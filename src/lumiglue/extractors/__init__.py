@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -49,6 +50,16 @@ def _aliked(*, device: str = "cpu", **settings: Any) -> Extractor:
     return Aliked(device=device, **settings)
 
 
+def _network(name: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+    """One of `networks`; its library is imported only when it is asked for."""
+    if find_spec(package) is None:
+        raise InputError(f'{name} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
+    from lumiglue.extractors import networks
+
+    kinds: dict[str, Any] = {"disk": networks.Disk, "xfeat": networks.XFeat, "superpoint": networks.SuperPoint}
+    return kinds[name](device=device, **settings)
+
+
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16rot
@@ -56,6 +67,9 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
     "aliked-n32": partial(_aliked, model="aliked-n32"),
+    "disk": partial(_network, "disk", "kornia", "aliked"),
+    "xfeat": partial(_network, "xfeat", "kornia", "aliked"),
+    "superpoint": partial(_network, "superpoint", "transformers", "superpoint"),
 }
 
 
