@@ -1,0 +1,87 @@
+"""What a collection of N images costs: measured costs of an image and a pair, multiplied, and a simulated scheduler.
+
+    python bench/scale.py [--image-ms 60 --pair-ms 45 --vlad-ms 2 --feature-bytes 320000 --match-bytes 1500]
+
+The simulation hands chunks of pairs to workers that fail now and then; a chunk that was lost is done again by a new worker,
+which must start first. It prints the share of the workers' time that is kept.
+"""
+
+import argparse
+import heapq
+import random
+
+DAY = 86_400.0
+
+
+def simulate(chunks: int, workers: int, seconds: float, lifetime: float, start: float, seed: int = 0) -> tuple[float, float]:
+    """Wall seconds until all chunks are done, and the share of the workers' time that was not lost. A chunk takes `seconds`
+    +-20 %, a worker fails after `lifetime` seconds on average, a new one needs `start`."""
+    rng = random.Random(seed)
+    waiting, kept, now = chunks, 0.0, 0.0
+    dies = [rng.expovariate(1 / lifetime) for _ in range(workers)]
+    events: list[tuple[float, int, float]] = []  # when a worker is free, which, what it then has done
+
+    def give(worker: int, at: float) -> None:
+        nonlocal waiting
+        if waiting:
+            waiting -= 1
+            took = seconds * rng.uniform(0.8, 1.2)
+            if at + took > dies[worker]:  # lost: back to the queue, and a new worker
+                waiting += 1
+                again = max(dies[worker], at) + start
+                dies[worker] = again + rng.expovariate(1 / lifetime)
+                heapq.heappush(events, (again, worker, 0.0))
+            else:
+                heapq.heappush(events, (at + took, worker, took))
+
+    for worker in range(workers):
+        give(worker, 0.0)
+    while events:
+        now, worker, done = heapq.heappop(events)
+        kept += done
+        give(worker, now)
+    return now, kept / (now * workers)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--image-ms", type=float, default=60.0)
+    parser.add_argument("--pair-ms", type=float, default=45.0)
+    parser.add_argument("--vlad-ms", type=float, default=2.0)
+    parser.add_argument("--feature-bytes", type=float, default=320_000)
+    parser.add_argument("--match-bytes", type=float, default=1_500)
+    parser.add_argument("--neighbours", type=int, default=20)
+    parser.add_argument("--cores-a-machine", type=int, default=2)
+    options = parser.parse_args()
+    print(
+        "| images | pairs, all | pairs, retrieval | features, machine days | all pairs | retrieved pairs | machines for a day | disk |"
+    )
+    print("|" + "---|" * 8)
+    for n in (10**4, 10**6, 10**8):
+        every, retrieved = n * (n - 1) / 2, n * options.neighbours * 0.7  # three in ten are each other's neighbours
+        features = n * (options.image_ms + options.vlad_ms) / 1000 / DAY
+        matching = {pairs: pairs * options.pair_ms / 1000 / DAY for pairs in (every, retrieved)}
+        total = features + matching[retrieved]
+        disk = n * options.feature_bytes + retrieved * options.match_bytes
+        print(
+            f"| 10^{len(str(n)) - 1} | {every:.1e} | {retrieved:.1e} | {features:.2g} | {matching[every]:.2g} | "
+            f"{matching[retrieved]:.2g} | {max(1, round(total)):,} | {disk / 1e12:.2g} TB |"
+        )
+    print(
+        "\n| workers | chunks | mean time between failures of a worker | wall, hours | share of the time kept |\n|"
+        + "---|" * 5
+    )
+    chunk = 128 * options.pair_ms / 1000
+    for workers, chunks, hours in (
+        (2, 1_100, 24),
+        (100, 110_000, 24),
+        (100, 110_000, 1),
+        (1_000, 1_100_000, 24),
+        (1_000, 1_100_000, 1),
+    ):
+        wall, share = simulate(chunks, workers, chunk, hours * 3600, start=20.0)
+        print(f"| {workers:,} | {chunks:,} | {hours} h | {wall / 3600:.2f} | {100 * share:.1f} % |")
+
+
+if __name__ == "__main__":
+    main()
