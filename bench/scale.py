@@ -1,4 +1,4 @@
-"""What a collection of N images costs: measured costs of an image and a pair, multiplied, and a simulated scheduler.
+"""What a collection of N images costs: the measured costs of an image and a pair, and a simulated scheduler.
 
     python bench/scale.py [--image-ms 60 --pair-ms 45 --vlad-ms 2 --feature-bytes 320000 --match-bytes 1500]
 
