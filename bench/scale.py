@@ -54,8 +54,7 @@ def main() -> None:
     parser.add_argument("--cores-a-machine", type=int, default=2)
     options = parser.parse_args()
     heads = ("images", "pairs, all", "pairs, retrieval", "features, machine days", "all pairs", "retrieved pairs")
-    print("| " + " | ".join((*heads, "machines for a day", "disk")) + " |
-|" + "---|" * 8)
+    print("| " + " | ".join((*heads, "machines for a day", "disk")) + " |\n|" + "---|" * 8)
     for n in (10**4, 10**6, 10**8):
         every, retrieved = n * (n - 1) / 2, n * options.neighbours * 0.7  # three in ten are each other's neighbours
         features = n * (options.image_ms + options.vlad_ms) / 1000 / DAY
