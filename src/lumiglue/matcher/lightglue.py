@@ -25,7 +25,7 @@ from lumiglue.matcher.packed import (
     segment_counts,
     self_attention,
 )
-from lumiglue.matcher.precision import lowered, raised
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -267,7 +267,7 @@ class LightGlue(nn.Module):
 
     def begin(self, pairs: PackedPairs) -> tuple[Float[Tensor, "t d"], tuple[Tensor, Tensor]]:
         """The states before the first layer, and the rotations that every self-attention applies."""
-        x = raised(self.input_projection(pairs.descriptors))
+        x = self.input_projection(pairs.descriptors)
         if isinstance(self.position_encoding, AbsoluteEncoding):
             x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
         return x, self.position_encoding(pairs.positions)

@@ -23,15 +23,8 @@ def set_precision(model: nn.Module, precision: Precision) -> None:
 
 
 def lowered(x: Tensor, weights: Tensor) -> Tensor:
-    """x in the precision in which it is multiplied by the weights, theirs or autocast's, where that is the lower one."""
-    autocast = torch.is_autocast_enabled(x.device.type)
-    dtype = torch.get_autocast_dtype(x.device.type) if autocast else weights.dtype
-    return x.to(dtype) if dtype.itemsize < x.dtype.itemsize else x
-
-
-def raised(x: Tensor) -> Tensor:
-    """x in float32 under autocast: what layers add to keeps its digits over all of them."""
-    return x.float() if torch.is_autocast_enabled(x.device.type) else x
+    """x in the precision of the weights that it is multiplied by, where theirs is the lower one."""
+    return x.to(weights.dtype) if weights.dtype.itemsize < x.dtype.itemsize else x
 
 
 def faster_precision(device: torch.device) -> Precision:

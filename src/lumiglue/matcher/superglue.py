@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
-from lumiglue.matcher.precision import lowered, raised
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Matches
 
@@ -149,7 +149,7 @@ class SuperGlue(nn.Module):
     def features(self, pairs: PackedPairs) -> Float[Tensor, "t d"]:
         """What the similarity S_ij = <f_i, f_j> is the inner product of: the last states, projected, over d^1/4."""
         positions = pairs.positions * pairs.positions.new_tensor([_POSITION_SCALE, _POSITION_SCALE, 1.0])
-        x = raised(self.input_projection(pairs.descriptors))
+        x = self.input_projection(pairs.descriptors)
         x = x + self.keypoint_encoder(positions.to(x.dtype))
         for layer in self.layers:
             x = layer(x, pairs.lengths)
