@@ -80,6 +80,7 @@ def main() -> None:
     parser.add_argument("--banks", nargs="+", required=True, help="name=file.h5, whose held-out pairs count")
     parser.add_argument("--folder", type=Path, help="real pairs with a pairs.json")
     parser.add_argument("--real", type=int, nargs="+", default=[], help="pairs seen of the snapshots that match real pairs")
+    parser.add_argument("--only-real", action="store_true", help="leave the held-out pairs of the banks out")
     parser.add_argument("--features", default="sift")
     parser.add_argument("--layers", nargs="+", default=[], help="names of runs whose layers are listed")
     parser.add_argument("-o", "--out", type=Path, required=True)
@@ -90,7 +91,9 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for name, run in runs.items():
         for seen, file in snapshots(run).items():
-            figures = on_banks(load_weights(file).eval(), banks)
+            if options.only_real and seen not in options.real:
+                continue
+            figures = {} if options.only_real else on_banks(load_weights(file).eval(), banks)
             rows.append({"run": name, "pairs": seen, **figures})
     if options.folder:
         chosen = {

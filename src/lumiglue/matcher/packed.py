@@ -22,8 +22,8 @@ from lumiglue.matcher.precision import multiplies_tiles
 # Training on the CPU, and bfloat16 on one without AMX, compute attention of h x n x m scores up to this many with the scores
 # in memory, which is faster than the fused kernel and its backward pass. 4 heads x 2048 x 2048.
 MAX_SCORES_IN_MEMORY = 2**24
-# Rows of scores at a time in the CPU's bidirectional attention: those of one head stay in the cache.
-BLOCK_ROWS = 128
+# Scores of a head at a time in the CPU's bidirectional attention: they stay in the cache.
+BLOCK_SCORES = 2**17
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,16 +170,15 @@ def _attend_both_in_blocks(a: Tensor, b: Tensor, v_a: Tensor, v_b: Tensor) -> tu
     a, b, v_a, v_b = a.contiguous(), b.mT.contiguous(), v_a.contiguous(), v_b.contiguous()
     a_from_b, b_from_a = a.new_empty(heads, n, channels), a.new_zeros(heads, m, channels)
     row_sums, column_sums = a.new_empty(heads, n), a.new_zeros(heads, m)
-    buffer = a.new_empty(min(BLOCK_ROWS, n), m)
-    for head in range(heads):
-        for start in range(0, n, BLOCK_ROWS):
-            rows = slice(start, min(start + BLOCK_ROWS, n))
-            scores = torch.mm(a[head, rows], b[head], out=buffer[: rows.stop - start])
-            scores = scores.sub_(offset).exp_() if offset else scores.exp_()
-            torch.mm(scores, v_b[head], out=a_from_b[head, rows])
-            b_from_a[head].addmm_(scores.mT, v_a[head, rows])
-            torch.sum(scores, 1, out=row_sums[head, rows])
-            column_sums[head] += scores.sum(0)
+    block = min(max(BLOCK_SCORES // m, 32), 128)
+    for start in range(0, n, block):
+        rows = slice(start, min(start + block, n))
+        scores = torch.bmm(a[:, rows], b)  # (h, block, m); threads take heads
+        scores = scores.sub_(offset).exp_() if offset else scores.exp_()
+        a_from_b[:, rows] = torch.bmm(scores, v_b)
+        b_from_a.baddbmm_(scores.mT, v_a[:, rows])
+        row_sums[:, rows] = scores.sum(2)
+        column_sums += scores.sum(1)
     if min(float(row_sums.min()), float(column_sums.min())) < MIN_SUM:
         return None
     return a_from_b.div_(row_sums.unsqueeze(-1)), b_from_a.div_(column_sums.unsqueeze(-1))
