@@ -1,0 +1,72 @@
+"""Whether every form of the matcher gives the matches of float32: bfloat16, ONNX Runtime, OpenVINO, fp16 and int8 files.
+
+    python bench/parity.py EVAL [--every 11] [--max-keypoints 1024]
+
+On every so many-th real pair: of the matches that either finds, the share that both find; the largest difference of a score;
+pairs that stop at another layer. Adaptive, then at full depth.
+"""
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from lumiglue import Features, MatchSettings, Pipeline
+from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.onnx.export import OnnxSettings, export_onnx
+from lumiglue.onnx.runtime import OnnxMatcher
+from lumiglue.types import Matches
+
+FULL = MatchSettings(exit_ratio=None, prune_below=None)
+Match = Callable[[tuple[Features, Features]], Matches]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--every", type=int, default=11)
+    parser.add_argument("--max-keypoints", type=int, default=1024)
+    options = parser.parse_args()
+    usual = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None)
+    rough = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="bf16")
+    model = usual.matcher
+    assert isinstance(model, LightGlue)
+    pairs = [
+        (usual.extract(options.folder / pair["a"]), usual.extract(options.folder / pair["b"]))
+        for pair in read_pairs(options.folder)[:: options.every]
+    ]
+    heads = ("form", "adaptivity", "same matches", "largest difference of a score", "other stop layer")
+    print(f"{len(pairs)} pairs\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        for title, settings in (("on", MatchSettings()), ("off", FULL)):
+            forms: dict[str, Match] = {
+                "bfloat16": lambda pair, s=settings: rough.with_settings(s).match_features([pair])[0],
+                "packed, all pairs at once": lambda pair: together[id(pair)],  # noqa: B023
+            }
+            reference = usual.with_settings(settings)
+            together = dict(zip(map(id, pairs), reference.match_features(pairs), strict=True))
+            for precision in ("fp32", "fp16", "int8"):
+                file = Path(folder) / f"{title}-{precision}.onnx"
+                export_onnx(model, file, OnnxSettings(match=settings, precision=precision))
+                for runtime in ("onnxruntime", "openvino"):
+                    matcher = OnnxMatcher(file, runtime)
+                    forms[f"{precision}, {runtime}"] = lambda pair, m=matcher: m.match_features([pair])[0]
+            expected = [reference.match_features([pair])[0] for pair in pairs]
+            for name, form in forms.items():
+                both = either = other = 0
+                largest = 0.0
+                for pair, theirs in zip(pairs, expected, strict=True):
+                    mine = form(pair)
+                    scores = [
+                        dict(zip(map(tuple, m.pairs.tolist()), m.scores.tolist(), strict=True)) for m in (mine, theirs)
+                    ]
+                    common = scores[0].keys() & scores[1].keys()
+                    both, either = both + len(common), either + len(scores[0].keys() | scores[1].keys())
+                    largest = max([largest, *(abs(scores[0][key] - scores[1][key]) for key in common)])
+                    other += mine.stop_layer != theirs.stop_layer
+                print(f"| {name} | {title} | {100 * both / either:.2f} % | {largest:.2g} | {other} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
