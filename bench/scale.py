@@ -1,6 +1,6 @@
 """What a collection of N images costs: the measured costs of an image and a pair, and a simulated scheduler.
 
-    python bench/scale.py [--image-ms 60 --pair-ms 45 --vlad-ms 2 --feature-bytes 320000 --match-bytes 1500]
+    python bench/scale.py --image-ms A --pair-ms B --vlad-ms C --feature-bytes D --match-bytes E      # as bench/soak.py measures them
 
 The simulation hands chunks of pairs to workers that fail now and then; a chunk that was lost is done again by a new worker,
 which must start first. It prints the share of the workers' time that is kept.
@@ -45,11 +45,11 @@ def simulate(chunks: int, workers: int, seconds: float, lifetime: float, start: 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--image-ms", type=float, default=60.0)
-    parser.add_argument("--pair-ms", type=float, default=45.0)
-    parser.add_argument("--vlad-ms", type=float, default=2.0)
-    parser.add_argument("--feature-bytes", type=float, default=320_000)
-    parser.add_argument("--match-bytes", type=float, default=1_500)
+    parser.add_argument("--image-ms", type=float, required=True)
+    parser.add_argument("--pair-ms", type=float, required=True)
+    parser.add_argument("--vlad-ms", type=float, required=True)
+    parser.add_argument("--feature-bytes", type=float, required=True)
+    parser.add_argument("--match-bytes", type=float, required=True)
     parser.add_argument("--neighbours", type=int, default=20)
     parser.add_argument("--cores-a-machine", type=int, default=2)
     options = parser.parse_args()
