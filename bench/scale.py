@@ -1,6 +1,6 @@
 """What a collection of N images costs: the measured costs of an image and a pair, and a simulated scheduler.
 
-    python bench/scale.py --image-ms A --pair-ms B --vlad-ms C --feature-bytes D --match-bytes E      # as bench/soak.py measures them
+    python bench/scale.py --image-ms A --pair-ms B --vlad-ms C --feature-bytes D --match-bytes E      # see soak.py
 
 The simulation hands chunks of pairs to workers that fail now and then; a chunk that was lost is done again by a new worker,
 which must start first. It prints the share of the workers' time that is kept.
