@@ -70,7 +70,7 @@ def grid(tmp_path: Path) -> Path:
 
 
 def test_an_unknown_name_is_one_sentence() -> None:
-    expected = r"unknown extractor 'sfit'; choose from \['aliked', .*'sift'\], or your own as path/to/file.py:Class"
+    expected = r"unknown extractor 'sfit'; choose from \['aliked', .*'sift', .*\], or your own as path/to/file.py:Class"
     with pytest.raises(InputError, match=expected):
         create_extractor("sfit")
     with pytest.raises(InputError, match=r"'sift' cannot be made: .*rotsift"):
