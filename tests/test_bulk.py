@@ -116,8 +116,8 @@ def test_a_file_belongs_to_one_process_and_one_record(tmp_path: Path) -> None:
         GrowingFile(path, "one")
     with pytest.raises(InputError, match=r"x\.h5\.parts was made with other settings"):
         GrowingFile(path, "two")
-    with GrowingFile(path, "one"):
-        pass  # the lock was let go
+    with GrowingFile(path, "one") as growing:  # the lock was let go
+        assert growing.missing(["a"]) == ["a"]
 
 
 # -- features ----------------------------------------------------------------------------------------------------------

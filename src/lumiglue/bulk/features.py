@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import torch
 
-from lumiglue.bulk.parts import GrowingFile
+from lumiglue.bulk.parts import GrowingFile, Reader
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor
 from lumiglue.images import read_image
@@ -112,25 +112,10 @@ def _write(group: h5py.Group, features: Features) -> None:
     group.attrs["extractor"] = features.extractor
 
 
-class FeaturesFile:
+class FeaturesFile(Reader):
     """Reads features in hloc's layout, ours or hloc's own."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises InputError where the file is missing or no HDF5."""
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path} does not exist; write it with `lumiglue features`")
-        try:
-            self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
-        self.record = str(self._file.attrs.get("record", ""))
-
-    def __enter__(self) -> "FeaturesFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    written_by = "lumiglue features"
 
     def __contains__(self, name: str) -> bool:
         return name in self._file and "keypoints" in self._file[name]  # pyright: ignore[reportOperatorIssue]

@@ -11,7 +11,7 @@ import numpy as np
 
 from lumiglue.bulk.features import FeaturesFile, Step
 from lumiglue.bulk.pairs import Pair
-from lumiglue.bulk.parts import GrowingFile
+from lumiglue.bulk.parts import GrowingFile, Reader
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.many import Matched
 from lumiglue.pipeline import Pipeline
@@ -106,25 +106,10 @@ def _write(group: h5py.Group, row: Row) -> None:
     group.attrs["stop_layer"] = row.stop_layer
 
 
-class MatchesReader:
+class MatchesReader(Reader):
     """Reads matches in hloc's layout, ours or hloc's own."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Raises InputError where the file is missing or no HDF5."""
-        self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"{self.path} does not exist; write it with `lumiglue matches`")
-        try:
-            self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
-        self.record = str(self._file.attrs.get("record", ""))
-
-    def __enter__(self) -> "MatchesReader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+    written_by = "lumiglue matches"
 
     def __contains__(self, pair: Pair) -> bool:
         return pair_key(*pair) in self._file

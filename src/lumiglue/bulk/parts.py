@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import h5py
 from filelock import FileLock, Timeout
@@ -17,6 +18,32 @@ from filelock import FileLock, Timeout
 from lumiglue.errors import InputError
 
 NAMES = "names"
+
+
+AnyReader = TypeVar("AnyReader", bound="Reader")
+
+
+class Reader:
+    """An HDF5 file that is open for reading. written_by: the command that makes such files."""
+
+    written_by = "lumiglue"
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError where the file is missing or no HDF5."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise InputError(f"{self.path} does not exist; write it with `{self.written_by}`")
+        try:
+            self._file = h5py.File(self.path, "r")
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
+        self.record = str(self._file.attrs.get("record", ""))
+
+    def __enter__(self: "AnyReader") -> "AnyReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 class GrowingFile:
@@ -119,11 +146,8 @@ class GrowingFile:
 
 
 def _record_of(path: Path) -> str:
-    try:
-        with h5py.File(path, "r") as file:
-            return str(file.attrs.get("record", ""))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read as HDF5 ({error})") from None
+    with Reader(path) as file:
+        return file.record
 
 
 def _names(part: Path) -> list[str]:

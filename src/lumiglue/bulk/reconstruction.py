@@ -1,5 +1,6 @@
 """From matches to a COLMAP database and a sparse model, through pycolmap."""
 
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,6 +98,9 @@ def map_scene(
     options.min_model_size, options.random_seed = 3, seed
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
+    for old in out.iterdir():
+        if old.is_dir() and old.name.isdigit():
+            shutil.rmtree(old)  # models of an earlier run
     before = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = 2
     try:

@@ -148,14 +148,14 @@ def sfm(
     pipeline = flags.pipeline()
     described = out / "features.h5"
     steps = describe_collection(photos, names, pipeline.extractor, described, note=_note(flags), workers=workers)
-    _follow("images", steps, described)
+    left_out = _follow("images", steps, described)
     with FeaturesFile(described) as file:
         names = file.names()
     by = by or ("exhaustive" if len(names) <= 60 else "retrieval")
     chosen = _choose(described, names, by, neighbours, overlap, photos, metres)
     write_pairs(out / "pairs.txt", chosen)
     steps = match_collection(described, chosen, pipeline, out / "matches.h5", in_threads(workers))
-    _follow("pairs", steps, out / "matches.h5")
+    left_out = max(left_out, _follow("pairs", steps, out / "matches.h5"))
     database = out / "database.db"
     verified = write_database(
         photos,
@@ -179,7 +179,7 @@ def sfm(
     )
     for other in models[1:]:
         say(f"apart from it: {other.images} images, {other.points} points -> {other.folder}")
-    return 0
+    return left_out
 
 
 def _note(flags: PipelineFlags) -> str:

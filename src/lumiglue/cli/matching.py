@@ -42,6 +42,8 @@ def match(
     """
     if len(inputs) == 2:
         return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation)
+    if len(inputs) == 1 and rotation != "none":
+        raise InputError("--rotation search is for two photos; leave it out for a list")
     if len(inputs) == 1:
         return _match_list(inputs[0], root, flags, out, workers)
     raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from lumiglue.cli.terminal import Progress, say
+from lumiglue.errors import InputError
 
 
 def bench(
@@ -38,6 +39,8 @@ def bench(
     from lumiglue.evaluation import speed
     from lumiglue.matcher.settings import MatchSettings
 
+    if memory and adaptive:
+        raise InputError("memory is measured at full depth, with random weights; leave --adaptive out")
     settings = MatchSettings() if adaptive else speed.FULL
     peak = speed.matmul_peak()
     say(
@@ -52,7 +55,7 @@ def bench(
             timings = speed.race(jobs, rounds)
             advance(1, "")
         table = Table("", title=f"{note}: median ms of {rounds} rounds")
-        for column in ("ms", "lowest to highest", "ratio to ours", "of the products' peak", "pairs/s"):
+        for column in ("ms", "lowest to highest", "ratio to ours", "of fp32 products' peak", "pairs/s"):
             table.add_column(column, justify="right")
         if memory:
             table.add_column("peak MiB", justify="right")

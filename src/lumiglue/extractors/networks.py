@@ -5,6 +5,7 @@ SuperPoint's weights are not for commercial use; a warning says so when they are
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class NetworkExtractor:
+class NetworkExtractor(ABC):
     """A network that finds and describes points; they have no scale and no orientation.
 
     max_keypoints: the strongest are kept. resize: the long side in pixels that larger images are shrunk to; None keeps the
@@ -93,19 +94,19 @@ class NetworkExtractor:
             extractor=self.name,
         )
 
-    def run(self, network: nn.Module, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @abstractmethod
+    def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keypoints in pixels of the 1 x 3 x h x w input, scores, descriptors."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def build() -> nn.Module:
         """The network without weights."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def fetch() -> nn.Module:
         """The network with the weights that its library downloads."""
-        raise NotImplementedError
 
 
 class Disk(NetworkExtractor):

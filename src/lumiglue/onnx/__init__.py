@@ -4,8 +4,6 @@ from importlib.util import find_spec
 
 from lumiglue.errors import InputError
 
-RUNTIMES = ("onnxruntime", "openvino")
-
 
 def require(*packages: str) -> None:
     """Raises InputError with the remedy where a package is missing."""

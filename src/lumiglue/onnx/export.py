@@ -63,12 +63,11 @@ def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | 
     settings, path = settings or OnnxSettings(), Path(path)
     if not isinstance(model, LightGlue):
         raise InputError(f"only LightGlue is exported, not {model_name(model.config)}")
-    if model.config.ablation == "absolute-positions":
-        raise InputError("a matcher with absolute positions is an ablation; it is not exported")
     if path.suffix != ".onnx":
         raise InputError(f"{path} is no .onnx file; name it so")
+    exported = build(model, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(build(model, settings), path)
+    ir.save(exported, path)
 
 
 def build(model: LightGlue, settings: OnnxSettings) -> ir.Model:

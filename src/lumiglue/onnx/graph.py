@@ -16,6 +16,7 @@ from onnx_ir.passes.common import NameFixPass
 from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
+from lumiglue.errors import InputError
 from lumiglue.matcher.lightglue import CrossAttention, LightGlue, RotaryEncoding, SelfAttention
 from lumiglue.matcher.settings import MatchSettings
 
@@ -172,7 +173,7 @@ class LightGlueGraph:
             x = self._through(g, x, model.input_projection)
         encoding = model.position_encoding
         if not isinstance(encoding, RotaryEncoding):
-            raise NotImplementedError("absolute positions are an ablation and are not exported")
+            raise InputError("a matcher with absolute positions is an ablation; it is not exported")
         frequencies = encoding.frequencies.detach().float()
         matrix = frequencies.new_zeros(frequencies.shape[0], frequencies.shape[1] + int(encoding.periodic))
         matrix[:, : frequencies.shape[1]] = frequencies
