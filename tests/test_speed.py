@@ -62,8 +62,7 @@ def test_contenders_with_our_weights_find_our_matches(settings: MatchSettings) -
         assert torch.equal(jobs["one by one"]()[0][0].pairs, expected)  # pyright: ignore[reportIndexIssue]
         for runtime in ("onnxruntime", "openvino"):
             assert torch.equal(jobs[runtime]()[0].pairs, expected)  # pyright: ignore[reportIndexIssue]
-        if settings == speed.FULL:  # kornia decides on pruning otherwise on small images
-            assert torch.equal(jobs["kornia"]()[0]["matches"][0], expected)  # pyright: ignore[reportIndexIssue]
+        assert torch.equal(jobs["kornia"]()[0]["matches"][0], expected)  # pyright: ignore[reportIndexIssue]
 
 
 def test_lower_precision_contenders_run() -> None:

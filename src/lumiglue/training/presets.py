@@ -140,7 +140,7 @@ def laptop() -> TrainSettings:
 
 def comparison() -> TrainSettings:
     """`compact`, 6,000 pairs, the same for every matcher that is compared: with `--model superglue`, with an `--ablation`,
-    without deep supervision. 10 to 15 minutes on one core; docs/paper.md has the table.
+    without deep supervision. 10 to 20 minutes on one core with AMX; docs/paper.md has the table.
     """
     return TrainSettings(pairs=6_000, confidence_pairs=1_600, warmup_pairs=1_000, evaluate_every=2_000, keep_every=1_000)
 
