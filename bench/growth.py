@@ -49,6 +49,8 @@ def main() -> None:
     axes.loglog(sizes, took, "ko-", label="measured")
     axes.loglog(sizes, linear, "b--", label="floor: linear maps")
     axes.loglog(sizes, attention, "r--", label="floor: attention")
+    axes.set_xticks(sizes, [f"{int(n)}" for n in sizes], fontsize=8)
+    axes.minorticks_off()
     axes.set_xlabel("points of each image")
     axes.set_ylabel("ms a pair")
     axes.set_title(f"{options.preset}, full depth, {torch.get_num_threads()} threads", fontsize=10)

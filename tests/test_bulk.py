@@ -271,7 +271,7 @@ def test_a_full_disk_is_said_and_keeps_what_was_done(tmp_path: Path) -> None:
 
 
 ON_RAY = """
-import functools, json, os, signal, subprocess, sys
+import functools, json, os, signal, subprocess, sys, time
 import ray
 from lumiglue import Pipeline
 from lumiglue.bulk import matching
@@ -286,8 +286,11 @@ killed, failed, cores = [], [], join()
 for step in matching.match_collection(features, read_pairs(pairs), make(), out, on_ray(make, 2)):
     failed += step.failed
     if step.done and not killed:
-        listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-        actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::_Matcher" in line]
+        actors = []
+        while len(actors) < 2:  # the second may still be starting
+            time.sleep(0.2)
+            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+            actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::_Matcher" in line]
         os.kill(actors[0], signal.SIGKILL)
         killed.append(len(actors))
 print(json.dumps({"cores": cores, "actors": killed, "failed": failed}))
