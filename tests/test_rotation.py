@@ -72,7 +72,9 @@ def test_the_search_finds_the_turn(turns: int) -> None:
     )
     pipeline = Pipeline(Upright(), matcher)
     lying = turned_image(PHOTO, turns)
-    features1, matches, found = match_best_turn(pipeline.extract(PHOTO), lying, pipeline.extractor, pipeline.match_features)
+    features1, matches, found = match_best_turn(
+        pipeline.extract(PHOTO), lying, lambda image, _: pipeline.extract(image), pipeline.match_features
+    )
     assert found == -turns % 4
     assert features1.image_size == (lying.shape[1], lying.shape[0])
     result = pipeline.match(PHOTO, lying, rotation="search")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from lumiglue.errors import ImageError, InputError
@@ -44,6 +44,11 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
         raise ImageError(f"{path} is damaged ({str(error) or type(error).__name__}); copy it again") from None
     return to_rgb8(ImageOps.exif_transpose(image))
+
+
+def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
+    """Reads a mask: false where the image is black, true elsewhere, as COLMAP has it. Raises ImageError as `read_image`."""
+    return read_image(path).max(axis=2) > 0
 
 
 def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -13,8 +13,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.extractors import Extractor, create_extractor
-from lumiglue.images import as_rgb8, read_image
+from lumiglue.extractors import Extractor, Tiled, create_extractor
+from lumiglue.extractors.regions import extract_inside
+from lumiglue.images import as_rgb8, read_image, read_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
@@ -23,7 +24,7 @@ from lumiglue.matcher.precision import Precision, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
-from lumiglue.rotation import match_best_turn
+from lumiglue.rotation import match_best_turn, turned_image
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.weights import load_weights, pretrained_path, resolve
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 Backend = Literal["torch", "onnxruntime", "openvino"]
 Rotation = Literal["none", "search"]
 ImageLike = str | Path | np.ndarray | Tensor
+MaskLike = str | Path | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,17 +123,23 @@ class Pipeline:
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
         backend: Backend | None = None,
+        tile: int | None = None,
     ) -> "Pipeline":
         """Features by name with the weights in the package, or in a file or URL `weights`.
 
         features: of a built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
 
-        max_keypoints, resize: see the extractor. weights: also an .onnx file of `lumiglue export onnx`, whose settings hold.
+        max_keypoints, resize: see the extractor. tile: side in pixels of the tiles in which larger photos are shown to the
+        extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
+        settings hold.
         device: None takes the GPU if there is one. backend: None takes "torch", and "onnxruntime" for an .onnx file.
         Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
-        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
+        shown = resize if tile is None else None
+        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=shown, device=str(chosen))
+        if tile is not None:
+            extractor = Tiled(extractor=extractor, tile=tile, max_keypoints=max_keypoints, resize=resize)
         file = pretrained_path(features) if weights is None else resolve(weights)
         if file.suffix != ".onnx" and backend in (None, "torch"):
             return cls(extractor, load_weights(file), settings, device=chosen, precision=precision)
@@ -143,32 +151,46 @@ class Pipeline:
         other.settings = settings
         return other
 
-    def extract(self, image: ImageLike) -> Features:
-        """Features of one image."""
-        return self.extractor(load_image(image))
+    def extract(self, image: ImageLike, *, mask: MaskLike | None = None) -> Features:
+        """Features of one image; with a mask (a path, an array or tensor h x w), of the part of it where that is not 0."""
+        pixels = load_image(image)
+        return self.extractor(pixels) if mask is None else extract_inside(self.extractor, pixels, load_mask(mask))
 
-    def match(self, image0: ImageLike, image1: ImageLike, *, rotation: Rotation = "none") -> MatchResult:
+    def match(
+        self,
+        image0: ImageLike,
+        image1: ImageLike,
+        *,
+        rotation: Rotation = "none",
+        mask0: MaskLike | None = None,
+        mask1: MaskLike | None = None,
+    ) -> MatchResult:
         """Matches two images.
 
         rotation: "search" also tries image 1 after each quarter turn and keeps the best; its keypoints stay in its own
-        pixels. The default weights were trained for any rotation and do not need it.
+        pixels. The default weights were trained for any rotation and do not need it. mask0, mask1: see `extract`.
         """
         if rotation not in get_args(Rotation):
             raise InputError(f"unknown rotation {rotation!r}; choose from {list(get_args(Rotation))}")
+        start = time.perf_counter()
+        features0 = self.extract(image0, mask=mask0)
         if rotation == "search":
-            return self._match_turned(image0, image1)
-        start = time.perf_counter()
-        features = self.extract(image0), self.extract(image1)
+            features1, matches = self._match_turned(features0, image1, mask1)
+            return MatchResult(features0, features1, matches, {"extract and match": time.perf_counter() - start})
+        features1 = self.extract(image1, mask=mask1)
         extracted = time.perf_counter()
-        (matches,) = self.match_features([features])
+        (matches,) = self.match_features([(features0, features1)])
         seconds = {"extract": extracted - start, "match": time.perf_counter() - extracted}
-        return MatchResult(*features, matches, seconds)
+        return MatchResult(features0, features1, matches, seconds)
 
-    def _match_turned(self, image0: ImageLike, image1: ImageLike) -> MatchResult:
-        start = time.perf_counter()
-        features0 = self.extract(image0)
-        features1, matches, _ = match_best_turn(features0, load_image(image1), self.extractor, self.match_features)
-        return MatchResult(features0, features1, matches, {"extract and match": time.perf_counter() - start})
+    def _match_turned(self, features0: Features, image1: ImageLike, mask1: MaskLike | None) -> tuple[Features, Matches]:
+        mask = None if mask1 is None else load_mask(mask1)
+
+        def extract(turned: np.ndarray, turns: int) -> Features:
+            return self.extract(turned, mask=None if mask is None else turned_image(mask, turns))
+
+        features1, matches, _ = match_best_turn(features0, load_image(image1), extract, self.match_features)
+        return features1, matches
 
     def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:
         """Matches pairs of features, all in one batch; each pair's result is what it would be alone."""
@@ -279,6 +301,16 @@ def load_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, np.ndarray):
         return as_rgb8(image)
     raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
+
+
+def load_mask(mask: MaskLike) -> np.ndarray:
+    """Any accepted mask as h x w booleans, false where it is 0. Raises ImageError for files, InputError for arrays."""
+    if isinstance(mask, str | Path):
+        return read_mask(mask)
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.ndim != 2 or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
+        raise InputError(f"a mask array has shape {array.shape} and dtype {array.dtype}; give h x w numbers or booleans")
+    return array != 0
 
 
 def _to_cpu(matches: Matches) -> Matches:

@@ -35,19 +35,20 @@ def turned_features(features: Features, turns: int) -> Features:
 def match_best_turn(
     features0: Features,
     image1: np.ndarray,
-    extract: Callable[[np.ndarray], Features],
+    extract: Callable[[np.ndarray, int], Features],
     match: Callable[[Sequence[tuple[Features, Features]]], list[Matches]],
 ) -> tuple[Features, Matches, int]:
     """Features of image 1 (in its own pixels), the matches with it, and the quarter turns after which it matched best, by
     the sum of the scores.
 
-    Features with orientations are turned as they are; others are extracted of each turned image. All turns are one batch.
+    extract: features of the image after so many quarter turns, which is handed over too. Features with orientations are
+    turned as they are; others are extracted of each turned image. All turns are one batch.
     """
-    upright = extract(image1)
+    upright = extract(image1, 0)
     if upright.orientations is not None:
         turned = [turned_features(upright, turns) for turns in TURNS]
     else:
-        turned = [upright, *(extract(turned_image(image1, turns)) for turns in TURNS[1:])]
+        turned = [upright, *(extract(turned_image(image1, turns), turns) for turns in TURNS[1:])]
     found = match([(features0, candidate) for candidate in turned])
     best = max(TURNS, key=lambda turns: float(found[turns].scores.sum()))
     return turned_features(turned[best], -best), found[best], best

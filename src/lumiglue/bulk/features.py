@@ -15,7 +15,8 @@ import torch
 from lumiglue.bulk.parts import GrowingFile, Reader
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor
-from lumiglue.images import read_image
+from lumiglue.extractors.regions import extract_inside
+from lumiglue.images import read_image, read_mask
 from lumiglue.many import pool
 from lumiglue.types import PIXELS, Features
 
@@ -34,6 +35,16 @@ def list_images(folder: str | Path) -> list[str]:
     return names
 
 
+def mask_file(masks: str | Path | None, name: str) -> Path | None:
+    """The mask of a photo: MASKS/name.jpg.png as for COLMAP, MASKS/name.png or MASKS/name.jpg. None where there is none, and
+    the photo is used whole."""
+    if masks is None:
+        return None
+    whole = Path(masks) / name
+    candidates = (whole.with_name(whole.name + ".png"), whole.with_suffix(".png"), whole)
+    return next((path for path in candidates if path.is_file()), None)
+
+
 @dataclass(frozen=True)
 class Step:
     """How far a job is. failed: (name, reason) of what could not be used, new since the step before."""
@@ -50,17 +61,27 @@ def describe_collection(
     out: str | Path,
     *,
     note: str = "",
+    masks: str | Path | None = None,
     workers: int | None = None,
 ) -> Iterator[Step]:
     """Writes the features of the images to `out`; yields after each part. Run again after a kill, or when there are more
     images: it does what is missing.
 
     An image that cannot be read stops nothing else; it is in `failed`, and tried again by the next run. note: what the
-    features depend on beside the extractor's own record, such as how many are kept. workers: threads. Raises InputError
-    where `out` holds other features, or no image could be read.
+    features depend on beside the extractor's own record, such as how many are kept. masks: folder of masks, see `mask_file`.
+    workers: threads. Raises InputError where `out` holds other features, no image could be read, or none has a mask.
     """
     folder = Path(folder)
     made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": PIXELS}
+    if masks is not None:
+        made_by["masked"] = True
+        if not any(mask_file(masks, name) for name in names):
+            raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
+
+    def describe(name: str) -> Features:
+        image, mask = read_image(folder / name), mask_file(masks, name)
+        return extractor(image) if mask is None else extract_inside(extractor, image, read_mask(mask))
+
     workers = workers or torch.get_num_threads()
     with (
         GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
@@ -69,7 +90,7 @@ def describe_collection(
         todo = growing.missing(names)
         done = len(names) - len(todo)
         yield Step(done, len(names))
-        described = _ahead(threads, lambda name: extractor(read_image(folder / name)), todo, 2 * workers)
+        described = _ahead(threads, describe, todo, 2 * workers)
         read = 0
         for start in range(0, len(todo), IMAGES_IN_A_PART):
             failed = []

@@ -13,6 +13,7 @@ from lumiglue.errors import InputError
 if TYPE_CHECKING:
     from lumiglue.bulk.features import Step
     from lumiglue.bulk.pairs import Pair
+    from lumiglue.pipeline import Pipeline
 
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
 
@@ -21,6 +22,7 @@ def features(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
     flags: Annotated[PipelineFlags, arg(name="")],
+    masks: Path | None = None,
     workers: int | None = None,
 ) -> int:
     """Write the features of a folder of photos to one .h5 file, in hloc's layout. Resumable.
@@ -29,14 +31,13 @@ def features(
         photos: Folder, searched with all its folders.
         out: The .h5 file to write.
         flags: Features, how many, and the size.
+        masks: Folder with an image of the same size for each photo, black where nothing is to be found, named a/b.jpg.png
+            (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without one are used whole.
         workers: Threads; by default as many as there are cores.
     """
-    from lumiglue.bulk.features import describe_collection, list_images
+    from lumiglue.bulk.features import list_images
 
-    names = list_images(photos)
-    pipeline = flags.pipeline()
-    steps = describe_collection(photos, names, pipeline.extractor, out, note=_note(flags), workers=workers)
-    return _follow("images", steps, out)
+    return _describe(photos, list_images(photos), out, flags, flags.pipeline(), masks, workers)
 
 
 def pairs(
@@ -118,6 +119,7 @@ def sfm(
     metres: float = 100.0,
     single_camera: bool = False,
     camera_model: str = "SIMPLE_RADIAL",
+    masks: Path | None = None,
     workers: int | None = None,
 ) -> int:
     """Reconstruct a folder of photos: features, pairs, matches, verified geometry, a sparse model. Resumable.
@@ -133,9 +135,10 @@ def sfm(
         metres: Largest distance, of position.
         single_camera: All photos were taken by one camera at one zoom.
         camera_model: COLMAP's name of the camera model.
+        masks: Folder of masks, see `lumiglue features`.
         workers: Threads; by default as many as there are cores.
     """
-    from lumiglue.bulk.features import FeaturesFile, describe_collection, list_images
+    from lumiglue.bulk.features import FeaturesFile, list_images
     from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import write_pairs
     from lumiglue.bulk.reconstruction import draw_model, map_scene, write_database
@@ -147,8 +150,7 @@ def sfm(
     out.mkdir(parents=True, exist_ok=True)
     pipeline = flags.pipeline()
     described = out / "features.h5"
-    steps = describe_collection(photos, names, pipeline.extractor, described, note=_note(flags), workers=workers)
-    left_out = _follow("images", steps, described)
+    left_out = _describe(photos, names, described, flags, pipeline, masks, workers)
     with FeaturesFile(described) as file:
         names = file.names()
     by = by or ("exhaustive" if len(names) <= 60 else "retrieval")
@@ -182,8 +184,23 @@ def sfm(
     return left_out
 
 
-def _note(flags: PipelineFlags) -> str:
-    return f"{flags.max_keypoints} keypoints, long side {flags.resize}"
+def _describe(
+    photos: Path,
+    names: list[str],
+    out: Path,
+    flags: PipelineFlags,
+    pipeline: "Pipeline",
+    masks: Path | None,
+    workers: int | None,
+) -> int:
+    from lumiglue.bulk.features import describe_collection, mask_file
+
+    note = f"{flags.max_keypoints} keypoints, long side {flags.resize}" + (f", tiles of {flags.tile}" if flags.tile else "")
+    steps = describe_collection(photos, names, pipeline.extractor, out, note=note, masks=masks, workers=workers)
+    left_out = _follow("images", steps, out)
+    if masks is not None:
+        say(f"{sum(mask_file(masks, name) is not None for name in names)} of {len(names)} photos have a mask in {masks}")
+    return left_out
 
 
 def _choose(

@@ -17,6 +17,9 @@ class PipelineFlags:
     """Keypoints kept per image, strongest first."""
     resize: int = 1024
     """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
+    tile: int | None = None
+    """Side in pixels of the tiles in which larger photos are described (with --resize 0: at full size), so that memory is
+    bounded."""
     weights: str | None = None
     """A name in the package (sift-clean), a .safetensors or .onnx file, or a URL with #sha256=...; by default those of the
     features."""
@@ -47,6 +50,7 @@ class PipelineFlags:
             self.features,
             max_keypoints=self.max_keypoints,
             resize=self.resize or None,
+            tile=self.tile,
             weights=self.weights,
             settings=settings,
             device=self.device,

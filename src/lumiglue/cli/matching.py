@@ -25,6 +25,7 @@ def match(
     adaptivity: Path | None = None,
     workers: int | None = None,
     rotation: Literal["none", "search"] = "none",
+    masks: tuple[Path, Path] | None = None,
 ) -> int:
     """Match two photos, or every pair of a list.
 
@@ -38,12 +39,14 @@ def match(
         adaptivity: Also save a picture of where the matcher stopped and which points it pruned.
         rotation: Two photos: search also tries the second after each quarter turn, for features or weights that know upright
             photos alone.
+        masks: Two photos: an image of the same size for each, black where nothing is to be matched.
         workers: For a list: threads that read, describe and match; by default as many as there are cores.
     """
     if len(inputs) == 2:
-        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation)
-    if len(inputs) == 1 and rotation != "none":
-        raise InputError("--rotation search is for two photos; leave it out for a list")
+        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation, masks)
+    if len(inputs) == 1 and (rotation != "none" or masks is not None):
+        given = "--masks" if masks is not None else "--rotation search"
+        raise InputError(f"{given} is for two photos; leave it out for a list")
     if len(inputs) == 1:
         return _match_list(inputs[0], root, flags, out, workers)
     raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")
@@ -57,6 +60,7 @@ def _match_two(
     kind: GeometryChoice,
     adaptivity: Path | None,
     rotation: Literal["none", "search"],
+    masks: tuple[Path, Path] | None,
 ) -> int:
     from lumiglue.export.files import DATA_SUFFIXES, save_result
     from lumiglue.images import read_image
@@ -67,7 +71,8 @@ def _match_two(
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
     images = read_image(a), read_image(b)
     pipeline = flags.pipeline()
-    result = pipeline.match(*images, rotation=rotation)
+    mask0, mask1 = masks or (None, None)
+    result = pipeline.match(*images, rotation=rotation, mask0=mask0, mask1=mask1)
     geometry = None if kind == "none" else result.geometry(kind)
     summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
     if target.suffix.lower() in DATA_SUFFIXES:

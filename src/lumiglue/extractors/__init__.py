@@ -10,10 +10,11 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.extractors.own import OwnExtractor
+from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
 from lumiglue.types import Features
 
-__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "create_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor"]
 
 
 @runtime_checkable

@@ -4,7 +4,6 @@ import importlib
 import importlib.util
 import inspect
 import json
-import math
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,10 +11,10 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import UInt8
 
 from lumiglue.errors import InputError
+from lumiglue.extractors.regions import rescaled, strongest
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 
@@ -91,27 +90,12 @@ class OwnExtractor:
             given, said = found.descriptors.shape[1], self.descriptor_dim
             raise InputError(f"{self.source} returned descriptors of {given} channels; its descriptor_dim is {said}")
         if small.shape != image.shape:
-            found = _scaled(found, width / small.shape[1], height / small.shape[0])
-        return replace(_strongest(found, self.max_keypoints), image_size=(width, height), extractor=self.name)
+            found = rescaled(found, width / small.shape[1], height / small.shape[0])
+        return replace(strongest(found, self.max_keypoints), image_size=(width, height), extractor=self.name)
 
 
 def _make(source: str, max_keypoints: int | None, resize: int | None, device: str | None) -> OwnExtractor:
     return OwnExtractor(source=source, max_keypoints=max_keypoints, resize=resize, device=device)
-
-
-def _scaled(features: Features, x: float, y: float) -> Features:
-    """Features of a shrunk image in pixels of the image that is x and y times as large."""
-    keypoints = (features.keypoints + 0.5) * torch.tensor([x, y], dtype=features.keypoints.dtype) - 0.5
-    scales = None if features.scales is None else features.scales * math.sqrt(x * y)
-    return replace(features, keypoints=keypoints, scales=scales)
-
-
-def _strongest(features: Features, max_keypoints: int | None) -> Features:
-    if max_keypoints is None or len(features) <= max_keypoints:
-        return features
-    if features.scores is None:
-        return features[:max_keypoints]
-    return features[features.scores.sort(descending=True, stable=True).indices[:max_keypoints]]
 
 
 def _find_class(source: str) -> type:
