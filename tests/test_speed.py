@@ -54,13 +54,15 @@ def test_contenders_with_our_weights_find_our_matches(settings: MatchSettings) -
     model = make_model(project_input=False)  # kornia projects only where widths differ
     a = make_features(80, 0)
     pair = (a, make_features(60, 1, like=a))
-    jobs = speed.contenders(["lumiglue", "one by one", "onnxruntime", "openvino", "kornia"], model, [pair], settings)
+    jobs = speed.contenders(
+        ["lumiglue", "one by one", "in threads", "onnxruntime", "openvino", "kornia"], model, [pair], settings
+    )
     with torch.inference_mode():
         expected = model.match(pack([pair], model.config), settings)[0].pairs
         assert len(expected) > 3
         assert torch.equal(jobs["lumiglue"]()[0].pairs, expected)  # pyright: ignore[reportIndexIssue]
         assert torch.equal(jobs["one by one"]()[0][0].pairs, expected)  # pyright: ignore[reportIndexIssue]
-        for runtime in ("onnxruntime", "openvino"):
+        for runtime in ("in threads", "onnxruntime", "openvino"):
             assert torch.equal(jobs[runtime]()[0].pairs, expected)  # pyright: ignore[reportIndexIssue]
         assert torch.equal(jobs["kornia"]()[0]["matches"][0], expected)  # pyright: ignore[reportIndexIssue]
 

@@ -4,8 +4,10 @@ import copy
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -15,12 +17,13 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, Tiled, create_extractor
 from lumiglue.extractors.regions import extract_inside
+from lumiglue.fastest import Match, about_matching, fastest
 from lumiglue.images import as_rgb8, read_image, read_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, model_name, weights_sha256
-from lumiglue.matcher.precision import Precision, set_precision
+from lumiglue.matcher.precision import Precision, faster_precision, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
@@ -31,8 +34,9 @@ from lumiglue.weights import load_weights, pretrained_path, resolve
 if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
-# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form.
-Backend = Literal["torch", "onnxruntime", "openvino"]
+# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form; "auto" is the one of
+# them that is fastest here.
+Backend = Literal["torch", "onnxruntime", "openvino", "auto"]
 Rotation = Literal["none", "search"]
 ImageLike = str | Path | np.ndarray | Tensor
 MaskLike = str | Path | np.ndarray | Tensor
@@ -121,7 +125,7 @@ class Pipeline:
         weights: str | Path | None = None,
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "fp32",
         backend: Backend | None = None,
         tile: int | None = None,
     ) -> "Pipeline":
@@ -132,8 +136,10 @@ class Pipeline:
         max_keypoints, resize: see the extractor. tile: side in pixels of the tiles in which larger photos are shown to the
         extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
         settings hold.
-        device: None takes the GPU if there is one. backend: None takes "torch", and "onnxruntime" for an .onnx file.
-        Raises InputError, WeightsError.
+        device: None takes the GPU if there is one. precision: "auto" is the one that the device multiplies faster in.
+        backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
+        machine. Neither is the default, so that the same weights give the same matches on every machine; float32 backends
+        differ by rounding alone. Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
         shown = resize if tile is None else None
@@ -141,6 +147,10 @@ class Pipeline:
         if tile is not None:
             extractor = Tiled(extractor=extractor, tile=tile, max_keypoints=max_keypoints, resize=resize)
         file = pretrained_path(features) if weights is None else resolve(weights)
+        if precision == "auto":
+            precision = faster_precision(torch.device(chosen))
+        if backend == "auto":
+            backend = _fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch"):
             return cls(extractor, load_weights(file), settings, device=chosen, precision=precision)
         return cls(extractor, _onnx_matcher(file, backend or "onnxruntime", precision), settings)
@@ -276,6 +286,35 @@ def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMa
     if not isinstance(model, LightGlue):
         raise InputError(f"only LightGlue runs on {backend}; {file} holds {model_name(model.config)}")
     return OnnxMatcher(model, backend, precision=precision)
+
+
+def _fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
+    """Of the backends that are installed and know the precision, the fastest."""
+    runtimes: list[Backend] = ["openvino"] if precision == "bf16" else ["onnxruntime", "openvino"]
+    installed = [name for name in runtimes if find_spec("onnx_ir") and find_spec(name)]
+    if file.suffix == ".onnx":
+        from lumiglue.onnx.runtime import OnnxMatcher
+
+        source: "OnnxMatcher | MatcherModel" = OnnxMatcher(file)
+        settings = source.fixed or settings
+    else:
+        source = load_weights(file)
+        if not isinstance(source, LightGlue) or device.type != "cpu":
+            return "torch"
+
+    def opened(backend: Backend) -> Callable[[], Match]:
+        if backend == "torch":
+            assert isinstance(source, LightGlue)
+            set_precision(source, precision)
+            return lambda: lambda pairs: source.eval().match(pack(list(pairs), source.config), settings)
+        return lambda: partial(_onnx_matcher(file, backend, precision).match_features, settings=settings)
+
+    makers = {name: opened(name) for name in (*(("torch",) if isinstance(source, LightGlue) else ()), *installed)}
+    if not makers:
+        return "onnxruntime"  # which says what to install
+    config = source.config
+    assert isinstance(config, LightGlueConfig)
+    return cast(Backend, fastest(makers, config, about_matching(settings, precision)))
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:

@@ -1,6 +1,7 @@
 """Flags that several commands share."""
 
 import dataclasses
+from typing import Literal
 
 from lumiglue.matcher.precision import Precision
 from lumiglue.matcher.settings import MatchSettings
@@ -29,12 +30,13 @@ class PipelineFlags:
     """Stop once this share of the points is confident; 0 runs all layers."""
     prune_below: float = 0.01
     """Confident points of lower matchability leave early; 0 keeps all points."""
-    precision: Precision = "fp32"
-    """Arithmetic of the matcher."""
+    precision: Precision | Literal["auto"] = "fp32"
+    """Arithmetic of the matcher; auto is the one that the processor multiplies faster in."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
     backend: Backend | None = None
-    """What runs the matcher: torch, onnxruntime or openvino; by default torch, and onnxruntime for an .onnx file."""
+    """What runs the matcher: torch, onnxruntime, openvino, or auto for the fastest here of those that are installed; by
+    default torch, and onnxruntime for an .onnx file."""
 
     def pipeline(self) -> Pipeline:
         asked = (self.score_threshold, self.exit_ratio, self.prune_below)

@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from lumiglue.errors import InputError
+from lumiglue.many import FeatureCache, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.presets import PRESETS
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.types import Features
+from lumiglue.types import Features, Matches
 
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
 OURS = "lumiglue"
@@ -122,13 +123,16 @@ def contenders(
 ) -> dict[str, Job]:
     """Jobs that match all pairs, ours in one batch, the others one by one as they offer it.
 
-    Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "onnxruntime", "openvino", "openvino bf16",
+    Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "in threads" (each pair in a thread of its own,
+    as `Pipeline.match_many` does on a CPU), "bf16 in threads", "onnxruntime", "openvino", "openvino bf16",
     "int8" (ONNX Runtime), "kornia", "transformers". Raises InputError for an unknown name or a missing package.
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
         "lumiglue bf16": lambda: _ours(_in_bf16(model), pairs, settings),
         "one by one": lambda: _one_by_one(model, pairs, settings),
+        "in threads": lambda: _in_threads(model, pairs, settings),
+        "bf16 in threads": lambda: _in_threads(_in_bf16(model), pairs, settings),
         "onnxruntime": lambda: _exported(model, pairs, settings, "onnxruntime"),
         "int8": lambda: _exported(model, pairs, settings, "onnxruntime", int8=True),
         "openvino": lambda: _exported(model, pairs, settings, "openvino"),
@@ -183,6 +187,20 @@ def _ours(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings
 
 def _one_by_one(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
     return lambda: [model.match(pack([pair], model.config), settings) for pair in pairs]
+
+
+def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    def match(some: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        return model.match(pack(some, model.config), settings)
+
+    def job() -> list[Matches]:
+        workers = torch.get_num_threads()
+        with pool(workers, one_thread_each=workers > 1) as threads:
+            cache = FeatureCache(lambda features: features, threads, 2, lambda _: None)
+            found = match_in_threads(pairs, cache, match, None, workers)
+            return [matched.matches for matched in found if matched is not None]
+
+    return job
 
 
 def _in_bf16(model: LightGlue) -> LightGlue:

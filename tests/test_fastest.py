@@ -1,0 +1,90 @@
+"""The backend that is chosen is the one that took least, and the choice is made once."""
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+from conftest import draw_photo
+from lumiglue import Features, LightGlueConfig, Matches, Pipeline
+from lumiglue.cli import main
+from lumiglue.fastest import Match, fastest
+from lumiglue.matcher.precision import faster_precision
+
+CONFIG = LightGlueConfig(descriptor_dim=128, project_input=True, d=64, heads=4, n_layers=1)
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
+    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
+    return []
+
+
+def makers(opened: list[str], seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Match]]:
+    """Matchers that take so many seconds of a clock that stands still otherwise."""
+    clock = [0.0]
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+
+    def maker(name: str) -> Callable[[], Match]:
+        def match(pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+            assert [len(features) for pair in pairs for features in pair] == [1024, 1024]
+            clock[0] += seconds[name]
+            return []
+
+        def make() -> Match:
+            opened.append(name)
+            return match
+
+        return make
+
+    return {name: maker(name) for name in seconds}
+
+
+def test_the_fastest_is_taken_and_remembered(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = makers(opened, {"torch": 0.3, "onnxruntime": 0.1, "openvino": 0.2}, monkeypatch)
+    assert fastest(jobs, CONFIG, ["a"]) == "onnxruntime"
+    assert opened == ["torch", "onnxruntime", "openvino"]
+    assert fastest(jobs, CONFIG, ["a"]) == "onnxruntime"
+    assert len(opened) == 3
+    assert fastest({name: jobs[name] for name in ("torch", "openvino")}, CONFIG, ["a"]) == "openvino"  # another choice
+    assert fastest(jobs, CONFIG, ["b"]) == "onnxruntime"
+    assert len(opened) == 8
+
+
+def test_one_backend_needs_no_race(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fastest(makers(opened, {"torch": 1.0}, monkeypatch), CONFIG, []) == "torch"
+    assert not opened
+
+
+def test_a_cache_that_cannot_be_used_is_no_obstacle(
+    opened: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "cache").write_text("a file")
+    jobs = makers(opened, {"torch": 0.3, "openvino": 0.2}, monkeypatch)
+    with caplog.at_level(logging.WARNING):
+        assert fastest(jobs, CONFIG, []) == "openvino"
+    assert "cannot be written" in caplog.text
+    (tmp_path / "cache").unlink()
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "backends.json").write_text("[broken")
+    assert fastest(jobs, CONFIG, []) == "openvino"
+
+
+def test_automatic_pipelines_match_as_the_default_does(
+    opened: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("lumiglue.fastest._POINTS", 64)
+    monkeypatch.setattr("lumiglue.pipeline.find_spec", lambda name: name != "openvino")  # two are enough
+    expected = Pipeline.pretrained(max_keypoints=200).match(draw_photo(1), draw_photo(1))
+    automatic = Pipeline.pretrained(max_keypoints=200, backend="auto").match(draw_photo(1), draw_photo(1))
+    assert torch.equal(automatic.matches.pairs, expected.matches.pairs)
+    assert torch.allclose(automatic.matches.scores, expected.matches.scores, atol=1e-4)
+    low = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="torch")
+    layer = next(low.matcher.layers.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+    assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[faster_precision(torch.device("cpu"))]
+    assert main(["match", "--backend", "auto", "--precision", "auto", "nowhere.jpg", "nowhere.jpg"]) == 2
+    assert "nowhere.jpg" in capsys.readouterr().err
