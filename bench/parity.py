@@ -11,8 +11,11 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from lumiglue import Features, MatchSettings, Pipeline
 from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.onnx.export import OnnxSettings, export_onnx
 from lumiglue.onnx.runtime import OnnxMatcher
@@ -32,6 +35,7 @@ def main() -> None:
     rough = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="bf16")
     model = usual.matcher
     assert isinstance(model, LightGlue)
+    partly = {part: _partly_in_bf16(model, part) for part in ("self_attention", "cross_attention")}
     pairs = [
         (usual.extract(options.folder / pair["a"]), usual.extract(options.folder / pair["b"]))
         for pair in read_pairs(options.folder)[:: options.every]
@@ -42,6 +46,7 @@ def main() -> None:
         for title, settings in (("on", MatchSettings()), ("off", FULL)):
             forms: dict[str, Match] = {
                 "bfloat16": lambda pair, s=settings: rough.with_settings(s).match_features([pair])[0],
+                **{f"bfloat16 in {part} alone": _matching(low, settings) for part, low in partly.items()},
                 "packed, all pairs at once": lambda pair: together[id(pair)],  # noqa: B023
             }
             reference = usual.with_settings(settings)
@@ -66,6 +71,18 @@ def main() -> None:
                     largest = max([largest, *(abs(scores[0][key] - scores[1][key]) for key in common)])
                     other += mine.stop_layer != theirs.stop_layer
                 print(f"| {name} | {title} | {100 * both / either:.2f} % | {largest:.2g} | {other} |", flush=True)
+
+
+def _matching(model: LightGlue, settings: MatchSettings) -> Match:
+    return lambda pair: model.match(pack([pair], model.config), settings)[0]
+
+
+def _partly_in_bf16(model: LightGlue, part: str) -> LightGlue:
+    copy = LightGlue(model.config)
+    copy.load_state_dict(model.state_dict())
+    for layer in copy.layers:
+        getattr(layer, part).to(torch.bfloat16)
+    return copy.eval()
 
 
 if __name__ == "__main__":

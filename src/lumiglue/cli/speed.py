@@ -22,8 +22,8 @@ def bench(
 ) -> int:
     """Time matching beside other implementations, in turns in one process, full depth or adaptive.
 
-    Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, onnxruntime, int8, openvino, openvino bf16,
-    kornia, transformers.
+    Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, compiled, onnxruntime, int8, openvino,
+    openvino bf16, kornia, transformers.
 
     Args:
         sizes: Keypoints of each image.
