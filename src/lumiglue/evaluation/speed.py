@@ -125,7 +125,8 @@ def contenders(
 
     Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "in threads" (each pair in a thread of its own,
     as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "onnxruntime",
-    "openvino", "openvino bf16", "int8" (ONNX Runtime), "kornia", "transformers". Raises InputError for an unknown name or a missing package.
+    "openvino", "openvino bf16", "int8" (ONNX Runtime), "kornia", "transformers". Raises InputError for an unknown name or
+    a missing package.
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
