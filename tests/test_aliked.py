@@ -1,9 +1,13 @@
 """ALIKED: pixel convention at kornia's border, where weights come from, worker processes."""
 
+import hashlib
+import http.server
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -16,7 +20,7 @@ from conftest import draw_photo
 from lumiglue import Extractor, Features, InputError, WeightsError
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
-from lumiglue.extractors.aliked import MODELS, WEIGHTS_VARIABLE, Aliked
+from lumiglue.extractors.aliked import _RELEASED, MODELS, WEIGHTS_VARIABLE, Aliked
 from lumiglue.images import read_image, resize_long_side
 
 PHOTO = draw_photo(3)
@@ -129,11 +133,41 @@ def test_missing_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
     expected = rf"aliked-n32.pth is not on this machine.*no route to host.*get https://.*aliked-n32.pth.*{tmp_path}"
     with pytest.raises(WeightsError, match=expected):
         Aliked(model="aliked-n32")(PHOTO)
+    monkeypatch.setattr("lumiglue.extractors.aliked._RELEASED_AT", "http://127.0.0.1:9/")
+    with pytest.raises(WeightsError, match=rf"{SMALL}.pth is not on this machine.*cannot be downloaded.*{WEIGHTS_VARIABLE}"):
+        Aliked(model=SMALL)(PHOTO)
     with pytest.raises(WeightsError, match=r"nowhere.pth, named by weights, does not exist"):
         Aliked(weights=tmp_path / "nowhere.pth")(PHOTO)
     monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
     with pytest.raises(WeightsError, match=rf"aliked-n16.pth, named by \${WEIGHTS_VARIABLE}, does not exist"):
         Aliked(model="aliked-n16")(PHOTO)
+
+
+def test_a_download_is_checked(random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Served from this machine; another file than the one that was released is refused."""
+    file = random_weights / f"{SMALL}.pth"
+    expected = Aliked(model=SMALL, weights=file, max_keypoints=30)(PHOTO)
+    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(random_weights))
+    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
+    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        released_at = f"http://127.0.0.1:{server.server_address[1]}/"
+        monkeypatch.setattr("lumiglue.extractors.aliked._RELEASED_AT", released_at)
+        with pytest.raises(WeightsError, match="it is not the file that was asked for"):
+            Aliked(model=SMALL)(PHOTO)
+        checksum = hashlib.sha256(file.read_bytes()).hexdigest()
+        monkeypatch.setitem(_RELEASED, SMALL, checksum)
+        assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
+        server.shutdown()
+        thread.join()
+    assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))  # kept
+
+
+def test_the_released_files_have_the_checksums_that_are_asked_for(shared: Path) -> None:
+    for model, checksum in _RELEASED.items():
+        assert hashlib.sha256((shared / "weights" / f"{model}.pth").read_bytes()).hexdigest() == checksum
 
 
 def test_weights_of_another_model_are_refused(random_weights: Path) -> None:

@@ -15,7 +15,7 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
-from lumiglue.weights import cache_folder, read_tensors
+from lumiglue.weights import cache_folder, download, read_tensors
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
@@ -28,6 +28,12 @@ WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
 _RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
+# SHA-256 of the released files that we have; n32 is fetched by kornia.
+_RELEASED = {
+    "aliked-t16": "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
+    "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
+    "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
+}
 _DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out
 
 
@@ -42,7 +48,7 @@ class Aliked:
     detection_threshold: smallest score. 0, the default, lets the strongest maxima fill `max_keypoints`: the paper's 0.2
         leaves a few hundred on most photos, and telling weak points apart is the matcher's task.
     weights: the released file of the model, or a folder that holds it; by default $LUMIGLUE_ALIKED (file or folder), then
-        the cache folder, then a download.
+        the cache folder, then a download, whose SHA-256 is checked (of n32 by kornia).
     device: where the network runs; features are returned on the CPU.
 
     The network is loaded at the first image, once a process, and is never pickled. Calls raise WeightsError where its
@@ -108,7 +114,7 @@ class Aliked:
 
 
 def _weights_file(weights: str | Path | None, model: str) -> Path | None:
-    """The local file of a model's weights; None where there is none and none was asked for."""
+    """The local file of a model's weights, fetched if need be; None where kornia is to fetch it."""
     for given, source in ((weights, "weights"), (os.environ.get(WEIGHTS_VARIABLE), f"${WEIGHTS_VARIABLE}")):
         if not given:
             continue
@@ -118,7 +124,14 @@ def _weights_file(weights: str | Path | None, model: str) -> Path | None:
             raise WeightsError(f"{file}, named by {source}, does not exist; give {model}.pth or the folder that holds it")
         return file.absolute()
     cached = cache_folder() / f"{model}.pth"
-    return cached if cached.is_file() else None
+    if cached.is_file():
+        return cached
+    if model not in _RELEASED:
+        return None
+    try:
+        return download(f"{_RELEASED_AT}{model}.pth", _RELEASED[model])
+    except WeightsError as error:
+        raise _nowhere(model, str(error)) from None
 
 
 @lru_cache(maxsize=4)
@@ -146,11 +159,14 @@ def _downloaded(model: str, settings: dict[str, Any]) -> ALIKED:
     try:
         return ALIKED.from_pretrained(model, **settings)
     except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torch raises RuntimeError on a bad checksum
-        reason = getattr(error, "reason", None) or str(error).splitlines()[0]
-        raise WeightsError(
-            f"{model}.pth is not on this machine and cannot be downloaded ({reason}); get {_RELEASED_AT}{model}.pth and put "
-            f"it into {cache_folder()}, or set {WEIGHTS_VARIABLE} to the file"
-        ) from None
+        raise _nowhere(model, str(getattr(error, "reason", None) or str(error).splitlines()[0])) from None
+
+
+def _nowhere(model: str, reason: str) -> WeightsError:
+    return WeightsError(
+        f"{model}.pth is not on this machine and cannot be downloaded ({reason}); get {_RELEASED_AT}{model}.pth and put it "
+        f"into {cache_folder()}, or set {WEIGHTS_VARIABLE} to the file"
+    )
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
