@@ -7,8 +7,17 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from conftest import make_features, make_model
 from lumiglue.matcher import packed
-from lumiglue.matcher.packed import cross_attention, keep_segments, offsets_of, segment_counts, self_attention
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.packed import (
+    cross_attention,
+    keep_segments,
+    offsets_of,
+    partner_attention,
+    segment_counts,
+    self_attention,
+)
 
 LENGTHS = [(5, 9), (4, 4, 4, 4), (0, 3, 6, 0, 0, 0, 7, 2), (1, 1), (300, 280, 7, 30)]
 
@@ -27,20 +36,39 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.einsum("hqk,khc->qhc", scores.softmax(-1), v.double()).float()
 
 
-@pytest.mark.parametrize("form", ["inference", "training", "fused"])
+@pytest.mark.parametrize("form", ["inference", "training", "fused", "filled up"])
 @pytest.mark.parametrize("lengths", LENGTHS)
 def test_attention_stays_within_segments_and_pairs(
     lengths: tuple[int, ...], form: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    q, k, v = (x.requires_grad_(form != "inference") for x in qkv(lengths))
+    q, k, v = (x.requires_grad_(form in ("training", "fused")) for x in qkv(lengths))
     if form == "fused":
         monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", 0)
+    if form == "filled up":  # as on a GPU
+        monkeypatch.setattr(packed, "_fills_up", lambda *_: True)
     parts = [x.split(list(lengths)) for x in (q, k, v)]
     inside = torch.cat([attend(*part) for part in zip(*parts, strict=True)])
     partner = [s ^ 1 for s in range(len(lengths))]
     across = torch.cat([attend(parts[0][s], parts[0][partner[s]], parts[2][partner[s]]) for s in range(len(lengths))])
     assert_close(self_attention(q, k, v, lengths), inside, rtol=0, atol=2e-6)
     assert_close(cross_attention(q, v, lengths), across, rtol=0, atol=2e-6)
+    across = torch.cat([attend(parts[0][s], parts[1][partner[s]], parts[2][partner[s]]) for s in range(len(lengths))])
+    assert_close(partner_attention(q, k, v, lengths), across, rtol=0, atol=2e-6)
+
+
+def test_matches_do_not_depend_on_how_a_gpu_fills_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make_model()
+    a, b = make_features(90, 0), make_features(33, 2)
+    pairs = [(a, make_features(70, 1, like=a)), (b, make_features(40, 3, like=b)), (a, b), (make_features(0, 4), a)]
+    together = pack(pairs, model.config)
+    expected = model.match(together)
+    monkeypatch.setattr(packed, "_fills_up", lambda *_: True)
+    for found, one in zip(model.match(together), expected, strict=True):
+        assert torch.equal(found.pairs, one.pairs)
+        assert_close(found.scores, one.scores, rtol=0, atol=1e-5)
+        assert found.stop_layer == one.stop_layer
+        assert torch.equal(found.layers0, one.layers0)
+    assert sum(len(one) for one in expected) >= 10
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)

@@ -73,6 +73,8 @@ def self_attention(
     if n := _dense_length(lengths, q):
         q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
         return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
+    if _fills_up(lengths, q):
+        return _attend_filled_up(q, k, v, lengths, partners=False)
     parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
     return torch.cat([_attend_segment(*part) for part in parts])
 
@@ -84,6 +86,8 @@ def partner_attention(
     if n := _dense_length(lengths, q):
         q, k, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (q, k, v))  # (P, 2, h, n, c)
         return _attend(q, k.flip(1), v.flip(1)).transpose(2, 3).flatten(0, 2)
+    if _fills_up(lengths, q):
+        return _attend_filled_up(q, k, v, lengths, partners=True)
     q_parts, k_parts, v_parts = (x.split(list(lengths)) for x in (q, k, v))
     return torch.cat([_attend_segment(q_parts[s], k_parts[s ^ 1], v_parts[s ^ 1]) for s in range(len(lengths))])
 
@@ -94,6 +98,8 @@ def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengt
         qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
         a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
         return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
+    if _fills_up(lengths, qk):
+        return _attend_filled_up(qk, qk, v, lengths, partners=True)
     qk_parts, v_parts = qk.split(list(lengths)), v.split(list(lengths))
     messages: list[Tensor] = []
     for a in range(0, len(lengths), 2):
@@ -110,6 +116,42 @@ def _dense_length(lengths: Sequence[int], x: Tensor) -> int:
     if len(set(lengths)) != 1:
         return 0
     return lengths[0] if x.is_cuda or _for_training(x) else 0
+
+
+def _fills_up(lengths: Sequence[int], x: Tensor) -> bool:
+    """Whether unequal segments are filled up to one length: a GPU waits for its kernels, not for a few more products."""
+    return x.is_cuda and len(lengths) > 2 and not _for_training(x)
+
+
+def _attend_filled_up(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, partners: bool) -> Tensor:
+    """Attention of each (n, h, c) segment to itself or to its partner, by a call for each group of pairs of like size, whose
+    segments are filled up to the longest of the group; what was filled in is masked and never attended to."""
+    out = torch.zeros_like(q)
+    starts = torch.tensor(offsets_of(lengths), device=q.device)
+    for pairs in _pairs_of_like_size(lengths):
+        segments = [2 * pair + side for pair in pairs for side in (0, 1)]
+        counts = [lengths[s] for s in segments]
+        column = torch.arange(max(counts), device=q.device)
+        real = column < torch.tensor(counts, device=q.device)[:, None]  # (2P, n)
+        rows = torch.where(real, starts[torch.tensor(segments, device=q.device)][:, None] + column, 0)
+        queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
+        seen = real
+        if partners:
+            keys, values, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (keys, values, real))
+        some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
+        mask = (seen | ~some[:, None])[:, None, None].expand(-1, 1, len(column), -1)
+        message = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)  # (2P, n, h, c)
+        out[rows[real]] = (message * some[:, None, None, None]).to(out.dtype)[real]
+    return out
+
+
+def _pairs_of_like_size(lengths: Sequence[int]) -> list[list[int]]:
+    """Pairs by the power of two above their longer side, so that filling up no more than doubles that."""
+    groups: dict[int, list[int]] = {}
+    for pair in range(len(lengths) // 2):
+        if longer := max(lengths[2 * pair : 2 * pair + 2]):
+            groups.setdefault((longer - 1).bit_length(), []).append(pair)
+    return list(groups.values())
 
 
 def _for_training(x: Tensor) -> bool:
