@@ -13,6 +13,10 @@ class ImageError(LumiglueError):
     """A photo cannot be read: missing, empty, truncated, not an image."""
 
 
+class TooLargeError(ImageError):
+    """A photo has more bytes or pixels than are accepted."""
+
+
 class WeightsError(LumiglueError):
     """Weights cannot be found or read, or they were made for other features."""
 

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from lumiglue.errors import ImageError, InputError
+from lumiglue.errors import ImageError, InputError, TooLargeError
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
 
@@ -49,6 +49,35 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     """Reads a mask: false where the image is black, true elsewhere, as COLMAP has it. Raises ImageError as `read_image`."""
     return read_image(path).max(axis=2) > 0
+
+
+# What strangers may send: no format whose reader starts another program or holds vectors.
+UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "MPO")
+
+
+def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
+    """A photo that came over the network, as `read_image` gives it. The header is read first, and nothing is unpacked of an
+    image above `max_pixels`. Raises TooLargeError for that, ImageError for what is not a photo; `name` is for the message."""
+    if not data:
+        raise ImageError(f"{name} is empty (0 bytes); send it again")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data), formats=UNTRUSTED_FORMATS)
+            width, height = image.size
+            if width * height <= max_pixels:
+                image.load()
+    except Image.DecompressionBombError:
+        raise TooLargeError(f"{name} is above the limit of {max_pixels / 1e6:g} megapixels; downscale it first") from None
+    except UnidentifiedImageError:
+        raise ImageError(f"{name} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
+    except Exception as error:  # as in read_image
+        raise ImageError(f"{name} is damaged ({str(error) or type(error).__name__}); send it again") from None
+    if width * height > max_pixels:
+        raise TooLargeError(
+            f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:g} megapixels; downscale it first"
+        )
+    return to_rgb8(ImageOps.exif_transpose(image))
 
 
 def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

@@ -209,6 +209,17 @@ class Pipeline:
         packed = pack(list(pairs), self.matcher.config)
         return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings)]
 
+    def match_by_layer(self, features0: Features, features1: Features) -> list[Matches]:
+        """What the pair would have given after each layer that ran; the last is the result. See `LightGlue.match_by_layer`.
+
+        Raises InputError for a matcher other than LightGlue on PyTorch.
+        """
+        if not isinstance(self.matcher, LightGlue):
+            raise InputError("matches by layer need LightGlue on the torch backend; choose other weights or backend")
+        packed = pack([(features0, features1)], self.matcher.config)
+        (layers,) = self.matcher.match_by_layer(packed, self.settings)
+        return [_to_cpu(matches) for matches in layers]
+
     def match_many(
         self,
         pairs: Iterable[tuple[ImageLike, ImageLike]],

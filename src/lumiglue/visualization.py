@@ -1,8 +1,10 @@
 """Figures: matches over both photos, how the matcher adapted, learning curves. Made without touching pyplot's state."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +18,8 @@ from lumiglue.types import Features, Geometry, Matches
 
 CONFIDENCE_COLOURS = "plasma"
 LAYER_COLOURS = "viridis"
+INLIER_COLOUR, OUTLIER_COLOUR = "#2bd46a", "#ff4b4b"
+ColourBy = Literal["score", "inlier"]
 _GAP = 0.02  # between the photos, as a share of their width together
 _MAX_WIDTH = 15.0  # inches
 _DPI = 110
@@ -29,10 +33,11 @@ def draw_matches(
     matches: Matches,
     geometry: Geometry | None = None,
     title: str = "",
+    colour_by: ColourBy = "score",
 ) -> Figure:
     """Both photos side by side: inlier matches coloured by score, outliers faint, unmatched points small.
 
-    Without a geometry every match is drawn as an inlier.
+    Without a geometry every match is drawn as an inlier. colour_by: "inlier" draws inliers green and outliers red.
     """
     figure, axes, corners = _side_by_side(image0, image1)
     points0, points1 = _keypoints(features0, corners[0]), _keypoints(features1, corners[1])
@@ -46,6 +51,13 @@ def draw_matches(
     good, bad = order[inliers[order]], order[~inliers[order]]
     # A thousand solid lines would hide the photos: the more there are, the fainter each is.
     opacity = min(0.75, max(0.25, 200 / max(1, len(good))))
+    axes.set_title(title or f"{len(matches)} matches, {len(good)} inliers", fontsize=11)
+    if colour_by == "inlier":
+        for rows, colour in ((bad, OUTLIER_COLOUR), (good, INLIER_COLOUR)):
+            _lines(axes, ends0[rows], ends1[rows], colors=colour, alpha=max(opacity, 0.45), linewidths=0.8)
+            for ends in (ends0, ends1):
+                axes.scatter(*ends[rows].T, s=7, c=colour, linewidths=0)
+        return figure
     _lines(axes, ends0[bad], ends1[bad], colors="white", alpha=0.22, linewidths=0.5)
     lines = _lines(
         axes, ends0[good], ends1[good], array=scores[good], cmap=CONFIDENCE_COLOURS, norm=Normalize(0, 1),
@@ -54,7 +66,50 @@ def draw_matches(
     for ends in (ends0, ends1):
         axes.scatter(*ends[good].T, s=7, c=scores[good], cmap=CONFIDENCE_COLOURS, vmin=0, vmax=1, linewidths=0)
     figure.colorbar(lines, ax=axes, fraction=0.02, pad=0.01, label="match score")
-    axes.set_title(title or f"{len(matches)} matches, {len(good)} inliers", fontsize=11)
+    return figure
+
+
+def draw_layer(
+    image0: np.ndarray,
+    image1: np.ndarray,
+    features0: Features,
+    features1: Features,
+    layers: Sequence[Matches],
+    layer: int,
+    n_layers: int,
+) -> Figure:
+    """What the matcher knew after one layer, counted from 1: lines are the matches that it would have given there, coloured
+    by score; white dots are points still in play, crosses points that had been pruned, coloured by their last layer.
+
+    layers: of `match_by_layer`. A layer after the last that ran shows the last, and says so.
+    """
+    matches = layers[min(layer, len(layers)) - 1]
+    stop = layers[-1].stop_layer
+    figure, axes, corners = _side_by_side(image0, image1)
+    points = [_keypoints(f, corner) for f, corner in zip((features0, features1), corners, strict=True)]
+    sides = list(zip(points, (matches.layers0.numpy(), matches.layers1.numpy()), matches.pairs.numpy().T, strict=True))
+    for side, layers_run, rows in sides:
+        pruned = layers_run < matches.stop_layer
+        idle = ~pruned
+        idle[rows] = False
+        axes.scatter(*side[idle].T, s=4, c="white", alpha=0.7, linewidths=0)
+        axes.scatter(
+            *side[pruned].T, s=13, c=layers_run[pruned], marker="x", cmap=LAYER_COLOURS, vmin=1, vmax=n_layers, linewidths=0.8
+        )
+    scores = matches.scores.numpy()
+    ends0, ends1 = (side[rows] for side, _, rows in sides)
+    opacity = min(0.75, max(0.25, 200 / max(1, len(matches))))
+    lines = _lines(
+        axes, ends0, ends1, array=scores, cmap=CONFIDENCE_COLOURS, norm=Normalize(0, 1), alpha=opacity, linewidths=0.8
+    )
+    figure.colorbar(lines, ax=axes, fraction=0.02, pad=0.01, label="match score")
+    gone = sum(int((layers_run < matches.stop_layer).sum()) for _, layers_run, _ in sides)
+    text = f"{len(matches)} matches, {gone} of {len(features0) + len(features1)} points pruned before (crosses)"
+    if layer > stop:
+        text = f"layer {layer} of {n_layers} did not run: the pair was done after layer {stop}, shown here; {text}"
+    else:
+        text = f"after layer {layer} of {n_layers}{', where the pair was done' if layer == stop else ''}: {text}"
+    axes.set_title(text, fontsize=11)
     return figure
 
 
@@ -157,6 +212,13 @@ def draw_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
         axes.grid(alpha=0.3)
     grid[0].legend(fontsize=8)
     return figure
+
+
+def figure_bytes(figure: Figure, kind: Literal["jpg", "png"]) -> bytes:
+    """A figure as the bytes of a picture file."""
+    file = io.BytesIO()
+    FigureCanvasAgg(figure).print_figure(file, format=kind, dpi=_DPI)
+    return file.getvalue()
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:

@@ -1,9 +1,9 @@
 """Matches of one pair as .npz or .json, and of many pairs as .h5 in hloc's layout."""
 
+import io
 import json
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import h5py
 import numpy as np
@@ -15,11 +15,10 @@ from lumiglue.types import PIXELS, Geometry
 DATA_SUFFIXES = (".npz", ".json")
 
 
-def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:
-    """One pair as .npz or .json: points0, points1, scores, matches (rows), keypoints0, keypoints1, image_size0,
-    image_size1, stop_layer; with a geometry also inliers and the 3 x 3 matrix (absent in JSON as null when not found).
-    """
-    arrays: dict[str, Any] = {
+def result_arrays(result: MatchResult, geometry: Geometry | None = None) -> dict[str, np.ndarray]:
+    """One pair by name: points0, points1, scores, matches (rows), keypoints0, keypoints1, image_size0, image_size1,
+    stop_layer; with a geometry also inliers and, where it was found, the 3 x 3 matrix under its kind."""
+    arrays: dict[str, np.ndarray] = {
         "points0": result.points0,
         "points1": result.points1,
         "scores": result.scores,
@@ -34,14 +33,26 @@ def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None
         arrays["inliers"] = geometry.inliers.numpy()
         if geometry.matrix is not None:
             arrays[geometry.kind] = geometry.matrix.numpy()
+    return arrays
+
+
+def encode_result(suffix: str, result: MatchResult, geometry: Geometry | None = None) -> bytes:
+    """`result_arrays` as the bytes of an .npz or .json file."""
+    arrays = result_arrays(result, geometry)
+    if suffix == ".npz":
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  (its names are not allow_pickle)
+        return file.getvalue()
+    lists = {name: value.tolist() for name, value in arrays.items()}
+    return json.dumps({"pixels": PIXELS, **lists}).encode()
+
+
+def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:
+    """Writes one pair as .npz or .json, by the suffix; see `result_arrays` for what is in it."""
     path = Path(path)
-    if path.suffix == ".npz":
-        np.savez_compressed(path, **arrays)
-    elif path.suffix == ".json":
-        lists = {name: value.tolist() for name, value in arrays.items()}
-        path.write_text(json.dumps({"pixels": PIXELS, **lists}))
-    else:
+    if path.suffix not in DATA_SUFFIXES:
         raise InputError(f"{path} has no suffix that matches can be written to; choose from {list(DATA_SUFFIXES)}")
+    path.write_bytes(encode_result(path.suffix, result, geometry))
 
 
 class MatchesFile:

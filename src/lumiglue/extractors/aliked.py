@@ -87,6 +87,10 @@ class Aliked:
         """What the descriptors depend on, to be stored beside features and weights."""
         return {"name": self.name}
 
+    def weights_are_here(self) -> bool:
+        """Whether the network's weights lie on this machine, so that nothing would be downloaded."""
+        return _weights_file(self.weights, self.model) is not None
+
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
         """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
         height, width = image.shape[:2]

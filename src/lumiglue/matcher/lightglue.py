@@ -288,12 +288,23 @@ class LightGlue(nn.Module):
         """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
         return _AdaptiveRun(self, pairs, settings or MatchSettings()).run()
 
+    @torch.no_grad()
+    def match_by_layer(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[list[Matches]]:
+        """For each pair, what it would have given after each layer that ran; the last is what `match` gives.
+
+        Entry l is the assignment, by the head of layer l + 1, of the points that were still in play in that layer, so its
+        `layers0` and `layers1` are below its `stop_layer` exactly where a point had been pruned before. A pair without
+        keypoints on a side has one entry, of no layer.
+        """
+        run = _AdaptiveRun(self, pairs, settings or MatchSettings(), by_layer=True)
+        return [[*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)]
+
 
 class _AdaptiveRun:
     """The tokens still in play, layer by layer. A pair leaves with both segments; a pruned point leaves alone."""
 
-    def __init__(self, model: LightGlue, pairs: PackedPairs, settings: MatchSettings) -> None:
-        self.model, self.settings = model, settings
+    def __init__(self, model: LightGlue, pairs: PackedPairs, settings: MatchSettings, by_layer: bool = False) -> None:
+        self.model, self.settings, self.by_layer = model, settings, by_layer
         parameter = next(model.parameters())
         pairs = pairs.to(parameter.device, parameter.dtype)
         self.input_lengths = pairs.lengths
@@ -303,6 +314,7 @@ class _AdaptiveRun:
         self.rows = torch.cat([torch.arange(n, device=self.x.device) for n in pairs.lengths])  # in the image's features
         self.layers_run = [torch.zeros(n, dtype=torch.int64, device=self.x.device) for n in pairs.lengths]
         self.results: list[Matches | None] = [None] * pairs.n_pairs
+        self.earlier: list[list[Matches]] = [[] for _ in range(pairs.n_pairs)]  # of each pair after each layer, if by_layer
 
     def run(self) -> list[Matches]:
         self._close([False] * len(self.open), layer=-1)
@@ -311,6 +323,10 @@ class _AdaptiveRun:
                 break
             self.x = self.model.layers[layer](self.x, (self.cosine, self.sine), self.lengths)
             self._count_layer()
+            if self.by_layer:
+                starts = offsets_of(self.lengths)
+                for position, pair in enumerate(self.open):
+                    self.earlier[pair].append(self._assigned(pair, starts[2 * position : 2 * position + 3], layer))
             self._adapt(layer)
         assert all(result is not None for result in self.results)
         return [result for result in self.results if result is not None]
@@ -360,7 +376,7 @@ class _AdaptiveRun:
             return torch.arange(len(self.x), device=self.x.device)
         starts = offsets_of(lengths)
         for i in closing:
-            self._finish(self.open[i], starts[2 * i : 2 * i + 3], layer)
+            self.results[self.open[i]] = self._assigned(self.open[i], starts[2 * i : 2 * i + 3], layer)
         stay = [i for i in range(len(self.open)) if i not in set(closing)]
         segments = [2 * i + side for i in stay for side in (0, 1)]
         keep = keep_segments(lengths, segments, self.x.device)
@@ -369,8 +385,8 @@ class _AdaptiveRun:
         self.open = [self.open[i] for i in stay]
         return keep
 
-    def _finish(self, pair: int, bounds: Sequence[int], layer: int) -> None:
-        """Assigns the points that are left of one pair with the head of its last layer."""
+    def _assigned(self, pair: int, bounds: Sequence[int], layer: int) -> Matches:
+        """Assigns the points that are left of one pair with the head of this layer."""
         tokens = self.x[bounds[0] : bounds[2]]
         split = bounds[1] - bounds[0]
         head = self.model.heads[max(layer, 0)]
@@ -380,7 +396,7 @@ class _AdaptiveRun:
         found, scores = assign(features[:split], features[split:], logits[:split], logits[split:], threshold)
         rows = self.rows[bounds[0] : bounds[2]]
         pairs = torch.stack([rows[:split][found[:, 0]], rows[split:][found[:, 1]]], dim=1)
-        self.results[pair] = Matches(
+        return Matches(
             pairs, scores, layer + 1, self.layers_run[2 * pair].clone(), self.layers_run[2 * pair + 1].clone()
         )
 

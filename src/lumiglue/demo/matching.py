@@ -1,0 +1,151 @@
+"""What a worker process of the demo does: decode two photos, match them, draw. Knows nothing of the web."""
+
+import io
+import pickle
+import time
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lumiglue.errors import InputError
+from lumiglue.extractors import create_extractor
+from lumiglue.images import decode_untrusted, resize_long_side, to_rgb8
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.pipeline import MatchResult, Pipeline
+from lumiglue.types import Features, Geometry, GeometryKind, Matches
+from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
+from lumiglue.weights import load_weights, pretrained_path
+
+# What can be chosen: the weights, and the features that they were trained for.
+MODELS = {"sift": "sift", "sift-clean": "sift", "aliked": "aliked"}
+Estimator = Literal["fundamental", "homography", "none"]
+NAMES = ("photo A", "photo B")
+_DRAWN_SIDE = 1024  # pixels of the longer side of a photo in a picture
+_MIN_KEYPOINTS = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatchRequest:
+    """Two photos as they were sent, and how to match them; None means off, as in `MatchSettings`."""
+
+    photos: tuple[bytes, bytes] = field(repr=False)
+    weights: str = "sift"
+    estimator: Estimator = "fundamental"
+    max_keypoints: int = 2048
+    settings: MatchSettings = MatchSettings()
+
+    def __post_init__(self) -> None:
+        if self.weights not in MODELS:
+            raise InputError(f"unknown weights {self.weights!r}; choose from {list(MODELS)}")
+        if self.estimator not in get_args(Estimator):
+            raise InputError(f"unknown estimator {self.estimator!r}; choose from {list(get_args(Estimator))}")
+        if self.max_keypoints < _MIN_KEYPOINTS:
+            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least {_MIN_KEYPOINTS}")
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """A pair that was matched.
+
+    result: without descriptors. layers: the matches after each layer that ran, the last of them the result's.
+    photos: JPEGs of at most 1024 pixels a side, to draw on. seconds: of each step.
+    """
+
+    result: MatchResult
+    layers: list[Matches]
+    geometry: Geometry | None
+    n_layers: int
+    photos: tuple[bytes, bytes]
+    seconds: dict[str, float]
+
+    @property
+    def stop_layer(self) -> int:
+        return self.result.matches.stop_layer
+
+
+def available_models() -> list[str]:
+    """The weights that can run here: ALIKED's only where kornia is installed and the network's file lies on this machine."""
+    models = ["sift", "sift-clean"]
+    if find_spec("kornia") is not None:
+        from lumiglue.extractors.aliked import Aliked
+
+        if Aliked().weights_are_here():
+            models.append("aliked")
+    return models
+
+
+def prepare(threads: int) -> None:
+    """Done once in a new process: PyTorch's threads, and the default matcher is loaded."""
+    torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
+    _matcher("sift")
+
+
+def match(request: MatchRequest, max_pixels: int) -> bytes:
+    """The `Outcome`, pickled: tensors would else travel through shared memory, which does not survive a killed process."""
+    start = time.perf_counter()
+    images = [decode_untrusted(data, name, max_pixels) for data, name in zip(request.photos, NAMES, strict=True)]
+    seconds = {"decode": time.perf_counter() - start}
+    model = _matcher(request.weights)
+    extractor = create_extractor(MODELS[request.weights], max_keypoints=request.max_keypoints)
+    pipeline = Pipeline(extractor, model, request.settings)
+    result = pipeline.match(images[0], images[1])
+    seconds |= result.seconds
+    start = time.perf_counter()
+    layers = pipeline.match_by_layer(result.features0, result.features1)
+    seconds["each layer's matches"] = time.perf_counter() - start
+    geometry = None
+    if request.estimator != "none":
+        start = time.perf_counter()
+        kind: GeometryKind = request.estimator
+        geometry = result.geometry(kind)
+        seconds["geometry"] = time.perf_counter() - start
+    small = [_jpeg(resize_long_side(image, _DRAWN_SIDE)) for image in images]
+    bare = replace(result, features0=_bare(result.features0), features1=_bare(result.features1))
+    return pickle.dumps(Outcome(bare, layers, geometry, model.config.n_layers, (small[0], small[1]), seconds))
+
+
+def draw(pickled: bytes, layer: int | None, colour_by: ColourBy) -> bytes:
+    """A JPEG of the matches (layer None), or of one layer, counted from 1."""
+    outcome: Outcome = pickle.loads(pickled)
+    images = [to_rgb8(Image.open(io.BytesIO(photo))) for photo in outcome.photos]
+    sides = (outcome.result.features0, outcome.result.features1)
+    features = [_moved(side, image.shape[1], image.shape[0]) for side, image in zip(sides, images, strict=True)]
+    if layer is None:
+        matches, geometry = outcome.result.matches, outcome.geometry
+        title = f"{len(matches)} matches" + (
+            f", {int(geometry.inliers.sum())} inliers ({geometry.kind})" if geometry else ""
+        )
+        figure = draw_matches(*images, *features, matches, geometry, title, colour_by)
+    else:
+        figure = draw_layer(*images, *features, outcome.layers, layer, outcome.n_layers)
+    return figure_bytes(figure, "jpg")
+
+
+@lru_cache(maxsize=len(MODELS))
+def _matcher(name: str) -> MatcherModel:
+    model = load_weights(pretrained_path(name))
+    assert isinstance(model, LightGlue)
+    return model
+
+
+def _bare(features: Features) -> Features:
+    return replace(features, descriptors=features.descriptors[:, :0].clone())
+
+
+def _moved(features: Features, width: int, height: int) -> Features:
+    """The keypoints in the pixels of the photo at another size."""
+    scale = torch.tensor([width / features.image_size[0], height / features.image_size[1]])
+    return replace(features, keypoints=(features.keypoints + 0.5) * scale - 0.5, image_size=(width, height))
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=92)
+    return file.getvalue()

@@ -1,0 +1,146 @@
+"""Requests to worker processes: so many at a time, so many waiting, and each ends by its time limit."""
+
+import asyncio
+import multiprocessing
+import os
+import pickle
+import secrets
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import CancelledError
+from dataclasses import dataclass, field
+
+from pebble import ProcessExpired, ProcessPool
+
+from lumiglue.demo import matching
+from lumiglue.demo.matching import MatchRequest, Outcome
+from lumiglue.errors import InputError, LumiglueError, TooLargeError
+from lumiglue.visualization import ColourBy
+
+
+class BusyError(LumiglueError):
+    """As many requests wait as may."""
+
+
+class TimeLimitError(LumiglueError):
+    """A request was ended because it took too long."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a request may cost."""
+
+    max_upload_mb: float = 20.0
+    """Largest photo in megabytes, as it is sent."""
+    max_megapixels: float = 40.0
+    """Largest photo in megapixels, unpacked."""
+    most_keypoints: int = 4096
+    """Largest number of keypoints that can be asked for."""
+    max_seconds: float = 30.0
+    """A request that takes longer is ended."""
+    max_queue: int = 8
+    """Requests that may wait; more are turned away."""
+    workers: int = 2
+    """Requests that run at the same time, each in a process of its own (about 0.5 GB)."""
+    keep: int = 64
+    """Results that are kept for looking at layers and for downloads; the oldest goes first."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_upload_mb", "max_megapixels", "max_seconds"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name} is {getattr(self, name)}; give more than 0")
+        for name, least in (("most_keypoints", 128), ("max_queue", 0), ("workers", 1), ("keep", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
+
+    @property
+    def upload_bytes(self) -> int:
+        return int(self.max_upload_mb * 1e6)
+
+
+@dataclass(eq=False)
+class Kept:
+    """A result under its token: the outcome, as it is and pickled for the workers, and the pictures drawn so far."""
+
+    outcome: Outcome
+    pickled: bytes
+    pictures: dict[tuple[int | None, ColourBy], bytes] = field(default_factory=dict)
+
+
+class Service:
+    """Matches and draws in worker processes. Use from one event loop.
+
+    Results are kept under tokens that cannot be guessed: whoever sent the photos, and nobody else, can ask for them.
+    """
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        threads = max(1, (os.cpu_count() or 1) // limits.workers)
+        # Spawned, not forked: a fork of a process in which threads run may hang.
+        self.pool = ProcessPool(
+            limits.workers,
+            initializer=matching.prepare,
+            initargs=(threads,),
+            context=multiprocessing.get_context("spawn"),
+        )
+        self.under_way = 0
+        self.kept: OrderedDict[str, Kept] = OrderedDict()
+
+    async def match(self, request: MatchRequest) -> str:
+        """The token of the result. Raises a LumiglueError with one sentence."""
+        limits = self.limits
+        for photo, name in zip(request.photos, matching.NAMES, strict=True):
+            if len(photo) > limits.upload_bytes:
+                raise TooLargeError(
+                    f"{name} has {len(photo) / 1e6:.1f} MB, above the limit of {limits.max_upload_mb:g} MB; send a smaller file"
+                )
+        if request.max_keypoints > limits.most_keypoints:
+            raise InputError(f"max_keypoints is {request.max_keypoints}; give at most {limits.most_keypoints}")
+        pickled = await self._run(matching.match, request, int(limits.max_megapixels * 1e6))
+        token = secrets.token_urlsafe(18)
+        self.kept[token] = Kept(pickle.loads(pickled), pickled)
+        while len(self.kept) > limits.keep:
+            self.kept.popitem(last=False)
+        return token
+
+    def result(self, token: str) -> Kept:
+        """What is kept under a token. Raises InputError where it has gone."""
+        if token not in self.kept:
+            raise InputError("this result is no longer kept; match the photos again")
+        self.kept.move_to_end(token)
+        return self.kept[token]
+
+    async def picture(self, token: str, layer: int | None, colour_by: ColourBy) -> bytes:
+        """A JPEG of the matches, or of one layer; drawn once."""
+        kept = self.result(token)
+        if layer is not None:
+            colour_by = "score"  # a layer has no inliers
+            if not 1 <= layer <= kept.outcome.n_layers:
+                raise InputError(f"layer {layer} does not exist; choose from 1 to {kept.outcome.n_layers}")
+        if (layer, colour_by) not in kept.pictures:
+            kept.pictures[layer, colour_by] = await self._run(matching.draw, kept.pickled, layer, colour_by)
+        return kept.pictures[layer, colour_by]
+
+    async def _run(self, function: Callable[..., bytes], *arguments: object) -> bytes:
+        limits = self.limits
+        if self.under_way >= limits.workers + limits.max_queue:
+            raise BusyError(f"the server is busy, {limits.max_queue} requests wait already; try again in a minute")
+        self.under_way += 1
+        try:
+            future = self.pool.schedule(function, args=list(arguments), timeout=limits.max_seconds)
+            return await asyncio.wrap_future(future)
+        except TimeoutError:
+            raise TimeLimitError(
+                f"this took longer than the limit of {limits.max_seconds:g} s and was ended; give fewer keypoints or smaller photos"
+            ) from None
+        except ProcessExpired:
+            raise TimeLimitError("the process at work ended, perhaps for want of memory; give smaller photos") from None
+        except CancelledError:
+            raise BusyError("the server is shutting down; try again later") from None
+        finally:
+            self.under_way -= 1
+
+    def close(self) -> None:
+        """Ends the worker processes."""
+        self.pool.stop()
+        self.pool.join()
