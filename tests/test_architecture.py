@@ -26,6 +26,18 @@ ARROWS: dict[str, set[str]] = {
     "visualization": {"types", "images"},
     "samples": set(),
     "export": {"types", "pipeline"},
+    "demo": {
+        "types",
+        "images",
+        "extractors",
+        "matcher",
+        "weights",
+        "pipeline",
+        "visualization",
+        "samples",
+        "export",
+        "__init__",
+    },
     "bulk": {"types", "images", "extractors", "many", "pipeline"},
     "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {

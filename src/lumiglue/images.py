@@ -57,7 +57,7 @@ UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "MPO")
 
 def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
     """A photo that came over the network, as `read_image` gives it. The header is read first, and nothing is unpacked of an
-    image above `max_pixels`. Raises TooLargeError for that, ImageError for what is not a photo; `name` is for the message."""
+    image above `max_pixels`. Raises TooLargeError for that, ImageError for what is not a photo; messages call it `name`."""
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); send it again")
     try:

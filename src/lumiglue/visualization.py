@@ -94,7 +94,14 @@ def draw_layer(
         idle[rows] = False
         axes.scatter(*side[idle].T, s=4, c="white", alpha=0.7, linewidths=0)
         axes.scatter(
-            *side[pruned].T, s=13, c=layers_run[pruned], marker="x", cmap=LAYER_COLOURS, vmin=1, vmax=n_layers, linewidths=0.8
+            *side[pruned].T,
+            s=13,
+            c=layers_run[pruned],
+            marker="x",
+            cmap=LAYER_COLOURS,
+            vmin=1,
+            vmax=n_layers,
+            linewidths=0.8,
         )
     scores = matches.scores.numpy()
     ends0, ends1 = (side[rows] for side, _, rows in sides)

@@ -9,6 +9,7 @@ import tyro
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import export_onnx, import_weights, show_weights
 from lumiglue.cli.collections import features, matches, pairs, sfm
+from lumiglue.cli.demo import demo
 from lumiglue.cli.evaluation import (
     evaluate,
     evaluate_adaptivity,
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "export onnx": export_onnx,
     "weights import": import_weights,
     "weights show": show_weights,
+    "demo": demo,
 }
 
 

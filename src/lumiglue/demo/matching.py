@@ -39,7 +39,7 @@ class MatchRequest:
     weights: str = "sift"
     estimator: Estimator = "fundamental"
     max_keypoints: int = 2048
-    settings: MatchSettings = MatchSettings()
+    settings: MatchSettings = field(default_factory=MatchSettings)
 
     def __post_init__(self) -> None:
         if self.weights not in MODELS:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pebble import ProcessExpired, ProcessPool
 
 from lumiglue.demo import matching
+from lumiglue.demo.limits import Limits
 from lumiglue.demo.matching import MatchRequest, Outcome
 from lumiglue.errors import InputError, LumiglueError, TooLargeError
 from lumiglue.visualization import ColourBy
@@ -24,38 +25,6 @@ class BusyError(LumiglueError):
 
 class TimeLimitError(LumiglueError):
     """A request was ended because it took too long."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """What a request may cost."""
-
-    max_upload_mb: float = 20.0
-    """Largest photo in megabytes, as it is sent."""
-    max_megapixels: float = 40.0
-    """Largest photo in megapixels, unpacked."""
-    most_keypoints: int = 4096
-    """Largest number of keypoints that can be asked for."""
-    max_seconds: float = 30.0
-    """A request that takes longer is ended."""
-    max_queue: int = 8
-    """Requests that may wait; more are turned away."""
-    workers: int = 2
-    """Requests that run at the same time, each in a process of its own (about 0.5 GB)."""
-    keep: int = 64
-    """Results that are kept for looking at layers and for downloads; the oldest goes first."""
-
-    def __post_init__(self) -> None:
-        for name in ("max_upload_mb", "max_megapixels", "max_seconds"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; give more than 0")
-        for name, least in (("most_keypoints", 128), ("max_queue", 0), ("workers", 1), ("keep", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; give at least {least}")
-
-    @property
-    def upload_bytes(self) -> int:
-        return int(self.max_upload_mb * 1e6)
 
 
 @dataclass(eq=False)
@@ -92,7 +61,8 @@ class Service:
         for photo, name in zip(request.photos, matching.NAMES, strict=True):
             if len(photo) > limits.upload_bytes:
                 raise TooLargeError(
-                    f"{name} has {len(photo) / 1e6:.1f} MB, above the limit of {limits.max_upload_mb:g} MB; send a smaller file"
+                    f"{name} has {len(photo) / 1e6:.1f} MB, above the limit of {limits.max_upload_mb:g} MB; "
+                    "send a smaller file"
                 )
         if request.max_keypoints > limits.most_keypoints:
             raise InputError(f"max_keypoints is {request.max_keypoints}; give at most {limits.most_keypoints}")
@@ -131,7 +101,8 @@ class Service:
             return await asyncio.wrap_future(future)
         except TimeoutError:
             raise TimeLimitError(
-                f"this took longer than the limit of {limits.max_seconds:g} s and was ended; give fewer keypoints or smaller photos"
+                f"this took longer than the limit of {limits.max_seconds:g} s and was ended; "
+                "give fewer keypoints or smaller photos"
             ) from None
         except ProcessExpired:
             raise TimeLimitError("the process at work ended, perhaps for want of memory; give smaller photos") from None

@@ -297,7 +297,9 @@ class LightGlue(nn.Module):
         keypoints on a side has one entry, of no layer.
         """
         run = _AdaptiveRun(self, pairs, settings or MatchSettings(), by_layer=True)
-        return [[*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)]
+        return [
+            [*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)
+        ]
 
 
 class _AdaptiveRun:
@@ -396,9 +398,7 @@ class _AdaptiveRun:
         found, scores = assign(features[:split], features[split:], logits[:split], logits[split:], threshold)
         rows = self.rows[bounds[0] : bounds[2]]
         pairs = torch.stack([rows[:split][found[:, 0]], rows[split:][found[:, 1]]], dim=1)
-        return Matches(
-            pairs, scores, layer + 1, self.layers_run[2 * pair].clone(), self.layers_run[2 * pair + 1].clone()
-        )
+        return Matches(pairs, scores, layer + 1, self.layers_run[2 * pair].clone(), self.layers_run[2 * pair + 1].clone())
 
     def _keep_tokens(self, kept: Tensor) -> None:
         """Drops tokens of any segment; segments may become shorter or empty."""

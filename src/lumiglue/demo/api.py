@@ -1,0 +1,148 @@
+"""The HTTP routes beside the page: match two photos, and fetch the pictures and files of a result."""
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Literal
+
+from fastapi import FastAPI, File, Form, Request, Response, UploadFile
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, Field
+
+import lumiglue
+from lumiglue.demo.matching import Estimator, MatchRequest, Outcome
+from lumiglue.demo.service import BusyError, Service, TimeLimitError
+from lumiglue.errors import LumiglueError, TooLargeError
+from lumiglue.export.files import encode_result, result_arrays
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.types import PIXELS
+from lumiglue.visualization import ColourBy
+
+Point = tuple[float, float]
+Row = tuple[float, float, float]
+MEDIA_TYPES = {"npz": "application/octet-stream", "json": "application/json", "jpg": "image/jpeg"}
+
+
+class LayerReply(BaseModel):
+    """One layer that ran."""
+
+    layer: int = Field(description="counted from 1")
+    matches: int = Field(description="that the pair would have given after it")
+    in_play: int = Field(description="keypoints of both photos that went through it")
+    pruned_before: int = Field(description="keypoints of both photos that did not")
+
+
+class MatchReply(BaseModel):
+    """The fields of `lumiglue match --out m.json`, and how the matcher got there."""
+
+    pixels: str = Field(description="the convention of all coordinates")
+    points0: list[Point] = Field(description="matched points of the first photo")
+    points1: list[Point] = Field(description="their partners, row by row")
+    scores: list[float] = Field(description="probability of each match")
+    matches: list[tuple[int, int]] = Field(description="rows of keypoints0 and keypoints1")
+    keypoints0: list[Point]
+    keypoints1: list[Point]
+    image_size0: tuple[int, int] = Field(description="width and height")
+    image_size1: tuple[int, int]
+    stop_layer: int = Field(description="layers that ran; 0 where a photo has no keypoints")
+    inliers: list[bool] | None = Field(None, description="of the geometry, one a match")
+    fundamental: tuple[Row, Row, Row] | None = None
+    homography: tuple[Row, Row, Row] | None = None
+    n_layers: int = Field(description="layers that the matcher has")
+    layers: list[LayerReply]
+    seconds: dict[str, float] = Field(description="wall time of each step")
+
+
+class ErrorReply(BaseModel):
+    """What was wrong, in one sentence."""
+
+    error: str
+
+
+ERRORS: dict[int | str, dict[str, object]] = {
+    400: {"model": ErrorReply, "description": "A photo cannot be read, or a setting cannot be used"},
+    413: {"model": ErrorReply, "description": "A photo has too many bytes or pixels"},
+    503: {"model": ErrorReply, "description": "Too many requests wait"},
+    504: {"model": ErrorReply, "description": "The time limit was reached"},
+}
+
+
+def layer_replies(outcome: Outcome) -> list[LayerReply]:
+    """The numbers of each layer that ran."""
+    replies = []
+    for matches in outcome.layers:
+        pruned = sum(int((run < matches.stop_layer).sum()) for run in (matches.layers0, matches.layers1))
+        total = len(matches.layers0) + len(matches.layers1)
+        if matches.stop_layer:
+            replies.append(
+                LayerReply(layer=matches.stop_layer, matches=len(matches), in_play=total - pruned, pruned_before=pruned)
+            )
+    return replies
+
+
+def create_app(service: Service) -> FastAPI:
+    """The routes, without the page. The schema is at /openapi.json; no page of documentation, which would load scripts of
+    other sites."""
+    app = FastAPI(title="Lumiglue", version=lumiglue.__version__, docs_url=None, redoc_url=None)
+
+    @app.post("/api/match", responses=ERRORS, summary="Match two photos")
+    async def match(
+        image0: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
+        image1: Annotated[UploadFile, File()],
+        weights: Annotated[str, Form(description="sift, sift-clean or aliked")] = "sift",
+        estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",
+        max_keypoints: Annotated[int, Form(description="per photo, strongest first")] = 2048,
+        score_threshold: Annotated[float | None, Form(description="smallest score; by default the matcher's own")] = None,
+        exit_ratio: Annotated[float, Form(description="share of confident points that ends it; 0: all layers")] = 0.95,
+        prune_below: Annotated[float, Form(description="matchability below which points leave; 0: none")] = 0.01,
+    ) -> MatchReply:
+        """The same request as the page's. Errors are `{"error": "one sentence"}`."""
+        settings = MatchSettings(
+            score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None
+        )
+        request = MatchRequest(
+            photos=(await image0.read(), await image1.read()),
+            weights=weights,
+            estimator=estimator,
+            max_keypoints=max_keypoints,
+            settings=settings,
+        )
+        token = await service.match(request)
+        outcome = service.kept.pop(token).outcome  # the whole of it is in the reply
+        arrays = {name: value.tolist() for name, value in result_arrays(outcome.result, outcome.geometry).items()}
+        return MatchReply(
+            pixels=PIXELS, n_layers=outcome.n_layers, layers=layer_replies(outcome), seconds=outcome.seconds, **arrays
+        )
+
+    @app.get("/result/{token}/{name}", include_in_schema=False)
+    async def file(token: str, name: str, colour_by: Literal["score", "inlier"] = "score") -> Response:
+        return await _result_file(service, token, name, colour_by)
+
+    @app.exception_handler(LumiglueError)
+    async def refuse(_: Request, error: LumiglueError) -> JSONResponse:
+        status = {TooLargeError: 413, BusyError: 503, TimeLimitError: 504}.get(type(error), 400)
+        return JSONResponse({"error": str(error)}, status, headers={"Retry-After": "60"} if status == 503 else None)
+
+    @app.exception_handler(RequestValidationError)
+    async def explain(_: Request, error: RequestValidationError) -> JSONResponse:
+        first: Mapping[str, object] = error.errors()[0]
+        place = first["loc"]
+        name = place[-1] if isinstance(place, tuple) else place
+        return JSONResponse({"error": f"{name}: {str(first['msg']).lower()}"}, 400)
+
+    return app
+
+
+async def _result_file(service: Service, token: str, name: str, colour_by: ColourBy) -> Response:
+    kept = service.result(token)
+    layer = re.fullmatch(r"layer-(\d{1,3})\.jpg", name)
+    stem, _, suffix = name.rpartition(".")
+    if layer:
+        content = await service.picture(token, int(layer[1]), "score")
+    elif name == "matches.jpg":
+        content = await service.picture(token, None, colour_by)
+    elif stem == "matches" and suffix in ("npz", "json"):
+        content = encode_result(f".{suffix}", kept.outcome.result, kept.outcome.geometry)
+    else:
+        return JSONResponse({"error": "there is nothing here"}, 404)
+    return Response(content, media_type=MEDIA_TYPES[suffix], headers={"Cache-Control": "private, max-age=3600"})

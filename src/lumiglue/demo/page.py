@@ -1,0 +1,276 @@
+"""The page, with Gradio: photos and settings in, pictures, numbers and files out."""
+
+import asyncio
+import html
+import io
+import os
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import numpy as np
+from fastapi import FastAPI
+from PIL import Image
+
+from lumiglue.demo.api import layer_replies
+from lumiglue.demo.matching import MatchRequest, Outcome
+from lumiglue.demo.service import Service
+from lumiglue.errors import ImageError, InputError, LumiglueError
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.samples import sample_pair
+
+COLOURS = {"score": "score", "inlier or outlier": "inlier"}
+SYSTEM_FONTS = ("system-ui", "sans-serif")
+CSS = """
+.gradio-container { max-width: 1500px !important; }
+#message p { margin: 0; padding: .6rem .8rem; border-radius: 8px; }
+#message .error { background: #fdecec; color: #8f1414; }
+#message .done { background: var(--background-fill-secondary); }
+.picture img { width: 100%; height: auto; display: block; border-radius: 6px; }
+.numbers table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.numbers th, .numbers td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--border-color-primary); }
+.numbers th:first-child { text-align: left; font-weight: 500; }
+.numbers thead th { font-weight: 600; }
+.numbers tr.done { background: var(--background-fill-secondary); font-weight: 600; }
+.files a { display: inline-block; margin: 0 .5rem .5rem 0; padding: .45rem .9rem; border-radius: 8px; text-decoration: none;
+  border: 1px solid var(--border-color-primary);
+  color: var(--body-text-color); background: var(--button-secondary-background-fill); }
+footer { display: none !important; }
+"""
+
+
+def _photo(label: str, name: str) -> gr.Image:
+    """An image that hands on the path of the file as it was sent: the workers decode it, within limits.
+
+    Set on the object, as Gradio writes a file beside the source of every subclass of a component.
+    """
+    photo = gr.Image(
+        label=label, type="filepath", format="png", image_mode=None, height=260, elem_id=name,
+        sources=["upload", "webcam", "clipboard"], buttons=[],
+    )  # fmt: skip
+    keep = photo.async_move_resource_to_block_cache
+
+    async def keep_files(address: str | Path | None) -> str | None:
+        """Files that were sent, and never an address, which the server would go and fetch."""
+        if address is not None and "://" in str(address):
+            raise gr.Error("send the photo itself, not its address", print_exception=False)
+        return await keep(address)
+
+    photo.async_move_resource_to_block_cache = keep_files
+    photo.preprocess = lambda payload: None if payload is None else payload.path
+    return photo
+
+
+def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
+    """Adds the page at /."""
+    return gr.mount_gradio_app(
+        app,
+        _Page(service, models).blocks,
+        path="/",
+        footer_links=[],
+        run_history=False,
+        allowed_paths=[],
+        blocked_paths=[str(Path.cwd()), str(Path.home())],
+        show_error=False,  # errors that were not foreseen go to the log, without words for strangers
+        max_file_size=service.limits.upload_bytes,
+        ssr_mode=False,
+        enable_monitoring=False,
+        pwa=False,
+        mcp_server=False,
+        theme=gr.themes.Soft(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace")),
+        css=CSS,
+    )
+
+
+class _Page:
+    """The components, and what they do. Nothing of a user is kept here: the browser's session holds a result's token."""
+
+    def __init__(self, service: Service, models: list[str]) -> None:
+        self.service = service
+        with gr.Blocks(title="Lumiglue", analytics_enabled=False, delete_cache=(600, 3600)) as self.blocks:
+            gr.Markdown("# Lumiglue\nTwo photos in, correspondences out.")
+            self.token = gr.State(None, time_to_live=3600)
+            with gr.Row():
+                with gr.Column(scale=4, min_width=320):
+                    self._photos()
+                    self._results()
+                with gr.Column(scale=1, min_width=280), gr.Accordion("Settings", open=True):
+                    settings = self._settings(models)
+            self._wire(settings)
+        self.blocks.queue(default_concurrency_limit=None)  # the service has the one queue, for page and API
+
+    def _photos(self) -> None:
+        with gr.Row():
+            self.photos = [_photo("Photo A", "photo-a"), _photo("Photo B", "photo-b")]
+        with gr.Row():
+            self.match = gr.Button("Match", variant="primary", scale=2, elem_id="match")
+            self.samples = gr.Button("Use the sample photos", scale=1, elem_id="samples")
+        self.message = gr.HTML(elem_id="message")
+
+    def _results(self) -> None:
+        with gr.Column(visible=False) as self.results:
+            with gr.Tabs():
+                with gr.Tab("Matches", id="matches"):
+                    self.picture = gr.HTML(elem_id="picture", elem_classes="picture")
+                    self.colour = gr.Radio(list(COLOURS.items()), value="score", label="Lines coloured by", elem_id="colour")
+                with gr.Tab("Layer by layer", id="layers"):
+                    self.layer_picture = gr.HTML(elem_id="layer-picture", elem_classes="picture")
+                    self.layer = gr.Slider(1, 9, value=1, step=1, label="Layer", elem_id="layer", buttons=[])
+                    self.layer_table = gr.HTML(elem_id="layer-numbers", elem_classes="numbers")
+            self.files = gr.HTML(elem_id="files", elem_classes="files")
+            self.numbers = gr.HTML(elem_id="numbers", elem_classes="numbers")
+
+    def _settings(self, models: list[str]) -> list[gr.components.Component]:
+        most = self.service.limits.most_keypoints
+        return [
+            gr.Radio(models, value="sift", label="Features and weights"),
+            gr.Radio(["fundamental", "homography", "none"], value="fundamental", label="Geometry", info="separates inliers"),
+            gr.Slider(128, most, value=min(2048, most), step=64, label="Keypoints", buttons=[],
+                      info="per photo, the strongest"),
+            gr.Slider(0, 1, value=0.1, step=0.01, label="Score threshold", info="smallest score of a match", buttons=[]),
+            gr.Slider(0, 1, value=0.95, step=0.01, label="Exit ratio", buttons=[],
+                      info="stop once this share of the points is confident; 0 is off: all layers run"),
+            gr.Slider(0, 0.2, value=0.01, step=0.005, label="Prune below", buttons=[],
+                      info="confident points of lower matchability leave early; 0 is off: all points stay"),
+        ]  # fmt: skip
+
+    def _wire(self, settings: list[gr.components.Component]) -> None:
+        outputs = [
+            self.token, self.message, self.results, self.picture, self.layer_picture, self.layer, self.layer_table,
+            self.files, self.numbers,
+        ]  # fmt: skip
+        shown: dict[str, Any] = {"api_visibility": "private", "concurrency_limit": None}
+        self.match.click(
+            self.on_match, [*self.photos, *settings, self.colour], outputs, show_progress_on=self.message, **shown
+        )
+        self.samples.click(self.on_samples, None, self.photos, **shown)
+        self.colour.input(self.on_colour, [self.token, self.colour], [self.picture, self.message], **shown)
+        self.layer.change(
+            self.on_layer, [self.token, self.layer], [self.layer_picture, self.message], trigger_mode="always_last",
+            show_progress="hidden", **shown,
+        )  # fmt: skip
+
+    async def on_samples(self) -> tuple[np.ndarray, np.ndarray]:
+        return await asyncio.to_thread(_samples)
+
+    async def on_match(
+        self, a: str | None, b: str | None, weights: str, estimator: Any, keypoints: float, threshold: float,
+        exit_ratio: float, prune_below: float, colour: Any,
+    ) -> tuple[Any, ...]:  # fmt: skip
+        try:
+            request = MatchRequest(
+                photos=(_sent(a, "A"), _sent(b, "B")),
+                weights=weights,
+                estimator=estimator,
+                max_keypoints=int(keypoints),
+                settings=MatchSettings(
+                    score_threshold=threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None
+                ),
+            )
+            token = await self.service.match(request)
+            outcome = self.service.result(token).outcome
+            picture = await self._image(token, None, colour)
+            layer = await self._image(token, max(1, outcome.stop_layer), "score")
+        except LumiglueError as error:
+            return (None, _complaint(error), gr.update(visible=False), *(gr.skip() for _ in range(6)))
+        slider = gr.Slider(maximum=outcome.n_layers, value=max(1, outcome.stop_layer))
+        return (
+            token, _summary(outcome), gr.update(visible=True), picture, layer, slider, _layer_table(outcome), _files(token),
+            _numbers(outcome),
+        )  # fmt: skip
+
+    async def on_colour(self, token: str | None, colour: Any) -> tuple[Any, Any]:
+        return await self._redrawn(token, None, colour)
+
+    async def on_layer(self, token: str | None, layer: float) -> tuple[Any, Any]:
+        return await self._redrawn(token, int(layer), "score")
+
+    async def _redrawn(self, token: str | None, layer: int | None, colour: Any) -> tuple[Any, Any]:
+        if token is None:
+            return gr.skip(), gr.skip()
+        try:
+            return await self._image(token, layer, colour), gr.skip()
+        except LumiglueError as error:
+            return gr.skip(), _complaint(error)
+
+    async def _image(self, token: str, layer: int | None, colour: Any) -> str:
+        if colour not in COLOURS.values():
+            raise InputError(f"unknown colour {colour!r}; choose from {list(COLOURS.values())}")
+        width, height = Image.open(io.BytesIO(await self.service.picture(token, layer, colour))).size
+        name = f"matches.jpg?colour_by={colour}" if layer is None else f"layer-{layer}.jpg"
+        alt = "matches drawn over both photos" if layer is None else f"the matches after layer {layer}"
+        source = f"/result/{token}/{name}"
+        image = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}">'
+        return f'<a href="{source}" target="_blank" title="open the picture alone">{image}</a>'
+
+
+@lru_cache(maxsize=1)
+def _samples() -> tuple[np.ndarray, np.ndarray]:
+    pair = sample_pair()
+    return pair.image0, pair.image1
+
+
+def _sent(path: str | None, letter: str) -> bytes:
+    """The bytes of an uploaded file. Gradio hands in only paths of its upload folder; that is checked once more."""
+    if path is None:
+        raise InputError(f"photo {letter} is missing; drop one, or use the sample photos")
+    file, folder = Path(path).resolve(), Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    if not file.is_relative_to(folder) or not file.is_file():
+        raise ImageError(f"photo {letter} is not here any more; send it again")
+    return file.read_bytes()
+
+
+def _complaint(error: LumiglueError) -> str:
+    return f'<p class="error" role="alert">{html.escape(str(error))}</p>'
+
+
+def _summary(outcome: Outcome) -> str:
+    result = outcome.result
+    if not outcome.stop_layer:
+        return '<p class="done">A photo has no keypoints (blank, or under 8 pixels), so there is nothing to match.</p>'
+    inliers = f", {int(outcome.geometry.inliers.sum())} of them inliers" if outcome.geometry else ""
+    stop = f"done after layer {outcome.stop_layer} of {outcome.n_layers}"
+    return f'<p class="done">{len(result)} matches{inliers}; {stop}, {sum(outcome.seconds.values()):.1f} s.</p>'
+
+
+def _numbers(outcome: Outcome) -> str:
+    result, matches = outcome.result, outcome.result.matches
+    pruned = [int((run < matches.stop_layer).sum()) for run in (matches.layers0, matches.layers1)]
+    sizes = [f"{width} &times; {height}" for width, height in (result.features0.image_size, result.features1.image_size)]
+    sides = [
+        ("pixels", *sizes),
+        ("keypoints", len(result.features0), len(result.features1)),
+        ("pruned before the end", *pruned),
+    ]
+    inliers = [("inliers", int(outcome.geometry.inliers.sum()))] if outcome.geometry else []
+    stop = [("layers run", f"{outcome.stop_layer} of {outcome.n_layers}")]
+    times = [(f"time: {html.escape(step)}", f"{1000 * seconds:.0f} ms") for step, seconds in outcome.seconds.items()]
+    rows = [f"<tr><th>{name}</th><td>{a}</td><td>{b}</td></tr>" for name, a, b in sides]
+    rows += [
+        f'<tr><th>{name}</th><td colspan="2">{value}</td></tr>'
+        for name, value in [("matches", len(result)), *inliers, *stop, *times]
+    ]
+    return f"<table><thead><tr><th></th><th>photo A</th><th>photo B</th></tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _layer_table(outcome: Outcome) -> str:
+    rows = []
+    for reply in layer_replies(outcome):
+        done = reply.layer == outcome.stop_layer
+        note, mark = ("done", ' class="done"') if done else ("", "")
+        cells = "".join(f"<td>{value}</td>" for value in (reply.matches, reply.in_play, reply.pruned_before, note))
+        rows.append(f"<tr{mark}><th>{reply.layer}</th>{cells}</tr>")
+    rows += [
+        f'<tr><th>{layer}</th><td colspan="4">did not run</td></tr>'
+        for layer in range(outcome.stop_layer + 1, outcome.n_layers + 1)
+    ]
+    head = "<tr><th>layer</th><th>matches</th><th>points in play</th><th>pruned before</th><th></th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _files(token: str) -> str:
+    return "".join(
+        f'<a href="/result/{token}/matches.{suffix}" download="matches.{suffix}">Download {what}</a>'
+        for suffix, what in (("npz", ".npz"), ("json", ".json"), ("jpg", "the picture"))
+    )
