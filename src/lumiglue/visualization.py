@@ -34,12 +34,13 @@ def draw_matches(
     geometry: Geometry | None = None,
     title: str = "",
     colour_by: ColourBy = "score",
+    stacked: bool = False,
 ) -> Figure:
-    """Both photos side by side: inlier matches coloured by score, outliers faint, unmatched points small.
+    """Both photos side by side, or one above the other: inliers coloured by score, outliers faint, unmatched points small.
 
     Without a geometry every match is drawn as an inlier. colour_by: "inlier" draws inliers green and outliers red.
     """
-    figure, axes, corners = _side_by_side(image0, image1)
+    figure, axes, corners = _on_one_canvas(image0, image1, stacked)
     points0, points1 = _keypoints(features0, corners[0]), _keypoints(features1, corners[1])
     for points, rows in ((points0, matches.pairs[:, 0].numpy()), (points1, matches.pairs[:, 1].numpy())):
         unmatched = np.delete(points, rows, axis=0)
@@ -77,6 +78,7 @@ def draw_layer(
     layers: Sequence[Matches],
     layer: int,
     n_layers: int,
+    stacked: bool = False,
 ) -> Figure:
     """What the matcher knew after one layer, counted from 1: lines are the matches that it would have given there, coloured
     by score; white dots are points still in play, crosses points that had been pruned, coloured by their last layer.
@@ -85,7 +87,7 @@ def draw_layer(
     """
     matches = layers[min(layer, len(layers)) - 1]
     stop = layers[-1].stop_layer
-    figure, axes, corners = _side_by_side(image0, image1)
+    figure, axes, corners = _on_one_canvas(image0, image1, stacked)
     points = [_keypoints(f, corner) for f, corner in zip((features0, features1), corners, strict=True)]
     sides = list(zip(points, (matches.layers0.numpy(), matches.layers1.numpy()), matches.pairs.numpy().T, strict=True))
     for side, layers_run, rows in sides:
@@ -111,11 +113,12 @@ def draw_layer(
     )
     figure.colorbar(lines, ax=axes, fraction=0.02, pad=0.01, label="match score")
     gone = sum(int((layers_run < matches.stop_layer).sum()) for _, layers_run, _ in sides)
+    end = "\n" if stacked else " "
     text = f"{len(matches)} matches, {gone} of {len(features0) + len(features1)} points pruned before (crosses)"
     if layer > stop:
-        text = f"layer {layer} of {n_layers} did not run: the pair was done after layer {stop}, shown here; {text}"
+        text = f"layer {layer} of {n_layers} did not run: the pair was done after layer {stop}, shown here;{end}{text}"
     else:
-        text = f"after layer {layer} of {n_layers}{', where the pair was done' if layer == stop else ''}: {text}"
+        text = f"after layer {layer} of {n_layers}{', where the pair was done' if layer == stop else ''}:{end}{text}"
     axes.set_title(text, fontsize=11)
     return figure
 
@@ -124,7 +127,7 @@ def draw_adaptivity(
     image0: np.ndarray, image1: np.ndarray, features0: Features, features1: Features, matches: Matches, n_layers: int
 ) -> Figure:
     """Each keypoint coloured by the layers it went through: crosses were pruned early, dots stayed to the last."""
-    figure, axes, corners = _side_by_side(image0, image1)
+    figure, axes, corners = _on_one_canvas(image0, image1)
     drawn = None
     for features, layers, offset in (
         (features0, matches.layers0.numpy(), corners[0]),
@@ -236,22 +239,30 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     figure.savefig(path, dpi=_DPI)
 
 
-def _side_by_side(image0: np.ndarray, image1: np.ndarray) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:
-    """The photos on one dark canvas, centred vertically; also where the top-left corner of each is."""
-    (height0, width0), (height1, width1) = image0.shape[:2], image1.shape[:2]
-    gap = round(_GAP * (width0 + width1))
-    height, width = max(height0, height1), width0 + gap + width1
-    top0, top1 = (height - height0) // 2, (height - height1) // 2
-    canvas = np.full((height, width, 3), 32, np.uint8)
-    canvas[top0 : top0 + height0, :width0] = image0
-    canvas[top1 : top1 + height1, width0 + gap :] = image1
-    inches = min(_MAX_WIDTH, max(9.0, width / _DPI))
+def _on_one_canvas(
+    image0: np.ndarray, image1: np.ndarray, stacked: bool = False
+) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:
+    """The photos side by side or one above the other on a dark canvas, centred; also the top-left corner of each."""
+    sizes = np.array([image.shape[:2] for image in (image0, image1)])
+    along, across = (0, 1) if stacked else (1, 0)
+    gap = round(_GAP * sizes[:, 1].sum())
+    shape = np.zeros(2, int)
+    shape[along], shape[across] = sizes[:, along].sum() + gap, sizes[:, across].max()
+    corners = np.zeros((2, 2), int)  # row and column
+    corners[1, along] = sizes[0, along] + gap
+    corners[:, across] = (shape[across] - sizes[:, across]) // 2
+    canvas = np.full((*shape, 3), 32, np.uint8)
+    for image, (top, left) in zip((image0, image1), corners, strict=True):
+        canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
+    height, width = canvas.shape[:2]
+    inches = min(_MAX_WIDTH / (2 if stacked else 1), max(9.0, width / _DPI))
     figure = Figure(figsize=(inches, inches * height / width * 0.95 + 0.5), layout="constrained")
     axes = figure.subplots()
     axes.imshow(canvas, interpolation="bilinear")
     axes.set_axis_off()
     axes.autoscale(False)
-    return figure, axes, (np.array([0.0, top0]), np.array([width0 + gap, float(top1)]))
+    first, second = corners[:, ::-1].astype(float)
+    return figure, axes, (first, second)
 
 
 def _keypoints(features: Features, corner: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Literal
 
 from fastapi import FastAPI, File, Form, Request, Response, UploadFile
@@ -10,17 +11,16 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 import lumiglue
-from lumiglue.demo.matching import Estimator, MatchRequest, Outcome
+from lumiglue.demo.matching import Estimator, MatchRequest, Outcome, View
 from lumiglue.demo.service import BusyError, Service, TimeLimitError
 from lumiglue.errors import LumiglueError, TooLargeError
 from lumiglue.export.files import encode_result, result_arrays
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import PIXELS
-from lumiglue.visualization import ColourBy
 
 Point = tuple[float, float]
 Row = tuple[float, float, float]
-MEDIA_TYPES = {"npz": "application/octet-stream", "json": "application/json", "jpg": "image/jpeg"}
+MEDIA_TYPES = {".npz": "application/octet-stream", ".json": "application/json", ".jpg": "image/jpeg"}
 
 
 class LayerReply(BaseModel):
@@ -115,8 +115,21 @@ def create_app(service: Service) -> FastAPI:
         )
 
     @app.get("/result/{token}/{name}", include_in_schema=False)
-    async def file(token: str, name: str, colour_by: Literal["score", "inlier"] = "score") -> Response:
-        return await _result_file(service, token, name, colour_by)
+    async def file(
+        token: str, name: str, colour_by: Literal["score", "inlier"] = "score", stacked: bool = False
+    ) -> Response:
+        kept = service.result(token)
+        layer = re.fullmatch(r"layer-(\d{1,3})\.jpg", name)
+        if layer:
+            content = await service.picture(token, View(layer=int(layer[1]), stacked=stacked))
+        elif name == "matches.jpg":
+            content = await service.picture(token, View(colour_by=colour_by, stacked=stacked))
+        elif name in ("matches.npz", "matches.json"):
+            content = encode_result(Path(name).suffix, kept.outcome.result, kept.outcome.geometry)
+        else:
+            return JSONResponse({"error": "there is nothing here"}, 404)
+        media_type = MEDIA_TYPES[Path(name).suffix]
+        return Response(content, media_type=media_type, headers={"Cache-Control": "private, max-age=3600"})
 
     @app.exception_handler(LumiglueError)
     async def refuse(_: Request, error: LumiglueError) -> JSONResponse:
@@ -131,18 +144,3 @@ def create_app(service: Service) -> FastAPI:
         return JSONResponse({"error": f"{name}: {str(first['msg']).lower()}"}, 400)
 
     return app
-
-
-async def _result_file(service: Service, token: str, name: str, colour_by: ColourBy) -> Response:
-    kept = service.result(token)
-    layer = re.fullmatch(r"layer-(\d{1,3})\.jpg", name)
-    stem, _, suffix = name.rpartition(".")
-    if layer:
-        content = await service.picture(token, int(layer[1]), "score")
-    elif name == "matches.jpg":
-        content = await service.picture(token, None, colour_by)
-    elif stem == "matches" and suffix in ("npz", "json"):
-        content = encode_result(f".{suffix}", kept.outcome.result, kept.outcome.geometry)
-    else:
-        return JSONResponse({"error": "there is nothing here"}, 404)
-    return Response(content, media_type=MEDIA_TYPES[suffix], headers={"Cache-Control": "private, max-age=3600"})

@@ -111,20 +111,29 @@ def match(request: MatchRequest, max_pixels: int) -> bytes:
     return pickle.dumps(Outcome(bare, layers, geometry, model.config.n_layers, (small[0], small[1]), seconds))
 
 
-def draw(pickled: bytes, layer: int | None, colour_by: ColourBy) -> bytes:
-    """A JPEG of the matches (layer None), or of one layer, counted from 1."""
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """A picture of one layer, counted from 1, or of the matches; stacked for narrow screens, or side by side."""
+
+    layer: int | None = None
+    colour_by: ColourBy = "score"
+    stacked: bool = False
+
+
+def draw(pickled: bytes, view: View) -> bytes:
+    """The picture as a JPEG."""
     outcome: Outcome = pickle.loads(pickled)
     images = [to_rgb8(Image.open(io.BytesIO(photo))) for photo in outcome.photos]
     sides = (outcome.result.features0, outcome.result.features1)
     features = [_moved(side, image.shape[1], image.shape[0]) for side, image in zip(sides, images, strict=True)]
-    if layer is None:
+    if view.layer is None:
         matches, geometry = outcome.result.matches, outcome.geometry
         title = f"{len(matches)} matches" + (
             f", {int(geometry.inliers.sum())} inliers ({geometry.kind})" if geometry else ""
         )
-        figure = draw_matches(*images, *features, matches, geometry, title, colour_by)
+        figure = draw_matches(*images, *features, matches, geometry, title, view.colour_by, view.stacked)
     else:
-        figure = draw_layer(*images, *features, outcome.layers, layer, outcome.n_layers)
+        figure = draw_layer(*images, *features, outcome.layers, view.layer, outcome.n_layers, view.stacked)
     return figure_bytes(figure, "jpg")
 
 

@@ -2,8 +2,8 @@
 
 import asyncio
 import html
-import io
 import os
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,14 +11,14 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
-from PIL import Image
 
 from lumiglue.demo.api import layer_replies
-from lumiglue.demo.matching import MatchRequest, Outcome
+from lumiglue.demo.matching import MatchRequest, Outcome, View
 from lumiglue.demo.service import Service
 from lumiglue.errors import ImageError, InputError, LumiglueError
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.samples import sample_pair
+from lumiglue.visualization import ColourBy
 
 COLOURS = {"score": "score", "inlier or outlier": "inlier"}
 SYSTEM_FONTS = ("system-ui", "sans-serif")
@@ -27,12 +27,13 @@ CSS = """
 #message p { margin: 0; padding: .6rem .8rem; border-radius: 8px; }
 #message .error { background: #fdecec; color: #8f1414; }
 #message .done { background: var(--background-fill-secondary); }
-.picture img { width: 100%; height: auto; display: block; border-radius: 6px; }
-.numbers table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.numbers th, .numbers td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(--border-color-primary); }
-.numbers th:first-child { text-align: left; font-weight: 500; }
-.numbers thead th { font-weight: 600; }
-.numbers tr.done { background: var(--background-fill-secondary); font-weight: 600; }
+.picture img { width: 100%; height: auto; display: block; border-radius: 6px; background: #fff; }
+.numbers table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; border: 0 !important; }
+.numbers tr, .numbers th, .numbers td { border: 0 !important; background: none; }
+.numbers th, .numbers td { text-align: right !important; padding: .3rem .4rem !important; }
+.numbers tr + tr > *, .numbers tbody tr > * { border-top: 1px solid var(--border-color-primary) !important; }
+.numbers th:first-child { text-align: left !important; font-weight: 500; }
+.numbers tr.done > * { background: var(--background-fill-primary); font-weight: 600; }
 .files a { display: inline-block; margin: 0 .5rem .5rem 0; padding: .45rem .9rem; border-radius: 8px; text-decoration: none;
   border: 1px solid var(--border-color-primary);
   color: var(--body-text-color); background: var(--button-secondary-background-fill); }
@@ -106,20 +107,20 @@ class _Page:
         with gr.Row():
             self.match = gr.Button("Match", variant="primary", scale=2, elem_id="match")
             self.samples = gr.Button("Use the sample photos", scale=1, elem_id="samples")
-        self.message = gr.HTML(elem_id="message")
+        self.message = gr.HTML(padding=False, elem_id="message")
 
     def _results(self) -> None:
         with gr.Column(visible=False) as self.results:
             with gr.Tabs():
                 with gr.Tab("Matches", id="matches"):
-                    self.picture = gr.HTML(elem_id="picture", elem_classes="picture")
+                    self.picture = gr.HTML(padding=False, elem_id="picture", elem_classes="picture")
                     self.colour = gr.Radio(list(COLOURS.items()), value="score", label="Lines coloured by", elem_id="colour")
                 with gr.Tab("Layer by layer", id="layers"):
-                    self.layer_picture = gr.HTML(elem_id="layer-picture", elem_classes="picture")
+                    self.layer_picture = gr.HTML(padding=False, elem_id="layer-picture", elem_classes="picture")
                     self.layer = gr.Slider(1, 9, value=1, step=1, label="Layer", elem_id="layer", buttons=[])
-                    self.layer_table = gr.HTML(elem_id="layer-numbers", elem_classes="numbers")
-            self.files = gr.HTML(elem_id="files", elem_classes="files")
-            self.numbers = gr.HTML(elem_id="numbers", elem_classes="numbers")
+                    self.layer_table = gr.HTML(padding=False, elem_id="layer-numbers", elem_classes="numbers")
+            self.files = gr.HTML(padding=False, elem_id="files", elem_classes="files")
+            self.numbers = gr.HTML(padding=False, elem_id="numbers", elem_classes="numbers")
 
     def _settings(self, models: list[str]) -> list[gr.components.Component]:
         most = self.service.limits.most_keypoints
@@ -170,8 +171,8 @@ class _Page:
             )
             token = await self.service.match(request)
             outcome = self.service.result(token).outcome
-            picture = await self._image(token, None, colour)
-            layer = await self._image(token, max(1, outcome.stop_layer), "score")
+            picture = await self._image(token, View(colour_by=_known(colour)))
+            layer = _linked(token, View(layer=max(1, outcome.stop_layer)))  # drawn when the browser asks for it
         except LumiglueError as error:
             return (None, _complaint(error), gr.update(visible=False), *(gr.skip() for _ in range(6)))
         slider = gr.Slider(maximum=outcome.n_layers, value=max(1, outcome.stop_layer))
@@ -181,28 +182,40 @@ class _Page:
         )  # fmt: skip
 
     async def on_colour(self, token: str | None, colour: Any) -> tuple[Any, Any]:
-        return await self._redrawn(token, None, colour)
+        return await self._redrawn(token, lambda: View(colour_by=_known(colour)))
 
     async def on_layer(self, token: str | None, layer: float) -> tuple[Any, Any]:
-        return await self._redrawn(token, int(layer), "score")
+        return await self._redrawn(token, lambda: View(layer=int(layer)))
 
-    async def _redrawn(self, token: str | None, layer: int | None, colour: Any) -> tuple[Any, Any]:
+    async def _redrawn(self, token: str | None, view: Callable[[], View]) -> tuple[Any, Any]:
         if token is None:
             return gr.skip(), gr.skip()
         try:
-            return await self._image(token, layer, colour), gr.skip()
+            return await self._image(token, view()), gr.skip()
         except LumiglueError as error:
             return gr.skip(), _complaint(error)
 
-    async def _image(self, token: str, layer: int | None, colour: Any) -> str:
-        if colour not in COLOURS.values():
-            raise InputError(f"unknown colour {colour!r}; choose from {list(COLOURS.values())}")
-        width, height = Image.open(io.BytesIO(await self.service.picture(token, layer, colour))).size
-        name = f"matches.jpg?colour_by={colour}" if layer is None else f"layer-{layer}.jpg"
-        alt = "matches drawn over both photos" if layer is None else f"the matches after layer {layer}"
-        source = f"/result/{token}/{name}"
-        image = f'<img src="{source}" alt="{alt}" width="{width}" height="{height}">'
-        return f'<a href="{source}" target="_blank" title="open the picture alone">{image}</a>'
+    async def _image(self, token: str, view: View) -> str:
+        """Drawn before the page hears of it, so that what goes wrong is said in words."""
+        await self.service.picture(token, view)
+        return _linked(token, view)
+
+
+def _known(colour: Any) -> ColourBy:
+    if colour not in COLOURS.values():
+        raise InputError(f"unknown colour {colour!r}; choose from {list(COLOURS.values())}")
+    return colour
+
+
+def _linked(token: str, view: View) -> str:
+    """The picture for wide screens, or for narrow ones; it opens alone, in full size, when it is clicked."""
+    if view.layer is None:
+        source, alt = f"/result/{token}/matches.jpg?colour_by={view.colour_by}&amp;", "matches drawn over both photos"
+    else:
+        source, alt = f"/result/{token}/layer-{view.layer}.jpg?", f"the matches after layer {view.layer}"
+    narrow = f'<source media="(max-width: 640px)" srcset="{source}stacked=true">'
+    image = f'<picture>{narrow}<img src="{source}stacked=false" alt="{alt}" loading="lazy"></picture>'
+    return f'<a href="{source}stacked=false" target="_blank" title="open the picture alone">{image}</a>'
 
 
 @lru_cache(maxsize=1)

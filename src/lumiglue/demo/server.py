@@ -1,7 +1,9 @@
 """The server: routes, page and guard in one process, workers beside it."""
 
 import os
+import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -37,6 +39,8 @@ def serve(host: str, port: int, limits: Limits, ready: Callable[[str], None]) ->
         service = Service(limits)
         stack.callback(service.close)
         app = Guard(mount(create_app(service), service, models), limits.upload_bytes)  # pyright: ignore[reportArgumentType]
+        # uvicorn stops in order, then raises the signal again: with this, the folder and the workers go too.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")
         uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run([listener])  # pyright: ignore[reportArgumentType]

@@ -14,9 +14,8 @@ from pebble import ProcessExpired, ProcessPool
 
 from lumiglue.demo import matching
 from lumiglue.demo.limits import Limits
-from lumiglue.demo.matching import MatchRequest, Outcome
+from lumiglue.demo.matching import MatchRequest, Outcome, View
 from lumiglue.errors import InputError, LumiglueError, TooLargeError
-from lumiglue.visualization import ColourBy
 
 
 class BusyError(LumiglueError):
@@ -33,7 +32,7 @@ class Kept:
 
     outcome: Outcome
     pickled: bytes
-    pictures: dict[tuple[int | None, ColourBy], bytes] = field(default_factory=dict)
+    pictures: dict[View, bytes] = field(default_factory=dict)
 
 
 class Service:
@@ -80,16 +79,14 @@ class Service:
         self.kept.move_to_end(token)
         return self.kept[token]
 
-    async def picture(self, token: str, layer: int | None, colour_by: ColourBy) -> bytes:
-        """A JPEG of the matches, or of one layer; drawn once."""
+    async def picture(self, token: str, view: View) -> bytes:
+        """A picture of a result, drawn once. Raises a LumiglueError with one sentence."""
         kept = self.result(token)
-        if layer is not None:
-            colour_by = "score"  # a layer has no inliers
-            if not 1 <= layer <= kept.outcome.n_layers:
-                raise InputError(f"layer {layer} does not exist; choose from 1 to {kept.outcome.n_layers}")
-        if (layer, colour_by) not in kept.pictures:
-            kept.pictures[layer, colour_by] = await self._run(matching.draw, kept.pickled, layer, colour_by)
-        return kept.pictures[layer, colour_by]
+        if view.layer is not None and not 1 <= view.layer <= kept.outcome.n_layers:
+            raise InputError(f"layer {view.layer} does not exist; choose from 1 to {kept.outcome.n_layers}")
+        if view not in kept.pictures:
+            kept.pictures[view] = await self._run(matching.draw, kept.pickled, view)
+        return kept.pictures[view]
 
     async def _run(self, function: Callable[..., bytes], *arguments: object) -> bytes:
         limits = self.limits
