@@ -216,3 +216,11 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
         assert command in said
     assert run("--version") == 0
     assert capsys.readouterr().out.strip().startswith("lumiglue 0.")
+
+
+def test_demo_without_its_extra_says_how_to_install_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lumiglue.demo.find_spec", lambda name: None)
+    assert main(["demo"]) == 2
+    assert capsys.readouterr().err == "error: the demo needs the package gradio; pip install 'lumiglue[demo]'\n"

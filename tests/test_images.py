@@ -1,5 +1,6 @@
 """Every kind of photo is read upright as 8-bit RGB, or refused in one sentence."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,8 @@ from PIL import Image
 
 from conftest import draw_photo
 from lumiglue import ImageError, InputError
-from lumiglue.images import as_rgb8, list_images, read_image, resize_long_side
+from lumiglue.errors import TooLargeError
+from lumiglue.images import as_rgb8, decode_untrusted, list_images, read_image, resize_long_side
 
 PHOTO = draw_photo(0, 60, 40)
 
@@ -116,3 +118,16 @@ def test_listing_a_folder(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     assert [path.name for path in list_images(tmp_path)] == ["b.JPG", "a.png"]
+
+
+def test_untrusted_photos_are_the_same_as_read_or_refused(save_photo: Callable[[str, np.ndarray], Path]) -> None:
+    path = save_photo("a.png", draw_photo(1, 400, 300))
+    data = path.read_bytes()
+    np.testing.assert_array_equal(decode_untrusted(data, "a", 120_000), read_image(path))
+    with pytest.raises(TooLargeError, match="a has 400 x 300 pixels"):
+        decode_untrusted(data, "a", 119_999)
+    for suffix in (".tiff", ".webp", ".bmp", ".ppm", ".jpg"):
+        sent = cv2.imencode(suffix, read_image(path))[1].tobytes()
+        assert decode_untrusted(sent, "a", 120_000).shape == (300, 400, 3), suffix
+    with pytest.raises(ImageError, match="b is not an image"):
+        decode_untrusted(b"GIF89a, no longer", "b", 10)

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -361,3 +362,26 @@ def test_bfloat16_layers_keep_float32_states() -> None:
         assert 0 < (x - y).abs().max() < 0.05 * y.abs().max()
     set_precision(model, "fp32")
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+
+
+def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:
+    model = make_model(3)
+    a = make_features(60, 0)
+    images = [(a, make_features(50, 1, like=a)), (a, make_features(0, 2)), (make_features(20, 3), a)]
+    packed = pack(images, model.config)
+    for settings in (MatchSettings(), MatchSettings(exit_ratio=None), MatchSettings(exit_ratio=None, prune_below=None)):
+        for mine, layers in zip(model.match(packed, settings), model.match_by_layer(packed, settings), strict=True):
+            last = layers[-1]
+            assert last.pairs.tolist() == mine.pairs.tolist()
+            assert last.stop_layer == mine.stop_layer
+            assert last.layers0.tolist() == mine.layers0.tolist()
+            assert [one.stop_layer for one in layers] == (list(range(1, mine.stop_layer + 1)) or [0])
+    full = MatchSettings(exit_ratio=None, prune_below=None)
+    for depth in range(1, model.config.n_layers):
+        config = {"descriptor_dim": 32, "d": 32, "heads": 2, "project_input": True, "n_layers": depth}
+        short = type(model)(LightGlueConfig(**config)).eval()  # pyright: ignore[reportArgumentType]
+        short.load_state_dict({k: v for k, v in model.state_dict().items() if k in short.state_dict()})
+        for mine, layers in zip(short.match(packed, full), model.match_by_layer(packed, full), strict=True):
+            at = layers[min(depth, len(layers)) - 1]
+            assert at.pairs.tolist() == mine.pairs.tolist()
+            np.testing.assert_array_equal(at.scores, mine.scores)

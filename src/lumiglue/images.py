@@ -52,7 +52,7 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
 
 
 # What strangers may send: no format whose reader starts another program or holds vectors.
-UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM", "MPO")
+UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 
 
 def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:

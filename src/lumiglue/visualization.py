@@ -261,8 +261,8 @@ def _on_one_canvas(
     axes.imshow(canvas, interpolation="bilinear")
     axes.set_axis_off()
     axes.autoscale(False)
-    first, second = corners[:, ::-1].astype(float)
-    return figure, axes, (first, second)
+    places = corners[:, ::-1].astype(float)
+    return figure, axes, (places[0], places[1])
 
 
 def _keypoints(features: Features, corner: np.ndarray) -> np.ndarray:

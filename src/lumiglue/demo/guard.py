@@ -43,6 +43,7 @@ class Guard:
         sentence = f"the request is larger than two photos of {self.upload_bytes / 1e6:g} MB; send smaller files"
         length = dict(scope["headers"]).get(b"content-length", b"0")
         if not length.isdigit() or int(length) > limit:
+            await _drain(receive, 4 * limit)
             await _answer(send, 413, sentence)
             return
         received, answered = 0, False
@@ -64,7 +65,16 @@ class Guard:
             await self.app(scope, counted, noted)
         except _TooLargeError:
             if not answered:
+                await _drain(receive, 4 * limit)
                 await _answer(send, 413, sentence)
+
+
+async def _drain(receive: Receive, most: int) -> None:
+    """Reads and forgets a body: a connection that is closed on a client that still sends may lose the answer."""
+    message: Message = {"more_body": True}
+    while message.get("more_body") and most > 0:
+        message = await receive()
+        most -= len(message.get("body", b""))
 
 
 async def _answer(send: Send, status: int, sentence: str) -> None:

@@ -123,17 +123,16 @@ class View:
 def draw(pickled: bytes, view: View) -> bytes:
     """The picture as a JPEG."""
     outcome: Outcome = pickle.loads(pickled)
-    images = [to_rgb8(Image.open(io.BytesIO(photo))) for photo in outcome.photos]
-    sides = (outcome.result.features0, outcome.result.features1)
-    features = [_moved(side, image.shape[1], image.shape[0]) for side, image in zip(sides, images, strict=True)]
+    image0, image1 = (to_rgb8(Image.open(io.BytesIO(photo))) for photo in outcome.photos)
+    points0, points1 = _moved(outcome.result.features0, image0), _moved(outcome.result.features1, image1)
     if view.layer is None:
         matches, geometry = outcome.result.matches, outcome.geometry
         title = f"{len(matches)} matches" + (
             f", {int(geometry.inliers.sum())} inliers ({geometry.kind})" if geometry else ""
         )
-        figure = draw_matches(*images, *features, matches, geometry, title, view.colour_by, view.stacked)
+        figure = draw_matches(image0, image1, points0, points1, matches, geometry, title, view.colour_by, view.stacked)
     else:
-        figure = draw_layer(*images, *features, outcome.layers, view.layer, outcome.n_layers, view.stacked)
+        figure = draw_layer(image0, image1, points0, points1, outcome.layers, view.layer, outcome.n_layers, view.stacked)
     return figure_bytes(figure, "jpg")
 
 
@@ -148,8 +147,9 @@ def _bare(features: Features) -> Features:
     return replace(features, descriptors=features.descriptors[:, :0].clone())
 
 
-def _moved(features: Features, width: int, height: int) -> Features:
+def _moved(features: Features, image: np.ndarray) -> Features:
     """The keypoints in the pixels of the photo at another size."""
+    height, width = image.shape[:2]
     scale = torch.tensor([width / features.image_size[0], height / features.image_size[1]])
     return replace(features, keypoints=(features.keypoints + 0.5) * scale - 0.5, image_size=(width, height))
 

@@ -11,6 +11,8 @@ from typing import Any
 import gradio as gr
 import numpy as np
 from fastapi import FastAPI
+from gradio.components import Component
+from gradio.themes import Soft
 
 from lumiglue.demo.api import layer_replies
 from lumiglue.demo.matching import MatchRequest, Outcome, View
@@ -50,17 +52,29 @@ def _photo(label: str, name: str) -> gr.Image:
         label=label, type="filepath", format="png", image_mode=None, height=260, elem_id=name,
         sources=["upload", "webcam", "clipboard"], buttons=[],
     )  # fmt: skip
-    keep = photo.async_move_resource_to_block_cache
-
-    async def keep_files(address: str | Path | None) -> str | None:
-        """Files that were sent, and never an address, which the server would go and fetch."""
-        if address is not None and "://" in str(address):
-            raise gr.Error("send the photo itself, not its address", print_exception=False)
-        return await keep(address)
-
-    photo.async_move_resource_to_block_cache = keep_files
     photo.preprocess = lambda payload: None if payload is None else payload.path
     return photo
+
+
+def _is_upload(path: str | Path) -> bool:
+    file, folder = Path(path).resolve(), Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
+    return "://" not in str(path) and file.is_relative_to(folder)
+
+
+def _take_uploads_alone(block: Any) -> None:
+    """Lets a component take files of the upload folder, and nothing else of the server, nor an address to fetch.
+
+    Any value of a request may claim to be a file. Gradio looks where it lies only in pages that were started by `launch`; in
+    a mounted page it copies whatever is named into the folder from which it serves.
+    """
+    keep = block.async_move_resource_to_block_cache
+
+    async def keep_upload(path: str | Path | None) -> str | None:
+        if path is not None and not _is_upload(path):
+            raise gr.Error("send the photo itself, not where it lies", print_exception=False)
+        return await keep(path)
+
+    block.async_move_resource_to_block_cache = keep_upload
 
 
 def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
@@ -72,14 +86,13 @@ def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
         footer_links=[],
         run_history=False,
         allowed_paths=[],
-        blocked_paths=[str(Path.cwd()), str(Path.home())],
         show_error=False,  # errors that were not foreseen go to the log, without words for strangers
         max_file_size=service.limits.upload_bytes,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
         mcp_server=False,
-        theme=gr.themes.Soft(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace")),
+        theme=Soft(font=SYSTEM_FONTS, font_mono=("ui-monospace", "monospace")),
         css=CSS,
     )
 
@@ -99,6 +112,8 @@ class _Page:
                 with gr.Column(scale=1, min_width=280), gr.Accordion("Settings", open=True):
                     settings = self._settings(models)
             self._wire(settings)
+        for block in self.blocks.blocks.values():
+            _take_uploads_alone(block)
         self.blocks.queue(default_concurrency_limit=None)  # the service has the one queue, for page and API
 
     def _photos(self) -> None:
@@ -122,7 +137,7 @@ class _Page:
             self.files = gr.HTML(padding=False, elem_id="files", elem_classes="files")
             self.numbers = gr.HTML(padding=False, elem_id="numbers", elem_classes="numbers")
 
-    def _settings(self, models: list[str]) -> list[gr.components.Component]:
+    def _settings(self, models: list[str]) -> list[Component]:
         most = self.service.limits.most_keypoints
         return [
             gr.Radio(models, value="sift", label="Features and weights"),
@@ -136,7 +151,7 @@ class _Page:
                       info="confident points of lower matchability leave early; 0 is off: all points stay"),
         ]  # fmt: skip
 
-    def _wire(self, settings: list[gr.components.Component]) -> None:
+    def _wire(self, settings: list[Component]) -> None:
         outputs = [
             self.token, self.message, self.results, self.picture, self.layer_picture, self.layer, self.layer_table,
             self.files, self.numbers,
@@ -225,13 +240,12 @@ def _samples() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _sent(path: str | None, letter: str) -> bytes:
-    """The bytes of an uploaded file. Gradio hands in only paths of its upload folder; that is checked once more."""
+    """The bytes of an uploaded file."""
     if path is None:
         raise InputError(f"photo {letter} is missing; drop one, or use the sample photos")
-    file, folder = Path(path).resolve(), Path(os.environ["GRADIO_TEMP_DIR"]).resolve()
-    if not file.is_relative_to(folder) or not file.is_file():
+    if not _is_upload(path) or not Path(path).is_file():
         raise ImageError(f"photo {letter} is not here any more; send it again")
-    return file.read_bytes()
+    return Path(path).read_bytes()
 
 
 def _complaint(error: LumiglueError) -> str:

@@ -1,13 +1,15 @@
 """Requests to worker processes: so many at a time, so many waiting, and each ends by its time limit."""
 
 import asyncio
+import logging
 import multiprocessing
 import os
 import pickle
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 
 from pebble import ProcessExpired, ProcessPool
@@ -16,6 +18,8 @@ from lumiglue.demo import matching
 from lumiglue.demo.limits import Limits
 from lumiglue.demo.matching import MatchRequest, Outcome, View
 from lumiglue.errors import InputError, LumiglueError, TooLargeError
+
+log = logging.getLogger(__name__)
 
 
 class BusyError(LumiglueError):
@@ -43,14 +47,7 @@ class Service:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        threads = max(1, (os.cpu_count() or 1) // limits.workers)
-        # Spawned, not forked: a fork of a process in which threads run may hang.
-        self.pool = ProcessPool(
-            limits.workers,
-            initializer=matching.prepare,
-            initargs=(threads,),
-            context=multiprocessing.get_context("spawn"),
-        )
+        self.pool = self._new_pool()
         self.under_way = 0
         self.kept: OrderedDict[str, Kept] = OrderedDict()
 
@@ -94,8 +91,7 @@ class Service:
             raise BusyError(f"the server is busy, {limits.max_queue} requests wait already; try again in a minute")
         self.under_way += 1
         try:
-            future = self.pool.schedule(function, args=list(arguments), timeout=limits.max_seconds)
-            return await asyncio.wrap_future(future)
+            return await self._scheduled(function, arguments)
         except TimeoutError:
             raise TimeLimitError(
                 f"this took longer than the limit of {limits.max_seconds:g} s and was ended; "
@@ -107,6 +103,28 @@ class Service:
             raise BusyError("the server is shutting down; try again later") from None
         finally:
             self.under_way -= 1
+
+    async def _scheduled(self, function: Callable[..., bytes], arguments: Sequence[object]) -> bytes:
+        """Runs a function in a worker; where the pool itself has broken, once more in a new one."""
+        pool = self.pool
+        try:
+            future = pool.schedule(function, args=list(arguments), timeout=self.limits.max_seconds)
+            return await asyncio.wrap_future(future)
+        except (BrokenProcessPool, RuntimeError) as error:
+            if isinstance(error, LumiglueError) or (type(error) is RuntimeError and pool.active):
+                raise  # of the function
+            log.warning("the pool of workers broke (%s); a new one takes its place", error)
+        if self.pool is pool:
+            self.pool = self._new_pool()
+            pool.stop()
+        future = self.pool.schedule(function, args=list(arguments), timeout=self.limits.max_seconds)
+        return await asyncio.wrap_future(future)
+
+    def _new_pool(self) -> ProcessPool:
+        """Spawned, not forked: a fork of a process in which threads run may hang. A pool breaks when a worker dies idle."""
+        threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
+        context = multiprocessing.get_context("spawn")
+        return ProcessPool(self.limits.workers, initializer=matching.prepare, initargs=(threads,), context=context)
 
     def close(self) -> None:
         """Ends the worker processes."""
