@@ -254,7 +254,7 @@ def _on_one_canvas(
     canvas = np.full((*shape, 3), 32, np.uint8)
     for image, (top, left) in zip((image0, image1), corners, strict=True):
         canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
-    height, width = canvas.shape[:2]
+    height, width = int(shape[0]), int(shape[1])
     inches = min(_MAX_WIDTH / (2 if stacked else 1), max(9.0, width / _DPI))
     figure = Figure(figsize=(inches, inches * height / width * 0.95 + 0.5), layout="constrained")
     axes = figure.subplots()
