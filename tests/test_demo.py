@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import cv2
+import httpx
 import numpy as np
 import pytest
 
@@ -27,8 +28,6 @@ from lumiglue import InputError, MatchResult, Pipeline
 from lumiglue.cli import main
 from lumiglue.demo.limits import Limits
 
-pytest.importorskip("gradio")
-httpx = pytest.importorskip("httpx")
 
 UPLOAD_MB, MEGAPIXELS, KEYPOINTS = 1.0, 2.0, 256
 Photos = tuple[Path, Path]
@@ -419,11 +418,3 @@ def test_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
         Limits(workers=0)
     assert main(["demo", "--host", "203.0.113.7", "--port", "1"]) == 2
     assert "203.0.113.7 port 1 cannot be used" in capsys.readouterr().err
-
-
-def test_pins_are_those_of_the_project_but_for_what_gradio_asks() -> None:
-    usual, mine = (
-        dict(line.split("==") for line in (Path(__file__).parents[1] / name).read_text().splitlines() if "==" in line)
-        for name in ("constraints.txt", "constraints-demo.txt")
-    )
-    assert {name for name in usual if mine.get(name) != usual[name]} == {"pillow", "tomlkit"}
