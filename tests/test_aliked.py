@@ -159,10 +159,12 @@ def test_a_download_is_checked(random_weights: Path, tmp_path: Path, monkeypatch
             Aliked(model=SMALL)(PHOTO)
         checksum = hashlib.sha256(file.read_bytes()).hexdigest()
         monkeypatch.setitem(_RELEASED, SMALL, checksum)
+        assert not Aliked(model=SMALL).weights_are_here()
         assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
         server.shutdown()
         thread.join()
     assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))  # kept
+    assert Aliked(model=SMALL).weights_are_here()
 
 
 def test_the_released_files_have_the_checksums_that_are_asked_for(shared: Path) -> None:

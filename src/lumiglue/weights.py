@@ -88,9 +88,14 @@ def cache_folder() -> Path:
     return Path(os.environ.get("LUMIGLUE_CACHE") or Path.home() / ".cache" / "lumiglue")
 
 
+def kept_at(url: str, sha256: str, cache: Path | None = None) -> Path:
+    """Where `download` keeps a file."""
+    return (cache or cache_folder()) / f"{sha256[:16]}-{url.rsplit('/', 1)[-1]}"
+
+
 def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 60.0) -> Path:
     """The file at `url`, fetched once and kept; its SHA-256 is checked each time. Raises WeightsError."""
-    target = (cache or cache_folder()) / f"{sha256[:16]}-{url.rsplit('/', 1)[-1]}"
+    target = kept_at(url, sha256, cache)
     if target.exists() and _sha256(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

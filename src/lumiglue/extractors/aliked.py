@@ -15,7 +15,7 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
-from lumiglue.weights import cache_folder, download, read_tensors
+from lumiglue.weights import cache_folder, download, kept_at, read_tensors
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
@@ -89,7 +89,9 @@ class Aliked:
 
     def weights_are_here(self) -> bool:
         """Whether the network's weights lie on this machine, so that nothing would be downloaded."""
-        return _weights_file(self.weights, self.model) is not None
+        if _local_file(self.weights, self.model) is not None:
+            return True
+        return self.model in _RELEASED and kept_at(f"{_RELEASED_AT}{self.model}.pth", _RELEASED[self.model]).is_file()
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
         """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
@@ -118,7 +120,17 @@ class Aliked:
 
 
 def _weights_file(weights: str | Path | None, model: str) -> Path | None:
-    """The local file of a model's weights, fetched if need be; None where kornia is to fetch it."""
+    """The file of a model's weights, fetched if need be; None where kornia is to fetch it."""
+    if (file := _local_file(weights, model)) is not None or model not in _RELEASED:
+        return file
+    try:
+        return download(f"{_RELEASED_AT}{model}.pth", _RELEASED[model])
+    except WeightsError as error:
+        raise _nowhere(model, str(error)) from None
+
+
+def _local_file(weights: str | Path | None, model: str) -> Path | None:
+    """The file of a model's weights on this machine, or None. Raises WeightsError where one was named that is not there."""
     for given, source in ((weights, "weights"), (os.environ.get(WEIGHTS_VARIABLE), f"${WEIGHTS_VARIABLE}")):
         if not given:
             continue
@@ -128,14 +140,7 @@ def _weights_file(weights: str | Path | None, model: str) -> Path | None:
             raise WeightsError(f"{file}, named by {source}, does not exist; give {model}.pth or the folder that holds it")
         return file.absolute()
     cached = cache_folder() / f"{model}.pth"
-    if cached.is_file():
-        return cached
-    if model not in _RELEASED:
-        return None
-    try:
-        return download(f"{_RELEASED_AT}{model}.pth", _RELEASED[model])
-    except WeightsError as error:
-        raise _nowhere(model, str(error)) from None
+    return cached if cached.is_file() else None
 
 
 @lru_cache(maxsize=4)
