@@ -55,6 +55,15 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         raise WeightsError(f"{path} has a config that this version cannot read ({error}); update lumiglue") from None
 
 
+def is_ours(path: str | Path) -> bool:
+    """Whether a file says that it is one of ours; released checkpoints do not."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format", "").startswith(FORMAT)
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def load_weights(path: str | Path, device: torch.device | str = "cpu") -> MatcherModel:
     """A model in evaluation mode from a file; every tensor must be there and fit. Raises WeightsError."""
     config, _ = read_metadata(path)

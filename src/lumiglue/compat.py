@@ -1,0 +1,188 @@
+"""The call signature of the released LightGlue and of `kornia.feature.LightGlue`: dictionaries of batched tensors.
+
+For code that was written for one of those. New code is better served by `Pipeline`, which takes images of any sizes and
+numbers of keypoints in one batch. docs/migrate.md says what is the same and what is not.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lumiglue.errors import InputError, WeightsError
+from lumiglue.matcher import lightglue
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.models import model_name
+from lumiglue.matcher.precision import set_precision
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.released import import_released
+from lumiglue.types import Features, Matches
+from lumiglue.weights import BUILT_IN, is_ours, load_weights, pretrained_path, read_metadata, resolve
+
+
+class LightGlue(nn.Module):
+    """LightGlue behind the released signature.
+
+    features: the features that the weights are for. "sift" and "aliked" have weights in the package; others, and None
+        (any of the right width), need `weights`.
+    weights: a built-in name, a file of ours, or a released checkpoint (.pth or .safetensors, read without running pickle).
+    depth_confidence: a pair stops once this share of its points is confident; -1 is off.
+    width_confidence: confident points that are matchable with less than 1 - width_confidence leave early; -1 is off. (kornia
+        takes out unsure ones too where depth_confidence is -1.)
+    filter_threshold: smallest score of a match.
+    n_layers: use only the first so many layers; None uses all.
+    mp: multiply in bfloat16 inside the layers. flash: has no effect, the fastest exact attention is always used.
+
+    Raises WeightsError, InputError.
+    """
+
+    def __init__(
+        self,
+        features: str | None = "superpoint",
+        *,
+        weights: str | Path | None = None,
+        depth_confidence: float = 0.95,
+        width_confidence: float = 0.99,
+        filter_threshold: float = 0.1,
+        n_layers: int | None = None,
+        flash: bool = True,
+        mp: bool = False,
+    ) -> None:
+        super().__init__()
+        del flash
+        self.matcher = _first_layers(_load(features, weights), n_layers)
+        if mp:
+            set_precision(self.matcher, "bf16")
+        self.filter_threshold = filter_threshold
+        # All mutual best pairs are asked for: the scores below the threshold are a part of the released answer.
+        self.settings = MatchSettings(
+            score_threshold=0.0,
+            exit_ratio=None if depth_confidence < 0 else depth_confidence,
+            prune_below=None if width_confidence < 0 else 1 - width_confidence,
+        )
+        self.eval()
+
+    @torch.no_grad()
+    def forward(self, data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """data: {"image0": image, "image1": image} of B pairs; each image is a dictionary of
+
+            keypoints (B x N x 2, pixels), descriptors (B x N x D), image_size (B x 2, width and height) or image
+            (B x C x H x W), and scales, oris (B x N; pixels, radians) for matchers that see them.
+
+        Returns matches0 and matches1 (B x N rows of the other image, or -1), matching_scores0 and matching_scores1 (B x N;
+        of mutual best pairs also below the threshold, else 0), matches (B tensors S x 2), scores (B tensors S), prune0 and
+        prune1 (B x N layers that each point went through), stop (layers that the longest pair ran), stops (B, of each
+        pair). Each pair of a batch gives what it gives alone. Raises InputError.
+        """
+        for key in ("image0", "image1"):
+            if key not in data:
+                raise InputError(f"the dictionary has no {key!r}; give 'image0' and 'image1'")
+        images0, images1 = (_features(data[key], key) for key in ("image0", "image1"))
+        if len(images0) != len(images1):
+            raise InputError(f"image0 holds {len(images0)} images and image1 {len(images1)}; give as many of each")
+        found = self.matcher.match(pack(list(zip(images0, images1, strict=True)), self.matcher.config), self.settings)
+        return self._as_dictionary(found)
+
+    def _as_dictionary(self, found: Sequence[Matches]) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        pruning, full = self.settings.prune_below is not None, self.matcher.config.n_layers
+        for side in (0, 1):
+            layers = [m.layers0 if side == 0 else m.layers1 for m in found]
+            rows, scores = zip(*(_of_each_point(m, side, self.filter_threshold) for m in found), strict=True)
+            result[f"matches{side}"] = torch.stack(rows)
+            result[f"matching_scores{side}"] = torch.stack(scores)
+            result[f"prune{side}"] = torch.stack(layers if pruning else [x * 0 + full for x in layers])
+        kept = [m.scores > self.filter_threshold for m in found]
+        result["matches"] = [m.pairs[rows] for m, rows in zip(found, kept, strict=True)]
+        result["scores"] = [m.scores[rows] for m, rows in zip(found, kept, strict=True)]
+        result["stop"] = max(m.stop_layer for m in found)
+        result["stops"] = torch.tensor([m.stop_layer for m in found])
+        return result
+
+
+def _load(features: str | None, weights: str | Path | None) -> lightglue.LightGlue:
+    if weights is None and features not in BUILT_IN:
+        names = sorted(BUILT_IN)
+        raise WeightsError(
+            f"the package has no weights for {features!r} features; give weights='file', or choose from {names}"
+        )
+    path = pretrained_path(str(features)) if weights is None else resolve(weights)
+    model = load_weights(path) if is_ours(path) else import_released(path, features or "")
+    if not isinstance(model, lightglue.LightGlue):
+        raise WeightsError(f"{path} holds {model_name(model.config)}; give a LightGlue checkpoint")
+    made_for, asked = model.config.extractor, _extractor_of(features)
+    if made_for and asked and made_for != asked:
+        raise InputError(f"the weights are for {made_for!r} features, not for {features!r}")
+    return model
+
+
+def _extractor_of(features: str | None) -> str:
+    """The name that weights remember; the built-in ones go by several."""
+    if features in BUILT_IN:
+        return read_metadata(pretrained_path(features))[0].extractor
+    return features or ""
+
+
+def _first_layers(model: lightglue.LightGlue, n_layers: int | None) -> lightglue.LightGlue:
+    """A matcher of the first layers alone: each has a head of its own."""
+    if n_layers is None or n_layers == model.config.n_layers:
+        return model
+    if not 1 <= n_layers < model.config.n_layers:
+        raise InputError(f"n_layers is {n_layers}; these weights have 1 to {model.config.n_layers}")
+    with torch.random.fork_rng(devices=[]):
+        shorter = lightglue.LightGlue(replace(model.config, n_layers=n_layers))
+    wanted = shorter.state_dict()
+    shorter.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in wanted})
+    return shorter
+
+
+def _features(image: Mapping[str, Any], key: str) -> list[Features]:
+    """The images of a batch."""
+    for name in ("keypoints", "descriptors"):
+        if name not in image:
+            raise InputError(f"{key} has no {name!r}; give a tensor B x N x {'2' if name == 'keypoints' else 'D'}")
+        if image[name].ndim != 3:
+            raise InputError(f"{key}'s {name} have shape {tuple(image[name].shape)}; give B x N x ..., one row an image")
+    batch = len(image["keypoints"])
+    for name in ("descriptors", "scales", "oris"):
+        if name in image and len(image[name]) != batch:
+            raise InputError(f"{key} has {batch} images by its keypoints and {len(image[name])} by its {name}")
+    sizes = _sizes(image, key, batch)
+    optional = {ours: image[theirs] for ours, theirs in (("scales", "scales"), ("orientations", "oris")) if theirs in image}
+    return [
+        Features(
+            keypoints=image["keypoints"][b].float(),
+            descriptors=image["descriptors"][b].float(),
+            image_size=sizes[b],
+            **{name: value[b].float() for name, value in optional.items()},
+        )
+        for b in range(batch)
+    ]
+
+
+def _sizes(image: Mapping[str, Any], key: str, batch: int) -> list[tuple[int, int]]:
+    if "image_size" in image:
+        sizes = torch.as_tensor(image["image_size"]).reshape(-1, 2).double().cpu()
+    elif isinstance(image.get("image"), Tensor):
+        sizes = torch.tensor([image["image"].shape[:-3:-1]]).double()
+    else:
+        raise InputError(f"{key} has neither 'image_size' (B x 2, width and height) nor 'image'; positions need one")
+    if len(sizes) not in (1, batch):
+        raise InputError(f"{key} has {len(sizes)} image sizes for {batch} images")
+    if not torch.equal(sizes, sizes.round()):
+        raise InputError(f"{key}'s image_size is {sizes.tolist()}; give whole pixels, those that the keypoints refer to")
+    return [(int(width), int(height)) for width, height in sizes.expand(batch, 2).tolist()]
+
+
+def _of_each_point(matches: Matches, side: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """For each point of one image its partner or -1, and its score."""
+    n = len(matches.layers0 if side == 0 else matches.layers1)
+    own, other = matches.pairs[:, side], matches.pairs[:, 1 - side]
+    partner = own.new_full((n,), -1)
+    partner[own] = torch.where(matches.scores > threshold, other, -1)
+    scores = matches.scores.new_zeros(n)
+    scores[own] = matches.scores
+    return partner, scores
