@@ -23,7 +23,6 @@ ARROWS: dict[str, set[str]] = {
     "rotation": {"types"},
     "fastest": {"types", "matcher", "weights"},
     "pipeline": {"types", "images", "extractors", "fastest", "many", "matcher", "onnx", "robust", "rotation", "weights"},
-    "pipeline": {"types", "images", "extractors", "many", "matcher", "onnx", "robust", "rotation", "weights"},
     "compat": {"types", "matcher", "released", "weights"},
     "visualization": {"types", "images"},
     "samples": set(),
