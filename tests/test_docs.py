@@ -56,6 +56,7 @@ NEEDS_MORE = re.compile(
 # Python that needs the internet.
 NOT_RUN = re.compile(r"from_pretrained\(")
 RUN_BEFORE: set[str] = set()
+OTHER_TOOLS = {"mkdocs", ".venv/bin/pre-commit", "python", "curl", "docker"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def blocks_of(page: Path) -> list[Block]:
 def commands_of(text: str) -> list[list[str]]:
     """The words of each command of a block; a backslash goes on, a semicolon or && begins another."""
     commands = []
-    for line in text.replace("\\\n", " ").splitlines():
+    for line in text.replace("\\\n", " ").replace("$ ", "").splitlines():
         for words in re.split(r"\s*(?:;|&&)\s*", re.sub(r"\s+#\s.*|^#.*", "", line)):
             if words.strip():
                 commands.append(shlex.split(words))
@@ -224,11 +225,9 @@ def test_code_runs(
                 exec(code, names)
         elif block.kind == "json":
             json.loads(block.text)
-        elif block.kind == "sh":
+        elif block.kind in ("sh", "bash", "console"):
             for words in commands_of(block.text):
                 check_command(words, parse, where)
-        else:
-            pytest.fail(f"{where}: say what language {block.kind!r} is")
 
 
 def check_command(words: list[str], parse: Callable[[list[str]], None], where: str) -> None:
@@ -251,12 +250,12 @@ def check_command(words: list[str], parse: Callable[[list[str]], None], where: s
         assert {name for group in asked for name in group.split(",")} <= extras.keys(), where
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), where
-    elif words[0] == "python":
+    elif words[0] == "python" and words[1].endswith(".py"):
         source = (ROOT / words[1]).read_text()
         for flag in (word for word in words if word.startswith("--")):
             assert flag in source or flag[2:].replace("-", "_") in source, f"{where}: {flag}"
     else:
-        assert ours is not None or words[0] in ("mkdocs", ".venv/bin/pre-commit"), f"{where}: what is {words[0]!r}?"
+        assert ours is not None or words[0] in OTHER_TOOLS, f"{where}: what is {words[0]!r}?"
 
 
 @pytest.fixture(scope="module")
