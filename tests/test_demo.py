@@ -412,6 +412,22 @@ def test_a_request_ends_by_its_time_and_the_server_goes_on() -> None:
         thread.submit(asyncio.run, run()).result()
 
 
+def test_the_page_of_the_documentation_says_how(
+    server: str, photos: list[Photos], expected: list[MatchResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """Its Python line, with the sample photos and this server's address."""
+    for name, path in zip(("a.jpg", "b.jpg"), photos[0], strict=True):
+        shutil.copy(path, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    text = (Path(__file__).parents[1] / "docs" / "demo.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    exec(code.replace("http://127.0.0.1:7860", server), {})
+    matches, inliers, stop_layer, layers = map(int, re.findall(r"\d+", capsys.readouterr().out))
+    assert matches >= inliers > 10
+    assert stop_layer == layers == 5
+
+
 def test_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="workers is 0; give at least 1"):
         Limits(workers=0)

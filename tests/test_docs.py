@@ -53,8 +53,8 @@ NEEDS_MORE = re.compile(
     r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/"
     r"|scores\.csv"
 )
-# Python that needs the internet.
-NOT_RUN = re.compile(r"from_pretrained\(")
+# Python that needs the internet, or the demo's server: tests/test_demo.py runs that.
+NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860")
 RUN_BEFORE: set[str] = set()
 OTHER_TOOLS = {"mkdocs", ".venv/bin/pre-commit", "python", "curl", "docker"}
 
