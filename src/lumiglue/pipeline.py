@@ -19,8 +19,8 @@ from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name, weights_sha256
-from lumiglue.matcher.precision import Precision, set_precision
-from lumiglue.matcher.settings import MatchSettings
+from lumiglue.matcher.precision import set_precision
+from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.onnx import require as require_onnx
 from lumiglue.robust import estimate
 from lumiglue.rotation import match_best_turn
@@ -30,8 +30,6 @@ from lumiglue.weights import load_weights, pretrained_path, resolve
 if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
-# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form.
-Backend = Literal["torch", "onnxruntime", "openvino"]
 Rotation = Literal["none", "search"]
 ImageLike = str | Path | np.ndarray | Tensor
 

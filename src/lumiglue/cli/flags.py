@@ -1,10 +1,12 @@
 """Flags that several commands share."""
 
 import dataclasses
+from typing import TYPE_CHECKING
 
-from lumiglue.matcher.precision import Precision
-from lumiglue.matcher.settings import MatchSettings
-from lumiglue.pipeline import Backend, Pipeline
+from lumiglue.matcher.settings import Backend, MatchSettings, Precision
+
+if TYPE_CHECKING:
+    from lumiglue.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,7 +35,9 @@ class PipelineFlags:
     backend: Backend | None = None
     """What runs the matcher: torch, onnxruntime or openvino; by default torch, and onnxruntime for an .onnx file."""
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> "Pipeline":
+        from lumiglue.pipeline import Pipeline
+
         asked = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
             score_threshold=self.score_threshold,

@@ -1,16 +1,19 @@
 """`lumiglue match` and `lumiglue sample`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import ImageError, InputError
-from lumiglue.pipeline import MatchResult
-from lumiglue.types import Geometry
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lumiglue.pipeline import MatchResult
+    from lumiglue.types import Geometry
 
 GeometryChoice = Literal["fundamental", "homography", "none"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -155,7 +158,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     return names
 
 
-def _summary(result: MatchResult, geometry: Geometry | None, layers: int) -> str:
+def _summary(result: "MatchResult", geometry: "Geometry | None", layers: int) -> str:
     parts = [f"{len(result.features0)} and {len(result.features1)} keypoints", f"{len(result)} matches"]
     if geometry is not None:
         parts.append(f"{int(geometry.inliers.sum())} inliers ({geometry.kind})")
@@ -164,7 +167,7 @@ def _summary(result: MatchResult, geometry: Geometry | None, layers: int) -> str
     return ", ".join(parts)
 
 
-def _print_summary(summary: str, result: MatchResult, files: list[Path]) -> None:
+def _print_summary(summary: str, result: "MatchResult", files: list[Path]) -> None:
     say(summary)
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
     if not len(result.features0) or not len(result.features1):
@@ -174,7 +177,7 @@ def _print_summary(summary: str, result: MatchResult, files: list[Path]) -> None
 
 
 def _save_picture(
-    target: Path, images: tuple[np.ndarray, np.ndarray], result: MatchResult, geometry: Geometry | None, title: str
+    target: Path, images: "tuple[np.ndarray, np.ndarray]", result: "MatchResult", geometry: "Geometry | None", title: str
 ) -> None:
     from lumiglue.visualization import draw_matches, save_figure
 

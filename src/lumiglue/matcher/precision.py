@@ -3,12 +3,12 @@
 import functools
 import statistics
 import time
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["bf16", "fp32"]
+from lumiglue.matcher.settings import Precision
+
 # Tokens of a batch and channels of a layer: what most of the matcher's time goes into.
 _TOKENS, _CHANNELS, _ROUNDS = 4096, 256, 7
 
