@@ -43,6 +43,7 @@ ARROWS: dict[str, set[str]] = {
     "visualization": {"types", "images"},
     "samples": set(),
     "export": {"types", "pipeline"},
+    "diagnosis": {"__init__", "extras", "matcher", "pipeline", "weights"},
     "bulk": {"types", "images", "extractors", "many", "pipeline"},
     "training": {"types", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {

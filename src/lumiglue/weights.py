@@ -85,6 +85,21 @@ def pretrained_path(name: str) -> Path:
     return Path(__file__).parent / "data" / BUILT_IN[name]
 
 
+def built_in_checksums() -> dict[str, str]:
+    """SHA-256 of each file of built-in weights, as data/SHA256SUMS has them."""
+    lines = (Path(__file__).parent / "data" / "SHA256SUMS").read_text().splitlines()
+    return {name.strip(): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+# ALIKED's networks are not in the package: where the user says that they lie, and the released files' SHA-256.
+ALIKED_VARIABLE = "LUMIGLUE_ALIKED"
+ALIKED_SHA256 = {
+    "aliked-t16": "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
+    "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
+    "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
+}
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue."""
     return Path(os.environ.get("LUMIGLUE_CACHE") or Path.home() / ".cache" / "lumiglue")

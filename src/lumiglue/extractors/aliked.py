@@ -15,11 +15,11 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
+from lumiglue.weights import ALIKED_VARIABLE as WEIGHTS_VARIABLE
 from lumiglue.weights import cache_folder, read_tensors
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
-WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 
 # How far right of and below its structure each released network puts a keypoint, in pixels of its input. n16rot: half of
 # how far the keypoints of mirrored photos miss each other (20 photos, +-0.02; by turned copies 0.3 to 0.5). The others match

@@ -42,6 +42,11 @@ def faster_precision(device: torch.device) -> Precision:
     return "bf16" if bf16 < fp32 else "fp32"
 
 
+def product_rate(dtype: torch.dtype) -> float:
+    """Operations a second on the CPU of the product that `product_seconds` times."""
+    return 2 * _TOKENS * _CHANNELS * _CHANNELS / product_seconds(dtype)
+
+
 def product_seconds(dtype: torch.dtype) -> float:
     """Median time on the CPU of one product, 4096 x 256 by 256 x 256."""
     a, b = torch.ones(_TOKENS, _CHANNELS, dtype=dtype), torch.ones(_CHANNELS, _CHANNELS, dtype=dtype)
