@@ -1,10 +1,10 @@
-# make demo | make test | make lint
+# make demo | make test | make lint | make wheel-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lumiglue sample --out demo.png
@@ -16,6 +16,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+
+wheel-check: $(VENV)/.installed-dev
+	.ci/wheel
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
