@@ -138,6 +138,10 @@ def resolve(weights: str | Path) -> Path:
     if text.startswith("hub:"):
         return _from_hub(text.removeprefix("hub:"))
     if "://" not in text:
+        if not Path(text).exists() and not Path(text).suffix:
+            raise WeightsError(
+                f"{text} does not exist, and is no name in the package: {sorted(BUILT_IN)}; give one, or a file"
+            )
         return Path(weights)
     url, _, checksum = text.partition("#sha256=")
     if len(checksum) != 64:
@@ -181,7 +185,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).partition("\n")[0]
+        reason = first if " " in first else f"it is no checkpoint: {type(error).__name__}"  # a KeyError says a number
         raise WeightsError(f"{path} cannot be read as tensors alone, and nothing else is executed ({reason})") from None
     for key in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):

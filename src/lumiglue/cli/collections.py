@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags
+from lumiglue.cli.flags import PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from lumiglue.bulk.features import Step
     from lumiglue.bulk.pairs import Pair
 
+HDF5 = (".h5", ".hdf5")
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
 
 
@@ -33,6 +34,7 @@ def features(
     """
     from lumiglue.bulk.features import describe_collection, list_images
 
+    check_writable(out, *HDF5)
     names = list_images(photos)
     pipeline = flags.pipeline()
     steps = describe_collection(photos, names, pipeline.extractor, out, note=_note(flags), workers=workers)
@@ -63,6 +65,7 @@ def pairs(
     from lumiglue.bulk.features import FeaturesFile
     from lumiglue.bulk.pairs import write_pairs
 
+    check_writable(out, ".txt")
     with FeaturesFile(features) as file:
         names = file.names()
     chosen = _choose(features, names, by, neighbours, overlap, photos, metres)
@@ -95,6 +98,9 @@ def matches(
     from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import read_pairs
 
+    if features.suffix == ".txt" and pairs.suffix in HDF5:
+        raise InputError(f"features come first, then pairs: lumiglue matches {pairs} {features}")
+    check_writable(out, *HDF5)
     with FeaturesFile(features) as file:
         names = file.names()
     todo = read_pairs(pairs, names)

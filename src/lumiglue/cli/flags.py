@@ -1,8 +1,11 @@
 """Flags that several commands share."""
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lumiglue.errors import InputError
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
 if TYPE_CHECKING:
@@ -20,8 +23,8 @@ class PipelineFlags:
     resize: int = 1024
     """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
     weights: str | None = None
-    """A name in the package (sift-clean), a .safetensors or .onnx file, or a URL with #sha256=...; by default those of the
-    features."""
+    """A name in the package (sift-clean), a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
+    Hugging Face Hub; by default those of the features."""
     score_threshold: float | None = None
     """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
@@ -57,3 +60,16 @@ class PipelineFlags:
             precision=self.precision,
             backend=self.backend,
         )
+
+
+def check_writable(file: Path, *suffixes: str) -> None:
+    """Before the work, not after it: that a result can be written there, and that its suffix is one of those that are given.
+    Raises InputError."""
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise InputError(f"--out {file} has the suffix {file.suffix!r}; give a file that ends in {' or '.join(suffixes)}")
+    if not file.parent.is_dir():
+        raise InputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give the name of a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written: no permission; give another --out")

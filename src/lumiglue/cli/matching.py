@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags
+from lumiglue.cli.flags import PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import ImageError, InputError
+from lumiglue.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,7 +23,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 def match(
     inputs: Positional[tuple[Path, ...]],
     flags: Annotated[PipelineFlags, arg(name="")],
-    out: Path | None = None,
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None,
     root: Path = Path(),
     geometry: GeometryChoice = "fundamental",
     adaptivity: Path | None = None,
@@ -68,6 +69,8 @@ def _match_two(
     target = target or Path(f"{a.stem}_{b.stem}_matches.png")
     if target.suffix.lower() not in (*PICTURE_SUFFIXES, *DATA_SUFFIXES):
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
+    for file in filter(None, (target, adaptivity)):
+        check_writable(file)
     images = read_image(a), read_image(b)
     pipeline = flags.pipeline()
     result = pipeline.match(*images, rotation=rotation)
@@ -89,7 +92,10 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
 
     names = _read_list(list_file)
     if target is None or target.suffix != ".h5":
-        raise InputError(f"a list of pairs is written to an .h5 file; give --out matches.h5 (not {target})")
+        raise InputError(
+            "a list of pairs is written to an .h5 file; give --out matches.h5" + (f", not {target}" if target else "")
+        )
+    check_writable(target)
     pipeline = flags.pipeline()
     failures: list[str] = []
     total = 0
@@ -108,7 +114,11 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     return 0
 
 
-def sample(flags: Annotated[PipelineFlags, arg(name="")], out: Path = Path("demo.png"), photos: Path | None = None) -> int:
+def sample(
+    flags: Annotated[PipelineFlags, arg(name="")],
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("demo.png"),
+    photos: Path | None = None,
+) -> int:
     """Match a sample pair with known ground truth, made from scikit-image's photographs.
 
     Args:
@@ -116,9 +126,12 @@ def sample(flags: Annotated[PipelineFlags, arg(name="")], out: Path = Path("demo
         out: Picture to save.
         photos: Also save the two sample photos in this folder.
     """
+    require("skimage")
     from PIL import Image
 
     from lumiglue.samples import sample_pair
+
+    check_writable(out)
 
     pair = sample_pair()
     if photos is not None:
@@ -143,6 +156,8 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         text = path.read_text()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give two photos, or one list of pairs") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)") from None
     except UnicodeDecodeError:
         raise ImageError(f"{path} is not a text file; give two photos, or one list of pairs") from None
     names = []
