@@ -1,10 +1,10 @@
-# make demo | make test | make lint | make docs
+# make demo | make test | make lint | make docs | make wheel-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test lint docs wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lumiglue sample --out demo.png
@@ -19,6 +19,9 @@ lint: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/python -m mkdocs build --strict
+
+wheel-check: $(VENV)/.installed-dev
+	.ci/wheel
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

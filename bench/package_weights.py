@@ -14,7 +14,7 @@ import numpy as np
 from lumiglue.evaluation.pairs import summarise
 from lumiglue.evaluation.scores_file import read_scores
 from lumiglue.matcher.lightglue import LightGlue
-from lumiglue.weights import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights
+from lumiglue.weights import BUILT_IN, file_sha256, load_weights, pretrained_path, read_metadata, save_weights
 
 
 def main() -> None:
@@ -47,7 +47,14 @@ def main() -> None:
     assert isinstance(model, LightGlue)
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
     save_weights(model, target, record)
+    write_checksums(target.parent)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
+
+
+def write_checksums(folder: Path) -> None:
+    """SHA256SUMS, by which `lumiglue doctor` knows the files."""
+    files = sorted(folder.glob("*.safetensors"))
+    (folder / "SHA256SUMS").write_text("".join(f"{file_sha256(file)}  {file.name}\n" for file in files))
 
 
 def without_paths(value: Any) -> Any:

@@ -20,8 +20,9 @@ from conftest import draw_photo
 from lumiglue import Extractor, Features, InputError, WeightsError
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
-from lumiglue.extractors.aliked import _RELEASED, MODELS, WEIGHTS_VARIABLE, Aliked
+from lumiglue.extractors.aliked import MODELS, WEIGHTS_VARIABLE, Aliked
 from lumiglue.images import read_image, resize_long_side
+from lumiglue.weights import ALIKED_SHA256
 
 PHOTO = draw_photo(3)
 SMALL = "aliked-t16"
@@ -158,7 +159,7 @@ def test_a_download_is_checked(random_weights: Path, tmp_path: Path, monkeypatch
         with pytest.raises(WeightsError, match="it is not the file that was asked for"):
             Aliked(model=SMALL)(PHOTO)
         checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-        monkeypatch.setitem(_RELEASED, SMALL, checksum)
+        monkeypatch.setitem(ALIKED_SHA256, SMALL, checksum)
         assert not Aliked(model=SMALL).weights_are_here()
         assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
         server.shutdown()
@@ -168,7 +169,7 @@ def test_a_download_is_checked(random_weights: Path, tmp_path: Path, monkeypatch
 
 
 def test_the_released_files_have_the_checksums_that_are_asked_for(shared: Path) -> None:
-    for model, checksum in _RELEASED.items():
+    for model, checksum in ALIKED_SHA256.items():
         assert hashlib.sha256((shared / "weights" / f"{model}.pth").read_bytes()).hexdigest() == checksum
 
 

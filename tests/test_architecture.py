@@ -5,28 +5,48 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SOURCE = Path(__file__).parents[1] / "src" / "lumiglue"
 
 # room -> what it may import. Everything may import `errors`.
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
+    "extras": set(),
+    "hub": set(),
     "types": set(),
     "images": {"types"},
     "geometry": {"types"},
     "robust": {"types", "geometry"},
     "extractors": {"types", "images", "weights"},
     "matcher": {"types"},
-    "weights": {"types", "matcher"},
+    "weights": {"types", "matcher", "extras", "hub"},
+    "model_folder": {"matcher", "weights"},
     "released": {"matcher", "weights"},
-    "onnx": {"types", "matcher"},
+    "onnx": {"types", "matcher", "extras"},
     "many": {"types"},
     "rotation": {"types"},
     "fastest": {"types", "matcher", "weights"},
-    "pipeline": {"types", "images", "extractors", "fastest", "many", "matcher", "onnx", "robust", "rotation", "weights"},
+    "pipeline": {
+        "types",
+        "images",
+        "extractors",
+        "extras",
+        "fastest",
+        "hub",
+        "many",
+        "matcher",
+        "model_folder",
+        "onnx",
+        "robust",
+        "rotation",
+        "weights",
+    },
     "compat": {"types", "matcher", "released", "weights"},
     "visualization": {"types", "images"},
     "samples": set(),
     "export": {"types", "pipeline"},
+    "diagnosis": {"__init__", "extras", "matcher", "pipeline", "weights"},
     "demo": {
         "types",
         "images",
@@ -47,6 +67,7 @@ ARROWS: dict[str, set[str]] = {
         "geometry",
         "robust",
         "extractors",
+        "extras",
         "many",
         "matcher",
         "onnx",
@@ -103,7 +124,7 @@ def watch(event, args):
         if "__pycache__" not in str(args[0]):
             opened.append((event, args))
 sys.addaudithook(watch)
-import lumiglue, lumiglue.cli, lumiglue.training.loop, lumiglue.evaluation.pairs, lumiglue.visualization
+import lumiglue, lumiglue.cli, lumiglue.pipeline, lumiglue.training.loop, lumiglue.evaluation.pairs, lumiglue.visualization
 after = (torch.get_num_threads(), cv2.getNumThreads(), torch.random.get_rng_state().sum().item(), random.getstate(),
          torch.get_default_dtype(), logging.getLogger().handlers[:], dict(os.environ), numpy.geterr(),
          torch.is_grad_enabled())
@@ -115,3 +136,29 @@ assert "kornia" not in sys.modules and "skimage" not in sys.modules and "matplot
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line_explains_itself_without_pytorch() -> None:
+    """Help, a mistyped flag and completion answer at once: no command imports what it does not print with."""
+    script = """
+import sys
+from lumiglue.cli import main
+for words in (["--help"], ["match", "--help"], ["train", "--nonsense"], ["matc"]):
+    try:
+        main(words)
+    except SystemExit:
+        pass
+slow = {"torch", "numpy", "cv2", "PIL", "h5py", "jaxtyping", "matplotlib"} & set(sys.modules)
+assert not slow, slow
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_public_name_is_there() -> None:
+    import lumiglue
+
+    assert {name for name in lumiglue.__all__ if getattr(lumiglue, name, None) is None} == set()
+    assert set(lumiglue.__all__) <= set(dir(lumiglue))
+    with pytest.raises(AttributeError, match="has no attribute 'Pipelin'"):
+        lumiglue.Pipelin  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]

@@ -185,7 +185,7 @@ def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
         FeaturesFile(tmp_path / "none.h5")
     (tmp_path / "noise.h5").write_bytes(b"noise")
     for reader in (FeaturesFile, MatchesReader):
-        with pytest.raises(InputError, match="cannot be read as HDF5"):
+        with pytest.raises(InputError, match=r"is not one of `lumiglue (features|matches)`"):
             reader(tmp_path / "noise.h5")
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(InputError, match="none of the 1 images"):

@@ -114,6 +114,15 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 holds one path"),
         (["match", "none.txt", "--out", "m.h5"], "holds no pairs"),
         (["match", good, good, "--out", "m.xyz"], "no known suffix"),
+        (["match", good, good, "-o", "nothing"], "no known suffix"),
+        (["match", "pairs.txt", "-o", "no/such/m.h5"], "no/such/m.h5 cannot be written: there is no folder no/such"),
+        (["match", good, good, "--adaptivity", "nothing"], "nothing is a folder; give the name of a file"),
+        (["match", "nothing", "--out", "m.h5"], "nothing is a folder; give two photos, or one list"),
+        (["match", good, good, "--weights", "sfit"], "sfit does not exist, and is no name in the package: ['aliked', "),
+        (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
+        (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),
+        (["pairs", "pairs.txt", "-o", "p.txt"], "pairs.txt is not one of `lumiglue features`"),
+        (["matches", "pairs.txt", "f.h5", "-o", "m.h5"], "features come first, then pairs: lumiglue matches f.h5 pairs.txt"),
         (["match", good, good, "--out", "no/such/folder/m.png"], "no/such/folder/m.png"),
         (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['aliked', "),
         (["match", good, good, "--max-keypoints", "0"], "max_keypoints is 0"),
@@ -221,6 +230,6 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_demo_without_its_extra_says_how_to_install_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lumiglue.demo.find_spec", lambda name: None)
+    monkeypatch.setattr("lumiglue.extras.find_spec", lambda name: None)
     assert main(["demo"]) == 2
-    assert capsys.readouterr().err == "error: the demo needs the package gradio; pip install 'lumiglue[demo]'\n"
+    assert capsys.readouterr().err == "error: this needs the package gradio; pip install 'lumiglue[demo]'\n"

@@ -7,12 +7,17 @@ result = matcher.match("a.jpg", "b.jpg")
 result.points0, result.points1, result.scores
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lumiglue.errors import BankError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
-from lumiglue.extractors import EXTRACTORS, Extractor, Sift
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.pipeline import MatchResult, Pipeline
-from lumiglue.types import Features, Geometry, Matches
+
+if TYPE_CHECKING:
+    from lumiglue.extractors import EXTRACTORS, Extractor, Sift
+    from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+    from lumiglue.pipeline import MatchResult, Pipeline
+    from lumiglue.types import Features, Geometry, Matches
 
 __version__ = "0.1.0"
 __all__ = [
@@ -35,3 +40,29 @@ __all__ = [
     "WeightsError",
     "__version__",
 ]
+
+# Imported when asked for: PyTorch takes seconds, which `lumiglue --help` and a mistyped flag need not wait for.
+_HOMES = {
+    "EXTRACTORS": "extractors",
+    "Extractor": "extractors",
+    "Features": "types",
+    "Geometry": "types",
+    "LightGlue": "matcher.lightglue",
+    "LightGlueConfig": "matcher.lightglue",
+    "MatchResult": "pipeline",
+    "Matches": "types",
+    "Pipeline": "pipeline",
+    "Sift": "extractors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'lumiglue' has no attribute {name!r}")
+    value = getattr(import_module(f"lumiglue.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

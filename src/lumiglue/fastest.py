@@ -16,8 +16,7 @@ from typing import Any
 import torch
 
 from lumiglue.matcher.lightglue import LightGlueConfig
-from lumiglue.matcher.precision import Precision
-from lumiglue.matcher.settings import MatchSettings
+from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.types import Features, Matches
 from lumiglue.weights import cache_folder
 

@@ -1,13 +1,14 @@
 """Photos in, matches out: one pair, many pairs, or features that are already there."""
 
 import copy
+import tempfile
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import numpy as np
 import torch
@@ -15,28 +16,26 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.extractors import Extractor, Tiled, create_extractor
+from lumiglue.extractors import EXTRACTORS, Extractor, Tiled, create_extractor
 from lumiglue.extractors.regions import extract_inside
+from lumiglue.extras import require
 from lumiglue.fastest import Match, about_matching, fastest
 from lumiglue.images import as_rgb8, read_image, read_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, model_name, weights_sha256
-from lumiglue.matcher.precision import Precision, faster_precision, set_precision
-from lumiglue.matcher.settings import MatchSettings
-from lumiglue.onnx import require as require_onnx
+from lumiglue.matcher.precision import faster_precision, set_precision
+from lumiglue.matcher.settings import Backend, MatchSettings, Precision
+from lumiglue.model_folder import CARD, read_model_folder, write_model_folder
 from lumiglue.robust import estimate
 from lumiglue.rotation import match_best_turn, turned_image
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
-from lumiglue.weights import load_weights, pretrained_path, resolve
+from lumiglue.weights import FOLDER_FILES, load_weights, pretrained_path, read_metadata, resolve
 
 if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
-# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form; "auto" is the one of
-# them that is fastest here.
-Backend = Literal["torch", "onnxruntime", "openvino", "auto"]
 Rotation = Literal["none", "search"]
 ImageLike = str | Path | np.ndarray | Tensor
 MaskLike = str | Path | np.ndarray | Tensor
@@ -93,8 +92,10 @@ class Pipeline:
         *,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
+        metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """device, precision: of a PyTorch matcher. Raises InputError where the matcher was made for other features."""
+        """device, precision: of a PyTorch matcher. metadata: its training record, as JSON values. Raises InputError where
+        the matcher was made for other features."""
         config = matcher.config
         if config.extractor and config.extractor != extractor.name:
             raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
@@ -107,6 +108,7 @@ class Pipeline:
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
         device = usable_device(device)
         self.extractor = extractor
+        self.metadata = dict(metadata or {})
         if isinstance(matcher, nn.Module):
             set_precision(matcher, precision)
             self.matcher = matcher.eval().to(device)
@@ -152,8 +154,87 @@ class Pipeline:
         if backend == "auto":
             backend = _fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch"):
-            return cls(extractor, load_weights(file), settings, device=chosen, precision=precision)
+            record = read_metadata(file)[1]
+            return cls(extractor, load_weights(file), settings, device=chosen, precision=precision, metadata=record)
         return cls(extractor, _onnx_matcher(file, backend or "onnxruntime", precision), settings)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path,
+        *,
+        features: str | None = None,
+        max_keypoints: int = 2048,
+        resize: int | None = 1024,
+        settings: MatchSettings | None = None,
+        device: torch.device | str | None = None,
+        precision: Precision = "fp32",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | Path | None = None,
+        endpoint: str | None = None,
+    ) -> "Pipeline":
+        """A matcher of the Hugging Face Hub, by "owner/name", or in a folder that `save_pretrained` wrote.
+
+        The file is safetensors, its checksum is compared, and nothing in the repository is executed. features: None takes
+        those that the matcher was trained for; for features of your own say where their class is. settings: None takes those
+        that were saved. revision: branch, tag or commit. token: of a private repository; None takes that of `hf auth login`.
+        cache_dir, endpoint: None takes the Hub's own. Raises InputError, WeightsError.
+        """
+        folder = Path(source)
+        if not folder.is_dir():
+            require("huggingface_hub")
+            from lumiglue.hub import fetch
+
+            cache = Path(cache_dir) if cache_dir else None
+            folder = fetch(
+                str(source), FOLDER_FILES, revision=revision, token=token, cache=cache, endpoint=endpoint
+            )  # fmt: skip
+        found = read_model_folder(folder)
+        name = features or found.features
+        if features is None and name not in EXTRACTORS:  # never a path to code that the repository names
+            raise InputError(f"{source} is for {name or 'any'!r} features; name an extractor for them by features=")
+        chosen = usable_device(device)
+        extractor = create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
+        model, settings = load_weights(found.weights), settings or found.settings
+        return cls(extractor, model, settings, device=chosen, precision=precision, metadata=found.metadata)
+
+    def save_pretrained(self, folder: str | Path, *, name: str = "", metadata: Mapping[str, Any] | None = None) -> None:
+        """Writes model.safetensors, config.json (features, settings, checksum) and a model card, README.md.
+
+        name: what the card calls the matcher; by default the folder. metadata: JSON values for the training record, beside
+        what is known: `licence`, `training_data` and `metrics` go into the card. Raises InputError for bf16 and for ONNX.
+        """
+        if not isinstance(self.matcher, nn.Module):
+            raise InputError("an ONNX matcher has no weights to write; make the pipeline with backend='torch'")
+        record = {**self.metadata, **(metadata or {})}
+        write_model_folder(folder, self.matcher, self.settings, record, name or str(folder))
+
+    def push_to_hub(
+        self,
+        repo: str,
+        *,
+        metadata: Mapping[str, Any] | None = None,
+        message: str = "Weights for Lumiglue",
+        private: bool | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        endpoint: str | None = None,
+    ) -> str:
+        """Writes what `save_pretrained` does to a repository of the Hugging Face Hub, in one commit; returns its address.
+
+        repo: "owner/name", made where there is none. private: of a new repository. revision: an existing branch.
+        token: None takes that of `hf auth login`. Raises InputError, WeightsError.
+        """
+        require("huggingface_hub")
+        from lumiglue.hub import publish
+
+        with tempfile.TemporaryDirectory() as folder:
+            self.save_pretrained(folder, name=repo, metadata=metadata)
+            return publish(
+                Path(folder), (*FOLDER_FILES, CARD), repo, message=message, private=private, revision=revision, token=token,
+                endpoint=endpoint,
+            )  # fmt: skip
 
     def with_settings(self, settings: MatchSettings) -> "Pipeline":
         """The same extractor and weights with other settings; nothing is copied."""
@@ -288,7 +369,7 @@ def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMa
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
     if backend == "torch":
         raise InputError(f"{file} runs on onnxruntime or openvino, not on torch; choose one, or give .safetensors weights")
-    require_onnx("onnx_ir", backend)
+    require("onnx_ir", backend)
     from lumiglue.onnx.runtime import OnnxMatcher
 
     if file.suffix == ".onnx":

@@ -17,9 +17,11 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from lumiglue.errors import WeightsError
+from lumiglue.extras import require
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build, model_name
 
 FORMAT = "lumiglue-"  # and the name of the model
+FOLDER_FILES = ("config.json", "model.safetensors")  # of a matcher in a folder, as on the Hugging Face Hub
 
 
 def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, Any]) -> None:
@@ -92,6 +94,21 @@ def pretrained_path(name: str) -> Path:
     return Path(__file__).parent / "data" / BUILT_IN[name]
 
 
+def built_in_checksums() -> dict[str, str]:
+    """SHA-256 of each file of built-in weights, as data/SHA256SUMS has them."""
+    lines = (Path(__file__).parent / "data" / "SHA256SUMS").read_text().splitlines()
+    return {name.strip(): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+# ALIKED's networks are not in the package: where the user says that they lie, and the released files' SHA-256.
+ALIKED_VARIABLE = "LUMIGLUE_ALIKED"
+ALIKED_SHA256 = {
+    "aliked-t16": "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
+    "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
+    "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
+}
+
+
 def cache_folder() -> Path:
     """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue."""
     return Path(os.environ.get("LUMIGLUE_CACHE") or Path.home() / ".cache" / "lumiglue")
@@ -105,7 +122,7 @@ def kept_at(url: str, sha256: str, cache: Path | None = None) -> Path:
 def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 60.0) -> Path:
     """The file at `url`, fetched once and kept; its SHA-256 is checked each time. Raises WeightsError."""
     target = kept_at(url, sha256, cache)
-    if target.exists() and _sha256(target) == sha256:
+    if target.exists() and file_sha256(target) == sha256:
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
@@ -119,7 +136,7 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
             error.close()
         reason = error.reason if type(error) is urllib.error.URLError else error
         raise WeightsError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and give the file's path") from None
-    if (found := _sha256(unfinished)) != sha256:
+    if (found := file_sha256(unfinished)) != sha256:
         unfinished.unlink()
         raise WeightsError(f"{url} has SHA-256 {found}, not {sha256}; it is not the file that was asked for")
     unfinished.replace(target)
@@ -127,16 +144,48 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
 
 
 def resolve(weights: str | Path) -> Path:
-    """The file of a built-in name, a local path, or a URL with its checksum as https://host/file.safetensors#sha256=HEX."""
+    """The file of a built-in name, a local path, a URL with its checksum as https://host/file.safetensors#sha256=HEX, or a
+    repository of the Hugging Face Hub as hub:owner/name or hub:owner/name@revision."""
     text = str(weights)
     if text in BUILT_IN:
         return pretrained_path(text)
+    if text.startswith("hub:"):
+        return _from_hub(text.removeprefix("hub:"))
     if "://" not in text:
+        if not Path(text).exists() and not Path(text).suffix:
+            raise WeightsError(
+                f"{text} does not exist, and is no name in the package: {sorted(BUILT_IN)}; give one, or a file"
+            )
         return Path(weights)
     url, _, checksum = text.partition("#sha256=")
     if len(checksum) != 64:
         raise WeightsError(f"{url} has no checksum; append #sha256= and the file's 64 hexadecimal digits")
     return download(url, checksum.lower())
+
+
+def _from_hub(text: str) -> Path:
+    require("huggingface_hub")
+    from lumiglue.hub import fetch
+
+    repo, _, revision = text.partition("@")
+    return check_folder(fetch(repo, FOLDER_FILES, revision=revision or None))[0]
+
+
+def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights file and the config of a folder that holds both, as on the Hub; the config's checksum is compared.
+    Raises WeightsError where one is missing, damaged or not ours."""
+    path, weights = (folder / name for name in FOLDER_FILES)
+    for file in (path, weights):
+        if not file.is_file():
+            raise WeightsError(f"{folder} has no {file.name}; give a folder that save_pretrained or push_to_hub wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        expected = config["sha256"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path} is not one of Lumiglue's ({type(error).__name__}: {error}); write it again") from None
+    if (found := file_sha256(weights)) != expected:
+        raise WeightsError(f"{weights} has SHA-256 {found}, its config.json says {expected}; delete it and fetch it again")
+    return weights, config
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -150,7 +199,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = str(error).partition("\n")[0]
+        reason = first if " " in first else f"it is no checkpoint: {type(error).__name__}"  # a KeyError says a number
         raise WeightsError(f"{path} cannot be read as tensors alone, and nothing else is executed ({reason})") from None
     for key in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
@@ -160,6 +210,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return content
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """Hexadecimal digits, as `sha256sum` prints them."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

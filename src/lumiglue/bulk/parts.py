@@ -32,11 +32,12 @@ class Reader:
         """Raises InputError where the file is missing or no HDF5."""
         self.path = Path(path)
         if not self.path.is_file():
-            raise InputError(f"{self.path} does not exist; write it with `{self.written_by}`")
+            wrong = "is a folder" if self.path.is_dir() else "does not exist"
+            raise InputError(f"{self.path} {wrong}; give a file that `{self.written_by}` wrote")
         try:
             self._file = h5py.File(self.path, "r")
         except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
+            raise InputError(f"{self.path} is not one of `{self.written_by}` ({error})") from None
         self.record = str(self._file.attrs.get("record", ""))
 
     def __enter__(self: "AnyReader") -> "AnyReader":

@@ -1,7 +1,8 @@
 """From matches to a COLMAP database and a sparse model, through pycolmap."""
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def write_database(
         raise InputError(f"no pair has {MIN_MATCHES} matches; are these photos of one place?")
     list_file = database.with_suffix(".pairs.txt")
     write_pairs(list_file, matched)
-    pycolmap.verify_matches(database, list_file)
+    with _quiet():
+        pycolmap.verify_matches(database, list_file)
     list_file.unlink()
     opened = pycolmap.Database.open(database)
     verified = opened.num_verified_image_pairs()
@@ -85,6 +87,17 @@ def write_database(
     if not verified:
         raise InputError(f"none of {len(matched)} matched pairs has a consistent geometry; are these photos of one place?")
     return verified
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without COLMAP's log of each step; errors are still told."""
+    before = pycolmap.logging.minloglevel
+    pycolmap.logging.minloglevel = 2
+    try:
+        yield
+    finally:
+        pycolmap.logging.minloglevel = before
 
 
 def map_scene(
@@ -101,14 +114,10 @@ def map_scene(
     for old in out.iterdir():
         if old.is_dir() and old.name.isdigit():
             shutil.rmtree(old)  # models of an earlier run
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = 2
-    try:
+    with _quiet():
         found = pycolmap.incremental_mapping(
             Path(database), Path(photos), out, options, next_image_callback=progress or (lambda: None)
         )
-    finally:
-        pycolmap.logging.minloglevel = before
     if not found:
         raise InputError("nothing could be reconstructed: no pair of photos gave a start; take more photos, closer together")
     models = [

@@ -1,15 +1,21 @@
 """The command line: which commands there are, and how errors reach the user."""
 
+import difflib
 import logging
+import re
 import sys
+import textwrap
 from collections.abc import Callable
+from pathlib import Path
 
 import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import export_onnx, import_weights, show_weights
 from lumiglue.cli.collections import features, matches, pairs, sfm
+from lumiglue.cli.completion import completion
 from lumiglue.cli.demo import demo
+from lumiglue.cli.doctor import doctor
 from lumiglue.cli.evaluation import (
     evaluate,
     evaluate_adaptivity,
@@ -21,9 +27,10 @@ from lumiglue.cli.evaluation import (
 from lumiglue.cli.matching import match, sample
 from lumiglue.cli.posed import posed_bank, posed_from_sfm
 from lumiglue.cli.speed import bench
-from lumiglue.cli.terminal import err, say
+from lumiglue.cli.terminal import err, out, say
 from lumiglue.cli.training import bank, train
 from lumiglue.errors import LumiglueError
+from lumiglue.extras import EXTRAS, remedy
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "match": match,
@@ -47,12 +54,27 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "weights import": import_weights,
     "weights show": show_weights,
     "demo": demo,
+    "doctor": doctor,
+    "completion": completion,
 }
 
 
 DESCRIPTION = (
     "Sparse feature matching: two photos in, correspondences out. Pixels: (0, 0) is the centre of the top-left one."
 )
+# Headings of the list of commands, by the module that holds them.
+HEADINGS = {
+    "matching": "Match",
+    "demo": "Match",
+    "collections": "Collections of photos",
+    "training": "Train",
+    "posed": "Train",
+    "evaluation": "Measure",
+    "speed": "Measure",
+    "checkpoints": "Weights",
+    "doctor": "This installation",
+    "completion": "This installation",
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -62,15 +84,23 @@ def main(arguments: list[str] | None = None) -> int:
     if words == ["--version"]:
         say(f"lumiglue {__version__}")
         return 0
+    if not words or words[0] in ("-h", "--help"):
+        say(overview())
+        return 0 if words else 2
     if " ".join(words[:2]) in COMMANDS:  # a command of two words is one to tyro
         words[:2] = [" ".join(words[:2])]
-    app = tyro.extras.SubcommandApp()
-    for name, command in COMMANDS.items():
-        app.command(name=name)(command)
+    if words[0] not in COMMANDS or _mistyped(words):
+        return _unknown(words)
     try:
-        return app.cli(prog="lumiglue", description=DESCRIPTION, args=words)
+        return tyro.cli(COMMANDS[words[0]], prog=f"lumiglue {words[0]}", args=words[1:])
     except LumiglueError as error:
         err.print(f"error: {error}", markup=False)
+        return 2
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        err.print(f"error: {remedy(package)}", markup=False)
         return 2
     except OSError as error:
         err.print(f"error: {error.filename or 'file'}: {error.strerror or error}", markup=False)
@@ -78,3 +108,49 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         err.print("interrupted")
         return 130
+
+
+def overview() -> str:
+    """The commands by what they are for, a line each."""
+    width = max(map(len, COMMANDS)) + 2
+    groups: dict[str, list[str]] = {}
+    for name, command in COMMANDS.items():
+        heading = HEADINGS.get(command.__module__.rpartition(".")[2], "More")
+        told = textwrap.wrap(summary(command), max(out.width, 60) - width - 2)
+        groups.setdefault(heading, []).append(f"  {name:<{width}}" + f"\n{'':{width + 2}}".join(told))
+    lines = [
+        *textwrap.wrap(DESCRIPTION, max(out.width, 60)),
+        "",
+        "usage: lumiglue COMMAND ...",
+        "       lumiglue COMMAND --help",
+    ]
+    for heading, entries in groups.items():
+        lines += ["", heading, *entries]
+    return "\n".join(lines)
+
+
+def summary(command: Callable[..., int]) -> str:
+    """The first sentence of its description."""
+    text = " ".join((command.__doc__ or "").split("\n\n", 1)[0].split())
+    return re.split(r"\.\s+(?=[A-Z])", text)[0].rstrip("., ")
+
+
+def _mistyped(words: list[str]) -> bool:
+    """Whether `eval homografy` stands for a command of two words, and not for a folder of that name."""
+    second = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    return len(words) > 1 and bool(difflib.get_close_matches(words[1], second)) and not Path(words[1]).exists()
+
+
+def _unknown(words: list[str]) -> int:
+    """A word that is no command: what may have been meant."""
+    group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
+    if group and (len(words) == 1 or words[1] in ("-h", "--help")):
+        say("\n".join(f"lumiglue {name}: {summary(COMMANDS[name])}" for name in group))
+        return 0 if len(words) > 1 else 2
+    given = " ".join(words[:2]) if group else words[0]
+    near = difflib.get_close_matches(given, [*COMMANDS, "--help", "--version"], n=1) or group
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    if Path(words[0]).suffix:
+        hint = f"to match photos: lumiglue match {' '.join(words[:2])}. "
+    err.print(f"error: there is no command {given!r}; {hint}`lumiglue --help` lists them", markup=False)
+    return 2

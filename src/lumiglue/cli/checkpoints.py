@@ -64,8 +64,8 @@ def export_onnx(
         exit_ratio: Stop once this share of the points is confident; 0 runs all layers.
         prune_below: Confident points of lower matchability leave early; 0 keeps all points.
     """
+    from lumiglue.extras import require
     from lumiglue.matcher.settings import MatchSettings
-    from lumiglue.onnx import require
 
     require("onnx_ir")
     from lumiglue.onnx.export import OnnxSettings

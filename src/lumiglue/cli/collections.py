@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags
+from lumiglue.cli.flags import PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lumiglue.bulk.pairs import Pair
     from lumiglue.pipeline import Pipeline
 
+HDF5 = (".h5", ".hdf5")
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
 
 
@@ -37,6 +38,7 @@ def features(
     """
     from lumiglue.bulk.features import list_images
 
+    check_writable(out, *HDF5)
     return _describe(photos, list_images(photos), out, flags, flags.pipeline(), masks, workers)
 
 
@@ -64,6 +66,7 @@ def pairs(
     from lumiglue.bulk.features import FeaturesFile
     from lumiglue.bulk.pairs import write_pairs
 
+    check_writable(out, ".txt")
     with FeaturesFile(features) as file:
         names = file.names()
     chosen = _choose(features, names, by, neighbours, overlap, photos, metres)
@@ -96,6 +99,9 @@ def matches(
     from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import read_pairs
 
+    if features.suffix == ".txt" and pairs.suffix in HDF5:
+        raise InputError(f"features come first, then pairs: lumiglue matches {pairs} {features}")
+    check_writable(out, *HDF5)
     with FeaturesFile(features) as file:
         names = file.names()
     todo = read_pairs(pairs, names)

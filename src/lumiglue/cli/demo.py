@@ -16,9 +16,9 @@ def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port:
         host: Address to listen at; the default is for this machine alone, 0.0.0.0 for others too.
         port: Port to listen at; 0 takes a free one.
     """
-    from lumiglue.demo import require
+    from lumiglue.extras import require
 
-    require()
+    require("gradio", "pebble", "skimage")
     from lumiglue.demo.server import serve
 
     serve(host, port, limits, lambda address: say(f"the demo is at {address}"))

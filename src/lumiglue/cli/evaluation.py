@@ -13,7 +13,6 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
-from lumiglue.pipeline import Pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from lumiglue.evaluation.baselines import Matcher
     from lumiglue.evaluation.pairs import PairScore, Summary
     from lumiglue.evaluation.report import Example
+    from lumiglue.pipeline import Pipeline
 
 METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
 
@@ -267,7 +267,7 @@ def _chosen(flags: PipelineFlags, methods: Sequence[str]) -> "dict[str, Matcher]
     return {name: known[name] for name in methods}
 
 
-def _matcher(pipeline: Pipeline) -> "Matcher":
+def _matcher(pipeline: "Pipeline") -> "Matcher":
     return lambda a, b: pipeline.match_features([(a, b)])[0]
 
 

@@ -1,11 +1,15 @@
 """Flags that several commands share."""
 
 import dataclasses
-from typing import Literal
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
-from lumiglue.matcher.precision import Precision
-from lumiglue.matcher.settings import MatchSettings
-from lumiglue.pipeline import Backend, Pipeline
+from lumiglue.errors import InputError
+from lumiglue.matcher.settings import Backend, MatchSettings, Precision
+
+if TYPE_CHECKING:
+    from lumiglue.pipeline import Pipeline
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,8 +26,8 @@ class PipelineFlags:
     """Side in pixels of the tiles in which larger photos are described (with --resize 0: at full size), so that memory is
     bounded."""
     weights: str | None = None
-    """A name in the package (sift-clean), a .safetensors or .onnx file, or a URL with #sha256=...; by default those of the
-    features."""
+    """A name in the package (sift-clean), a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
+    Hugging Face Hub; by default those of the features."""
     score_threshold: float | None = None
     """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
@@ -38,7 +42,9 @@ class PipelineFlags:
     """What runs the matcher: torch, onnxruntime, openvino, or auto for the fastest here of those that are installed; by
     default torch, and onnxruntime for an .onnx file."""
 
-    def pipeline(self) -> Pipeline:
+    def pipeline(self) -> "Pipeline":
+        from lumiglue.pipeline import Pipeline
+
         asked = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
             score_threshold=self.score_threshold,
@@ -59,3 +65,16 @@ class PipelineFlags:
             precision=self.precision,
             backend=self.backend,
         )
+
+
+def check_writable(file: Path, *suffixes: str) -> None:
+    """Before the work, not after it: that a result can be written there, and that its suffix is one of those that are given.
+    Raises InputError."""
+    if suffixes and file.suffix.lower() not in suffixes:
+        raise InputError(f"--out {file} has the suffix {file.suffix!r}; give a file that ends in {' or '.join(suffixes)}")
+    if not file.parent.is_dir():
+        raise InputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; give the name of a file")
+    if not os.access(file if file.exists() else file.parent, os.W_OK):
+        raise InputError(f"{file} cannot be written: no permission; give another --out")

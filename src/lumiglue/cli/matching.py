@@ -1,16 +1,20 @@
 """`lumiglue match` and `lumiglue sample`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import numpy as np
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags
+from lumiglue.cli.flags import PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import ImageError, InputError
-from lumiglue.pipeline import MatchResult
-from lumiglue.types import Geometry
+from lumiglue.extras import require
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from lumiglue.pipeline import MatchResult
+    from lumiglue.types import Geometry
 
 GeometryChoice = Literal["fundamental", "homography", "none"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -19,7 +23,7 @@ PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 def match(
     inputs: Positional[tuple[Path, ...]],
     flags: Annotated[PipelineFlags, arg(name="")],
-    out: Path | None = None,
+    out: Annotated[Path | None, arg(aliases=["-o"])] = None,
     root: Path = Path(),
     geometry: GeometryChoice = "fundamental",
     adaptivity: Path | None = None,
@@ -69,6 +73,8 @@ def _match_two(
     target = target or Path(f"{a.stem}_{b.stem}_matches.png")
     if target.suffix.lower() not in (*PICTURE_SUFFIXES, *DATA_SUFFIXES):
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
+    for file in filter(None, (target, adaptivity)):
+        check_writable(file)
     images = read_image(a), read_image(b)
     pipeline = flags.pipeline()
     mask0, mask1 = masks or (None, None)
@@ -91,7 +97,10 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
 
     names = _read_list(list_file)
     if target is None or target.suffix != ".h5":
-        raise InputError(f"a list of pairs is written to an .h5 file; give --out matches.h5 (not {target})")
+        raise InputError(
+            "a list of pairs is written to an .h5 file; give --out matches.h5" + (f", not {target}" if target else "")
+        )
+    check_writable(target)
     pipeline = flags.pipeline()
     failures: list[str] = []
     total = 0
@@ -110,7 +119,11 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     return 0
 
 
-def sample(flags: Annotated[PipelineFlags, arg(name="")], out: Path = Path("demo.png"), photos: Path | None = None) -> int:
+def sample(
+    flags: Annotated[PipelineFlags, arg(name="")],
+    out: Annotated[Path, arg(aliases=["-o"])] = Path("demo.png"),
+    photos: Path | None = None,
+) -> int:
     """Match a sample pair with known ground truth, made from scikit-image's photographs.
 
     Args:
@@ -118,9 +131,12 @@ def sample(flags: Annotated[PipelineFlags, arg(name="")], out: Path = Path("demo
         out: Picture to save.
         photos: Also save the two sample photos in this folder.
     """
+    require("skimage")
     from PIL import Image
 
     from lumiglue.samples import sample_pair
+
+    check_writable(out)
 
     pair = sample_pair()
     if photos is not None:
@@ -145,6 +161,8 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         text = path.read_text()
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give two photos, or one list of pairs") from None
+    except IsADirectoryError:
+        raise InputError(f"{path} is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)") from None
     except UnicodeDecodeError:
         raise ImageError(f"{path} is not a text file; give two photos, or one list of pairs") from None
     names = []
@@ -160,7 +178,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     return names
 
 
-def _summary(result: MatchResult, geometry: Geometry | None, layers: int) -> str:
+def _summary(result: "MatchResult", geometry: "Geometry | None", layers: int) -> str:
     parts = [f"{len(result.features0)} and {len(result.features1)} keypoints", f"{len(result)} matches"]
     if geometry is not None:
         parts.append(f"{int(geometry.inliers.sum())} inliers ({geometry.kind})")
@@ -169,7 +187,7 @@ def _summary(result: MatchResult, geometry: Geometry | None, layers: int) -> str
     return ", ".join(parts)
 
 
-def _print_summary(summary: str, result: MatchResult, files: list[Path]) -> None:
+def _print_summary(summary: str, result: "MatchResult", files: list[Path]) -> None:
     say(summary)
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
     if not len(result.features0) or not len(result.features1):
@@ -179,7 +197,7 @@ def _print_summary(summary: str, result: MatchResult, files: list[Path]) -> None
 
 
 def _save_picture(
-    target: Path, images: tuple[np.ndarray, np.ndarray], result: MatchResult, geometry: Geometry | None, title: str
+    target: Path, images: "tuple[np.ndarray, np.ndarray]", result: "MatchResult", geometry: "Geometry | None", title: str
 ) -> None:
     from lumiglue.visualization import draw_matches, save_figure
 

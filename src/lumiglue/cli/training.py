@@ -12,8 +12,7 @@ from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import LumiglueError
-from lumiglue.matcher.inputs import Encoding
-from lumiglue.matcher.lightglue import Ablation
+from lumiglue.matcher.settings import Ablation, Encoding
 
 if TYPE_CHECKING:
     from lumiglue.training.bank import ViewSource

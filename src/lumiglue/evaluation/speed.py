@@ -234,7 +234,7 @@ def _exported(
     bf16: bool = False,
     int8: bool = False,
 ) -> Job:
-    from lumiglue.onnx import require
+    from lumiglue.extras import require
 
     require("onnx_ir", runtime)
     from lumiglue.onnx.runtime import OnnxMatcher

@@ -15,11 +15,11 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
-from lumiglue.weights import cache_folder, download, kept_at, read_tensors
+from lumiglue.weights import ALIKED_SHA256, cache_folder, download, kept_at, read_tensors
+from lumiglue.weights import ALIKED_VARIABLE as WEIGHTS_VARIABLE
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
-WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 
 # How far right of and below its structure each released network puts a keypoint, in pixels of its input. n16rot: half of
 # how far the keypoints of mirrored photos miss each other (20 photos, +-0.02; by turned copies 0.3 to 0.5). The others match
@@ -28,12 +28,6 @@ WEIGHTS_VARIABLE = "LUMIGLUE_ALIKED"
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
 _RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
-# SHA-256 of the released files that we have; n32 is fetched by kornia.
-_RELEASED = {
-    "aliked-t16": "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
-    "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
-    "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
-}
 _DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out
 
 
@@ -91,7 +85,8 @@ class Aliked:
         """Whether the network's weights lie on this machine, so that nothing would be downloaded."""
         if _local_file(self.weights, self.model) is not None:
             return True
-        return self.model in _RELEASED and kept_at(f"{_RELEASED_AT}{self.model}.pth", _RELEASED[self.model]).is_file()
+        checksum = ALIKED_SHA256.get(self.model)
+        return checksum is not None and kept_at(f"{_RELEASED_AT}{self.model}.pth", checksum).is_file()
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
         """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
@@ -121,10 +116,10 @@ class Aliked:
 
 def _weights_file(weights: str | Path | None, model: str) -> Path | None:
     """The file of a model's weights, fetched if need be; None where kornia is to fetch it."""
-    if (file := _local_file(weights, model)) is not None or model not in _RELEASED:
+    if (file := _local_file(weights, model)) is not None or model not in ALIKED_SHA256:
         return file
     try:
-        return download(f"{_RELEASED_AT}{model}.pth", _RELEASED[model])
+        return download(f"{_RELEASED_AT}{model}.pth", ALIKED_SHA256[model])
     except WeightsError as error:
         raise _nowhere(model, str(error)) from None
 

@@ -11,8 +11,6 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.types import Features
 
-# What LightGlue's rotary encoding can see of a keypoint; SuperGlue's MLP sees the detector's score beside the position.
-Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
 PositionInput = Literal["xy", "xy-scale-orientation", "xy-logscale-angle", "xy-score"]
 
 

@@ -7,7 +7,7 @@ Equation and section numbers are the paper's.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.assignment import assign
-from lumiglue.matcher.inputs import Encoding
 from lumiglue.matcher.packed import (
     PackedPairs,
     cross_attention,
@@ -26,11 +25,8 @@ from lumiglue.matcher.packed import (
     self_attention,
 )
 from lumiglue.matcher.precision import lowered
-from lumiglue.matcher.settings import MatchSettings
+from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.types import Matches
-
-# The paper's ablations (Table 3): each leaves out one thing.
-Ablation = Literal["no-matchability", "absolute-positions", "full-cross-attention"]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,12 +3,12 @@
 import functools
 import statistics
 import time
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-Precision = Literal["bf16", "fp32"]
+from lumiglue.matcher.settings import Precision
+
 # Tokens of a batch and channels of a layer: what most of the matcher's time goes into.
 _TOKENS, _CHANNELS, _ROUNDS = 4096, 256, 7
 
@@ -40,6 +40,11 @@ def faster_precision(device: torch.device) -> Precision:
         return "fp32"
     bf16, fp32 = product_seconds(torch.bfloat16), product_seconds(torch.float32)
     return "bf16" if bf16 < fp32 else "fp32"
+
+
+def product_rate(dtype: torch.dtype) -> float:
+    """Operations a second on the CPU of the product that `product_seconds` times."""
+    return 2 * _TOKENS * _CHANNELS * _CHANNELS / product_seconds(dtype)
 
 
 def product_seconds(dtype: torch.dtype) -> float:

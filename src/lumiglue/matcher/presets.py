@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 from lumiglue.errors import InputError
-from lumiglue.matcher.inputs import Encoding
 from lumiglue.matcher.lightglue import LightGlueConfig
+from lumiglue.matcher.settings import Encoding
 from lumiglue.matcher.superglue import SuperGlueConfig
 
 

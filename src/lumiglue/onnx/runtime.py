@@ -11,12 +11,11 @@ import onnx_ir as ir
 import torch
 
 from lumiglue.errors import InputError
+from lumiglue.extras import require
 from lumiglue.matcher.inputs import check_features
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import weights_sha256
-from lumiglue.matcher.precision import Precision
-from lumiglue.matcher.settings import MatchSettings
-from lumiglue.onnx import require
+from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.onnx.export import OnnxSettings, build, read_onnx_metadata
 from lumiglue.types import Features, Matches
 

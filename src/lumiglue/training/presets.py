@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from lumiglue.errors import TrainingError
-from lumiglue.matcher.inputs import Encoding
-from lumiglue.matcher.lightglue import Ablation
+from lumiglue.matcher.settings import Ablation, Encoding
 
 Schedule = Literal["cosine", "paper"]
 ModelName = Literal["lightglue", "superglue"]

@@ -1,0 +1,140 @@
+"""`lumiglue completion`."""
+
+import dataclasses
+import inspect
+import types
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from tyro.conf import Positional
+
+from lumiglue.cli.terminal import say
+
+_BASH = r"""# Completion of lumiglue for bash: eval "$(lumiglue completion bash)"
+_lumiglue() {
+  local current=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD-1]}
+  local command=${COMP_WORDS[1]} offered=""
+  case "$command ${COMP_WORDS[2]}" in
+    @pairs@) if [[ $COMP_CWORD -gt 2 ]]; then command="$command ${COMP_WORDS[2]}"; fi ;;
+  esac
+  if [[ $COMP_CWORD -eq 1 ]]; then
+    offered="@first@ --help --version"
+  elif [[ $COMP_CWORD -eq 2 && $current != -* ]]; then
+    case "$command" in
+@second@
+    esac
+  fi
+  if [[ -z $offered ]]; then
+    case "$command $previous" in
+@choices@
+    esac
+  fi
+  if [[ -z $offered && $current == -* ]]; then
+    case "$command" in
+@flags@
+    esac
+  fi
+  COMPREPLY=()
+  if [[ -n $offered ]]; then
+    COMPREPLY=( $(compgen -W "$offered" -- "$current") )
+  fi
+}
+complete -o default -F _lumiglue lumiglue
+"""
+_ZSH = """# Completion of lumiglue for zsh: eval "$(lumiglue completion zsh)"
+autoload -Uz compinit bashcompinit
+(( $+functions[compdef] )) || compinit
+bashcompinit
+"""
+
+
+def completion(shell: Positional[Literal["bash", "zsh"]]) -> int:
+    """Print a script that completes commands, flags, choices and files: eval "$(lumiglue completion bash)".
+
+    Put that line into ~/.bashrc (for zsh: into ~/.zshrc, with zsh).
+
+    Args:
+        shell: bash or zsh.
+    """
+    from lumiglue.cli import COMMANDS
+
+    say(script(COMMANDS, shell))
+    return 0
+
+
+def script(commands: Mapping[str, Callable[..., int]], shell: Literal["bash", "zsh"]) -> str:
+    """The script, made from the commands' signatures. It starts no process: a shell that waits for PyTorch is no help."""
+    pairs = [name for name in commands if " " in name]
+    groups: dict[str, list[str]] = {}
+    for name in pairs:
+        first, second = name.split()
+        groups.setdefault(first, []).append(second)
+    choices, flags = [], []
+    for name, command in commands.items():
+        found = flags_of(command)
+        flags.append(f'      "{name}") offered="{" ".join([*found, "--help"])}" ;;')
+        choices += [f'      "{name} {flag}") offered="{" ".join(values)}" ;;' for flag, values in found.items() if values]
+        choices += [f'      "{name} {name}") offered="{" ".join(values)}" ;;' for values in first_choices(command) if values]
+    filled = {
+        "pairs": "|".join(f'"{name}"' for name in pairs),
+        "first": " ".join(dict.fromkeys(name.split()[0] for name in commands)),
+        "second": "\n".join(f'      {first}) offered="{" ".join(second)}" ;;' for first, second in groups.items()),
+        "choices": "\n".join(choices),
+        "flags": "\n".join(flags),
+    }
+    text = _BASH
+    for mark, value in filled.items():
+        text = text.replace(f"@{mark}@", value)
+    return text.rstrip() if shell == "bash" else _ZSH + text.split("\n", 1)[1].rstrip()
+
+
+def flags_of(command: Callable[..., int]) -> dict[str, tuple[str, ...]]:
+    """Each flag of a command, and the values to choose from where they are few."""
+    found: dict[str, tuple[str, ...]] = {}
+    for name, hint in _parameters(command).items():
+        if _is_positional(hint):
+            continue
+        kind, aliases = _bare(hint)
+        if dataclasses.is_dataclass(kind):
+            found |= flags_of(kind)  # pyright: ignore[reportArgumentType]
+            continue
+        flag = f"--{name.replace('_', '-')}"
+        for spelling in (*aliases, flag):
+            found[spelling] = _choices(kind)
+        if kind is bool:
+            found[f"--no-{name.replace('_', '-')}"] = ()
+    return found
+
+
+def first_choices(command: Callable[..., int]) -> list[tuple[str, ...]]:
+    """Of its positional arguments, the values to choose from."""
+    return [_choices(_bare(hint)[0]) for hint in _parameters(command).values() if _is_positional(hint)]
+
+
+def _parameters(command: Callable[..., Any]) -> dict[str, Any]:
+    hints = get_type_hints(command.__init__ if inspect.isclass(command) else command, include_extras=True)
+    return {name: hint for name, hint in hints.items() if name not in ("return", "self")}
+
+
+def _is_positional(hint: Any) -> bool:
+    """tyro's Positional[...] is an annotation that carries one of its markers."""
+    marks = get_args(Positional[Path])[1:]
+    return get_origin(hint) is Annotated and any(mark in marks for mark in get_args(hint)[1:])
+
+
+def _bare(hint: Any) -> tuple[Any, tuple[str, ...]]:
+    """The type without its annotations, and the aliases in them."""
+    aliases: tuple[str, ...] = ()
+    if get_origin(hint) is Annotated:
+        hint, *marks = get_args(hint)
+        aliases = tuple(alias for mark in marks for alias in getattr(mark, "aliases", None) or ())
+    return hint, aliases
+
+
+def _choices(kind: Any) -> tuple[str, ...]:
+    if get_origin(kind) in (Union, types.UnionType):
+        return next((found for part in get_args(kind) if (found := _choices(part))), ())
+    if get_origin(kind) is Literal:
+        return tuple(str(value) for value in get_args(kind))
+    return ()

@@ -1,0 +1,120 @@
+"""`lumiglue doctor`."""
+
+from pathlib import Path
+from typing import Any
+
+from lumiglue.cli.terminal import err, say
+
+
+def doctor(json: bool = False) -> int:
+    """Say what this installation has, and test whether it matches rightly. Exit code 1 where something is wrong.
+
+    Args:
+        json: Print everything as JSON, to put into a report of a fault; your home folder is written ~.
+    """
+    from lumiglue.diagnosis import as_json, diagnose
+
+    report = diagnose()
+    if json:
+        say(_without_home(as_json(report)))
+    else:
+        for title, lines in _sections(report):
+            say(title)
+            for line in lines:
+                say(f"  {line}")
+        for problem in report["problems"]:
+            err.print(f"error: {problem}", markup=False)
+        if not report["problems"]:
+            say("all is well")
+    return 1 if report["problems"] else 0
+
+
+def _sections(report: dict[str, Any]) -> list[tuple[str, list[str]]]:
+    python, own = report["python"], report["lumiglue"]
+    here = [f"lumiglue {own['version']} in {own['folder']}"]
+    here.append(_or_error(python, lambda p: f"Python {p['version']} ({p['executable']}), {p['system']}"))
+    return [
+        ("installed", here + _packages(report["packages"])),
+        ("optional", _extras(report["extras"])),
+        ("processors", _processors(report)),
+        ("weights", _weights(report["weights"])),
+        ("self-test: a drawn picture and its view under a known homography", [_or_error(report["self_test"], _self_test)]),
+    ]
+
+
+def _or_error(part: Any, text: Any) -> str:
+    return f"failed: {part['error']}" if isinstance(part, dict) and "error" in part else text(part)
+
+
+def _packages(packages: Any) -> list[str]:
+    return [_or_error(packages, lambda found: ", ".join(f"{name} {v or 'MISSING'}" for name, v in found.items()))]
+
+
+def _extras(extras: Any) -> list[str]:
+    if isinstance(extras, dict):
+        return [f"failed: {extras['error']}"]
+    lines = []
+    for entry in extras:
+        wanted = f"lumiglue[{entry['extras'][0]}]"
+        told = (
+            f"{entry['version']} (extra {', '.join(entry['extras'])})" if entry["version"] else f"no; pip install '{wanted}'"
+        )
+        lines.append(f"{entry['package']:<16}{told}")
+    return lines
+
+
+def _processors(report: dict[str, Any]) -> list[str]:
+    def processor(p: Any) -> str:
+        cores = f"{p['usable_cores']} of {p['cores']} cores" if p["usable_cores"] != p["cores"] else f"{p['cores']} cores"
+        features = ", ".join(p["features"]) or "no features known"
+        return f"{p['model']}: {cores}, {p['threads']} threads in use, {p['kernels']} kernels ({features})"
+
+    def products(p: Any) -> str:
+        rates = p["gflops"]
+        native = "with" if p["bf16_attention_kernel"] else "without"
+        return (
+            f"matrix products: {rates['fp32']} GFLOP/s in fp32, {rates['bf16']} in bf16, {native} the fused bf16 attention; "
+            f"{p['faster_here']} is the faster here"
+        )
+
+    def gpus(p: Any) -> str:
+        cards = [
+            f"{c['name']}, {c['gib']} GiB, compute capability {c['capability']}, {'bf16' if c['bf16'] else 'no bf16'}"
+            for c in p["cuda"]
+        ]
+        build = f"CUDA {p['cuda_build']}" if p["cuda_build"] else "this PyTorch was built without CUDA"
+        lines = [f"{'; '.join(cards) or 'no CUDA device'} ({build})"]
+        if p["mps"]:
+            lines.append("Apple's MPS is there, and is not used")
+        return f"{'; '.join(lines)}; matchers run on {p['default']}"
+
+    parts = (("processor", processor), ("products", products), ("gpus", gpus))
+    return [_or_error(report[name], text) for name, text in parts]
+
+
+def _weights(weights: Any) -> list[str]:
+    if "error" in weights:
+        return [f"failed: {weights['error']}"]
+    lines = [f"{entry['name']:<16}{entry['file']}, {entry['state']}" for entry in weights["built_in"]]
+    cache = weights["cache"]
+    kept = ", ".join(f"{entry['file']} ({entry['state']})" for entry in cache["files"]) or "nothing"
+    lines.append(f"{'downloads':<16}{cache['folder']}: {kept}")
+    aliked = weights["aliked"]
+    variable = (
+        "LUMIGLUE_ALIKED is not set" if aliked["variable"] is None else f"LUMIGLUE_ALIKED={aliked['variable']['value']}"
+    )
+    found = ", ".join(f"{entry['file']} ({entry['state']})" for entry in aliked["files"]) or "fetched when first used"
+    lines.append(f"{'ALIKED network':<16}{variable}; {found}")
+    return lines
+
+
+def _self_test(test: Any) -> str:
+    return (
+        f"{test['matches']} matches, {test['right']} right, {test['inliers']} inliers, "
+        f"stopped after layer {test['stop_layer']}, {test['seconds']:.1f} s"
+    )
+
+
+def _without_home(text: str) -> str:
+    home = str(Path.home())
+    return text.replace(home, "~") if len(home) > 1 else text

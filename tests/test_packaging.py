@@ -1,0 +1,126 @@
+"""What is handed out: the wheel and the source archive, their metadata, and the files that a host of projects looks for."""
+
+import configparser
+import email
+import hashlib
+import re
+import subprocess
+import sys
+import tarfile
+import tomllib
+import zipfile
+from base64 import urlsafe_b64encode
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+import lumiglue
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+INFO = f"lumiglue-{lumiglue.__version__}.dist-info"
+Archives = tuple[zipfile.ZipFile, tarfile.TarFile]
+
+
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
+    """The wheel and the source archive, the wheel built of the archive as installers do."""
+    out = tmp_path_factory.mktemp("dist")
+    build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (archive,) = out.glob("*.whl"), out.glob("*.tar.gz")
+    return zipfile.ZipFile(wheel), tarfile.open(archive)
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(archives: Archives) -> None:
+    wheel, source = archives[0], ROOT / "src"
+    inside = {name for name in wheel.namelist() if not name.startswith(INFO)}
+    files = (path for path in (source / "lumiglue").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    assert inside == {path.relative_to(source).as_posix() for path in files}
+    assert {"lumiglue/py.typed", "lumiglue/data/sift-compact.safetensors", "lumiglue/evaluation/report.html"} <= inside
+    for name in inside:
+        assert wheel.read(name) == (source / name).read_bytes(), name
+    for line in wheel.read(f"{INFO}/RECORD").decode().splitlines():
+        name, digest, _ = line.rsplit(",", 2)
+        if digest:
+            found = urlsafe_b64encode(hashlib.sha256(wheel.read(name)).digest()).rstrip(b"=").decode()
+            assert digest == f"sha256={found}"
+
+
+def test_metadata_says_what_pyproject_says(archives: Archives) -> None:
+    wheel = archives[0]
+    metadata = email.message_from_bytes(wheel.read(f"{INFO}/METADATA"))
+    assert metadata["Version"] == lumiglue.__version__
+    assert metadata["License-Expression"] == PROJECT["license"]
+    assert metadata["Requires-Python"] == PROJECT["requires-python"]
+    assert set(metadata.get_all("Provides-Extra") or []) == set(PROJECT["optional-dependencies"])
+    assert wheel.read(f"{INFO}/METADATA").decode().endswith((ROOT / "README.md").read_text(encoding="utf-8"))
+    entries = configparser.ConfigParser()
+    entries.read_string(wheel.read(f"{INFO}/entry_points.txt").decode())
+    assert dict(entries["console_scripts"]) == PROJECT["scripts"]
+    assert f"{INFO}/licenses/LICENSE" in wheel.namelist()
+
+
+def test_the_source_archive_can_be_tested_and_built(archives: Archives) -> None:
+    names = {name.split("/", 1)[-1] for name in archives[1].getnames()}
+    for path in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", ".ci/wheel", "CITATION.cff"):
+        assert path in names
+    for folder in ("src", "tests", "bench"):
+        assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")} <= names
+    assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "docs/images"))]
+
+
+def test_every_requirement_is_pinned() -> None:
+    """constraints.txt has an exact version of each, in order, that the requirement allows."""
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
+    pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
+    assert len(pins) == len(lines)
+    extras = (requirement for group in PROJECT["optional-dependencies"].values() for requirement in group)
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *extras)):
+        if requirement.name != "lumiglue":
+            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+@pytest.mark.parametrize(
+    ("schema", "files"),
+    [
+        ("github-workflows", [".github/workflows/ci.yml"]),
+        ("github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"]),
+        ("github-issue-forms", [f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("bug", "accuracy", "idea")]),
+        ("citation-file-format", ["CITATION.cff"]),
+    ],
+)
+def test_files_fit_their_schemas(schema: str, files: list[str]) -> None:
+    check = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}"]
+    done = subprocess.run([*check, *(str(ROOT / file) for file in files)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_ci_tests_the_versions_that_are_promised() -> None:
+    text = (ROOT / ".github/workflows/ci.yml").read_text(encoding="utf-8")
+    jobs = yaml.safe_load(text)["jobs"]
+    promised = [name.rsplit(" ", 1)[1] for name in PROJECT["classifiers"] if re.search(r":: 3\.\d+$", name)]
+    for name in ("tests", "wheel"):
+        assert jobs[name]["strategy"]["matrix"]["python"] == promised
+    assert ".ci/run" in [step.get("run") for step in jobs["whole"]["steps"]]
+    for name in re.findall(r"tests/test_\w+\.py", text):
+        assert (ROOT / name).is_file(), name
+
+
+def test_the_citation_is_of_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (lumiglue.__version__, PROJECT["license"])
+    (paper,) = citation["references"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Lindenberger", "Sarlin", "Pollefeys"]
+
+
+def test_forms_ask_for_doctor() -> None:
+    for name in ("bug", "accuracy"):
+        form = yaml.safe_load((ROOT / f".github/ISSUE_TEMPLATE/{name}.yml").read_text(encoding="utf-8"))
+        (field,) = [entry for entry in form["body"] if entry.get("id") == "doctor"]
+        assert "lumiglue doctor --json" in field["attributes"]["label"]
+        assert field["validations"]["required"]
