@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -21,11 +21,12 @@ from lumiglue.types import Features, Matches
 from lumiglue.weights import cache_folder
 
 Match = Callable[[Sequence[tuple[Features, Features]]], list[Matches]]
+Name = TypeVar("Name", bound=str)
 _log = logging.getLogger(__name__)
 _POINTS, _ROUNDS = 1024, 5
 
 
-def fastest(makers: Mapping[str, Callable[[], Match]], config: LightGlueConfig, about: Sequence[object]) -> str:
+def fastest(makers: Mapping[Name, Callable[[], Match]], config: LightGlueConfig, about: Sequence[object]) -> Name:
     """The name of the matcher that takes least for a pair of 1024 points.
 
     makers: what opens each matcher; they are run in turns, a few seconds in all. about: what the answer depends on beside
@@ -35,8 +36,9 @@ def fastest(makers: Mapping[str, Callable[[], Match]], config: LightGlueConfig, 
         return next(iter(makers))
     file, key = cache_folder() / "backends.json", _key([config.__class__.__name__, asdict(config), *about, sorted(makers)])
     known = _read(file)
-    if known.get(key) in makers:
-        return known[key]
+    for name in makers:
+        if name == known.get(key):
+            return name
     seconds = _race({name: make() for name, make in makers.items()}, config)
     best = min(seconds, key=lambda name: seconds[name])
     shown = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in seconds.items())
@@ -61,9 +63,9 @@ def about_matching(settings: MatchSettings, precision: Precision) -> list[object
     return [asdict(settings), precision]
 
 
-def _race(matchers: Mapping[str, Match], config: LightGlueConfig) -> dict[str, float]:
+def _race(matchers: Mapping[Name, Match], config: LightGlueConfig) -> dict[Name, float]:
     pair = (_random_features(0, config), _random_features(1, config))
-    seconds: dict[str, list[float]] = {name: [] for name in matchers}
+    seconds: dict[Name, list[float]] = {name: [] for name in matchers}
     for _ in range(_ROUNDS + 1):
         for name, match in matchers.items():
             start = time.perf_counter()

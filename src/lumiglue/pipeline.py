@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -128,7 +128,7 @@ class Pipeline:
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
         precision: Precision | Literal["auto"] = "fp32",
-        backend: Backend | None = None,
+        backend: Backend | Literal["auto"] | None = None,
         tile: int | None = None,
     ) -> "Pipeline":
         """Features by name with the weights in the package, or in a file or URL `weights`.
@@ -382,31 +382,29 @@ def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMa
 
 def _fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
     """Of the backends that are installed and know the precision, the fastest."""
-    runtimes: list[Backend] = ["openvino"] if precision == "bf16" else ["onnxruntime", "openvino"]
-    installed = [name for name in runtimes if find_spec("onnx_ir") and find_spec(name)]
+    makers: dict[Backend, Callable[[], Match]] = {}
+    runtimes: tuple[Backend, ...] = ("openvino",) if precision == "bf16" else ("onnxruntime", "openvino")
+    for backend in runtimes:
+        if find_spec("onnx_ir") and find_spec(backend):
+            makers[backend] = partial(_opened, file, backend, precision, settings)
     if file.suffix == ".onnx":
-        from lumiglue.onnx.runtime import OnnxMatcher
-
-        source: "OnnxMatcher | MatcherModel" = OnnxMatcher(file)
-        settings = source.fixed or settings
+        if not makers:
+            return "onnxruntime"  # which says what to install
+        config = _onnx_matcher(file, next(iter(makers)), precision).config
     else:
-        source = load_weights(file)
-        if not isinstance(source, LightGlue) or device.type != "cpu":
+        model = load_weights(file)
+        if not isinstance(model, LightGlue) or device.type != "cpu":
             return "torch"
-
-    def opened(backend: Backend) -> Callable[[], Match]:
-        if backend == "torch":
-            assert isinstance(source, LightGlue)
-            set_precision(source, precision)
-            return lambda: lambda pairs: source.eval().match(pack(list(pairs), source.config), settings)
-        return lambda: partial(_onnx_matcher(file, backend, precision).match_features, settings=settings)
-
-    makers = {name: opened(name) for name in (*(("torch",) if isinstance(source, LightGlue) else ()), *installed)}
-    if not makers:
-        return "onnxruntime"  # which says what to install
-    config = source.config
+        set_precision(model, precision)
+        makers["torch"] = lambda: lambda pairs: model.match(pack(list(pairs), model.config), settings)
+        config = model.config
     assert isinstance(config, LightGlueConfig)
-    return cast(Backend, fastest(makers, config, about_matching(settings, precision)))
+    return fastest(makers, config, about_matching(settings, precision))
+
+
+def _opened(file: Path, backend: Backend, precision: Precision, settings: MatchSettings) -> Match:
+    matcher = _onnx_matcher(file, backend, precision)
+    return lambda pairs: matcher.match_features(pairs, matcher.fixed or settings)
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:

@@ -38,7 +38,7 @@ class PipelineFlags:
     """Arithmetic of the matcher; auto is the one that the processor multiplies faster in."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
-    backend: Backend | None = None
+    backend: Backend | Literal["auto"] | None = None
     """What runs the matcher: torch, onnxruntime, openvino, or auto for the fastest here of those that are installed; by
     default torch, and onnxruntime for an .onnx file."""
 
