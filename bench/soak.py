@@ -1,9 +1,10 @@
 """A collection under fire: thousands of images matched over retrieval pairs, the process killed (SIGKILL) again and again,
 and the result compared with an undisturbed run's.
 
-    python bench/soak.py PHOTOS [--images 2000] [--kills 20] [--neighbours 4] [--max-keypoints 128]
+    python bench/soak.py PHOTOS [--images 2000] [--kills 20] [--neighbours 4] [--max-keypoints 128] [--long-side 320]
+    python bench/soak.py PHOTOS --images 240 --kills 0 --neighbours 8 --max-keypoints 1024 --long-side 640      # costs alone
 
-The images are random views of photos. Prints times, how often it was killed, and whether the files are equal.
+The images are random views of photos. Prints times and sizes, how often it was killed, and whether the files are equal.
 """
 
 import argparse
@@ -26,16 +27,16 @@ from lumiglue.images import read_image
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
 
 
-def make_images(photos: Path, out: Path, count: int, seed: int = 0) -> None:
-    """Random views of the photos, five of each, 320 pixels wide."""
+def make_images(photos: Path, out: Path, count: int, width: int, seed: int = 0) -> None:
+    """Random views of the photos, five of each."""
     rng, names = np.random.default_rng(seed), list_images(photos)
     chosen = rng.permutation(len(names))[: -(-count // 5)]
     settings = ViewSettings(any_roll=0, roll=8, tilt=30, zoom=(0.8, 1.3), shift=0.1)
     for number in range(count):
         photo = read_image(photos / names[int(chosen[number // 5])])
-        height = max(2, round(320 * photo.shape[0] / photo.shape[1]))
-        small = cv2.resize(photo, (320, height), interpolation=cv2.INTER_AREA)
-        view = warp(torch.from_numpy(small), sample_view(rng, (320, height), settings)).numpy()
+        height = max(2, round(width * photo.shape[0] / photo.shape[1]))
+        small = cv2.resize(photo, (width, height), interpolation=cv2.INTER_AREA)
+        view = warp(torch.from_numpy(small), sample_view(rng, (width, height), settings)).numpy()
         cv2.imwrite(str(out / f"{number:05d}.jpg"), view[..., ::-1])
 
 
@@ -60,12 +61,13 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--neighbours", type=int, default=4)
     parser.add_argument("--max-keypoints", type=int, default=128)
+    parser.add_argument("--long-side", type=int, default=320)
     options = parser.parse_args()
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         (root / "images").mkdir()
-        make_images(options.photos, root / "images", options.images)
+        make_images(options.photos, root / "images", options.images, options.long_side)
         features, pairs, whole, killed = (root / name for name in ("f.h5", "p.txt", "whole.h5", "killed.h5"))
         keypoints = ("--max-keypoints", options.max_keypoints)
         times = {}
@@ -82,6 +84,13 @@ def main() -> None:
         print(
             f"{1000 * times['features'] / options.images:.0f} ms an image, {1000 * times['matches'] / count:.1f} ms a pair"
         )
+        each = f"{features.stat().st_size / options.images:.0f} bytes of features an image"
+        print(
+            f"{1000 * times['pairs'] / options.images:.1f} ms an image to choose pairs; {each}, "
+            f"{whole.stat().st_size / count:.0f} of matches a pair"
+        )
+        if not options.kills:
+            return
         kills, start = 0, time.perf_counter()
         while not killed.exists():
             process = subprocess.Popen(
