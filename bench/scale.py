@@ -1,6 +1,9 @@
 """What a collection of N images costs: the measured costs of an image and a pair, and a simulated scheduler.
 
-    python bench/scale.py --image-ms A --pair-ms B --vlad-ms C --feature-bytes D --match-bytes E      # see soak.py
+    python bench/scale.py --image-ms A --pair-ms B --vlad-ms C --search-gflops F --feature-bytes D --match-bytes E
+
+Times are of one core, as `OMP_NUM_THREADS=1 python bench/soak.py PHOTOS --kills 0 ...` prints them; F is how fast faiss
+compares vectors of 8,192 numbers (the search is exact: every image with every other).
 
 The simulation hands chunks of pairs to workers that fail now and then; a chunk that was lost is done again by a new worker,
 which must start first. It prints the share of the workers' time that is kept.
@@ -8,9 +11,11 @@ which must start first. It prints the share of the workers' time that is kept.
 
 import argparse
 import heapq
+import math
 import random
 
 DAY = 86_400.0
+VLAD = 8_192  # numbers of a vector: 64 words of 128 channels
 
 
 def simulate(chunks: int, workers: int, seconds: float, lifetime: float, start: float, seed: int = 0) -> tuple[float, float]:
@@ -48,22 +53,27 @@ def main() -> None:
     parser.add_argument("--image-ms", type=float, required=True)
     parser.add_argument("--pair-ms", type=float, required=True)
     parser.add_argument("--vlad-ms", type=float, required=True)
+    parser.add_argument("--search-gflops", type=float, required=True)
     parser.add_argument("--feature-bytes", type=float, required=True)
     parser.add_argument("--match-bytes", type=float, required=True)
     parser.add_argument("--neighbours", type=int, default=20)
     parser.add_argument("--cores-a-machine", type=int, default=2)
     options = parser.parse_args()
-    heads = ("images", "pairs, all", "pairs, retrieval", "features, machine days", "all pairs", "retrieved pairs")
-    print("| " + " | ".join((*heads, "machines for a day", "disk")) + " |\n|" + "---|" * 8)
+    core_days = DAY * options.cores_a_machine
+    heads = ("images", "pairs, all", "pairs, retrieval", "features", "search", "all pairs", "retrieved pairs")
+    print(f"Machine days of {options.cores_a_machine} cores:\n")
+    print("| " + " | ".join((*heads, "machines for a day", "vectors in memory", "disk")) + " |\n|" + "---|" * 10)
     for n in (10**4, 10**6, 10**8):
         every, retrieved = n * (n - 1) / 2, n * options.neighbours * 0.7  # three in ten are each other's neighbours
-        features = n * (options.image_ms + options.vlad_ms) / 1000 / DAY
-        matching = {pairs: pairs * options.pair_ms / 1000 / DAY for pairs in (every, retrieved)}
-        total = features + matching[retrieved]
+        features = n * (options.image_ms + options.vlad_ms) / 1000 / core_days
+        search = 2.0 * n * n * VLAD / (1e9 * options.search_gflops) / core_days
+        matching = {pairs: pairs * options.pair_ms / 1000 / core_days for pairs in (every, retrieved)}
+        total = features + search + matching[retrieved]
         disk = n * options.feature_bytes + retrieved * options.match_bytes
+        days = " | ".join(f"{part:.2g}" for part in (features, search, matching[every], matching[retrieved]))
         print(
-            f"| 10^{len(str(n)) - 1} | {every:.1e} | {retrieved:.1e} | {features:.2g} | {matching[every]:.2g} | "
-            f"{matching[retrieved]:.2g} | {max(1, round(total)):,} | {disk / 1e12:.2g} TB |"
+            f"| 10^{len(str(n)) - 1} | {every:.1e} | {retrieved:.1e} | {days} | {math.ceil(total):,} | "
+            f"{4 * n * VLAD / 1e9:.2g} GB | {disk / 1e12:.2g} TB |"
         )
     print(
         "\n| workers | chunks | mean time between failures of a worker | wall, hours | share of the time kept |\n|"
