@@ -272,6 +272,8 @@ def load_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Tensor):
+        if image.is_meta or image.layout is not torch.strided or image.is_quantized:
+            raise InputError(f"the image tensor of shape {tuple(image.shape)} holds no plain numbers; give a dense one")
         tensor = image.detach().cpu()
         tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
         tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor

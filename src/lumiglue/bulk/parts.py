@@ -10,12 +10,13 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
+from lumiglue.reading import HDF5_ERRORS, read_text, reason
 
 NAMES = "names"
 
@@ -33,11 +34,9 @@ class Reader:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"{self.path} does not exist; write it with `{self.written_by}`")
-        try:
+        with _readable(self.path):
             self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path} cannot be read as HDF5 ({error})") from None
-        self.record = str(self._file.attrs.get("record", ""))
+            self.record = str(self._file.attrs.get("record", ""))
 
     def __enter__(self: "AnyReader") -> "AnyReader":
         return self
@@ -65,8 +64,9 @@ class GrowingFile:
             raise InputError(f"another process is writing {self.path}; wait for it, or choose another name") from None
         try:
             noted = self.folder / "record.json"
-            self._agree(self.folder, noted.read_text() if noted.exists() else None)
-            noted.write_text(record)
+            remedy = f"delete {self.folder} to begin again"
+            self._agree(self.folder, read_text(noted, remedy) if noted.exists() else None)
+            noted.write_text(record, encoding="utf-8")
             self._in_parts: set[str] = {name for part in self._parts() for name in _names(part)}
         except BaseException:
             self._lock.release()
@@ -81,7 +81,7 @@ class GrowingFile:
         left = [name for name in names if name not in self._in_parts]
         if not self.path.exists():
             return left
-        with h5py.File(self.path, "r") as file:
+        with _readable(self.path), h5py.File(self.path, "r") as file:
             return [name for name in left if name not in file]
 
     def __enter__(self) -> "GrowingFile":
@@ -132,7 +132,7 @@ class GrowingFile:
         with h5py.File(aside, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
             for part in self._parts():
-                with h5py.File(part, "r") as source:
+                with _readable(part), h5py.File(part, "r") as source:
                     for name in _names(part):
                         parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
                         source.copy(source[name], parent, name.rpartition("/")[2])
@@ -151,10 +151,24 @@ def _record_of(path: Path) -> str:
 
 
 def _names(part: Path) -> list[str]:
-    with h5py.File(part, "r") as file:
-        dataset = file[NAMES]
-        assert isinstance(dataset, h5py.Dataset)
-        return [name.decode() for name in dataset[()]]
+    with _readable(part), h5py.File(part, "r") as file:
+        dataset: Any = file[NAMES]
+        return [name.decode() for name in dataset[()].tolist()]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises InputError where HDF5 cannot make sense of a file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except HDF5_ERRORS as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(
+            f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
+        ) from None
 
 
 def _flush(path: Path) -> None:
