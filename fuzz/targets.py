@@ -432,10 +432,16 @@ def odd_tensors(tensors: dict[str, torch.Tensor], draw: Draw) -> dict[str, torch
     return tensors
 
 
+def small_released() -> dict[str, torch.Tensor]:
+    """A small LightGlue under the released names."""
+    model = small_models()[0]
+    assert isinstance(model, LightGlue)
+    return {name: t.detach().contiguous() for name, t in released_names(model).items()}
+
+
 def released_seeds(suffix: str) -> Callable[[Path], list[bytes]]:
     def run(folder: Path) -> list[bytes]:
-        tensors = {name: t.detach().contiguous() for name, t in released_names(small_models()[0]).items()}  # pyright: ignore[reportArgumentType]
-        tensors = {name.replace("\0", ""): t for name, t in tensors.items()}
+        tensors = small_released()
         if suffix == ".safetensors":
             return [save(tensors)]
         buffers = []
@@ -470,7 +476,7 @@ def released_structure(data: bytes, folder: Path) -> None:
     if draw.byte() % 2:
         tensors = {name: torch.ones(shape) for name, shape in SUPERGLUE_NAMES.items()}
     else:
-        tensors = {name: t.detach() for name, t in released_names(small_models()[0]).items()}  # pyright: ignore[reportArgumentType]
+        tensors = small_released()
     tensors = odd_tensors(tensors, draw)
     if tensors and draw.byte() % 4 == 0:  # a view of one number, in a file of a few bytes
         name = draw.pick(sorted(tensors))

@@ -11,6 +11,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lumiglue"
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "reading": set(),
+    "writing": set(),
     "types": set(),
     "images": {"types", "reading"},
     "geometry": {"types"},
@@ -23,10 +24,10 @@ ARROWS: dict[str, set[str]] = {
     "many": {"types"},
     "rotation": {"types"},
     "pipeline": {"types", "images", "extractors", "many", "matcher", "onnx", "robust", "rotation", "weights"},
-    "visualization": {"types", "images"},
+    "visualization": {"types", "images", "writing"},
     "samples": set(),
-    "export": {"types", "pipeline"},
-    "bulk": {"types", "reading", "images", "extractors", "many", "pipeline"},
+    "export": {"types", "reading", "writing", "pipeline"},
+    "bulk": {"types", "reading", "writing", "images", "extractors", "many", "pipeline"},
     "training": {"types", "reading", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {
         "reading",

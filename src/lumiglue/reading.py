@@ -47,8 +47,8 @@ def read_json(path: str | Path, remedy: str) -> Any:
 
 
 def read_numbers(group: h5py.Group, name: str) -> np.ndarray:
-    """A whole data set of numbers. Raises KeyError where it is missing, ValueError where it is something else or too large."""
-    dataset: Any = group[name] if name in group else None
+    """A whole data set of numbers. KeyError where it is missing, ValueError where it is something else, or too large."""
+    dataset: Any = group.get(name)
     if not isinstance(dataset, h5py.Dataset):
         raise KeyError(f"{name} is missing")
     if dataset.shape is None or dataset.dtype.kind not in "biuf":

@@ -43,9 +43,9 @@ class Features:
 
     def __post_init__(self) -> None:
         for name, value in self._rows():
-            if value is not None and not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and (value is not None or name in ("keypoints", "descriptors")):
                 raise InputError(f"{name} are of type {type(value).__name__}; give a torch tensor")
-            if value is not None and (value.is_meta or value.is_complex() or value.dtype == torch.bool):
+            if isinstance(value, Tensor) and (value.is_meta or value.is_complex() or value.dtype == torch.bool):
                 raise InputError(f"{name} are of {value.dtype} on {value.device.type}; give real numbers on a CPU or GPU")
         if self.keypoints.ndim != 2 or self.keypoints.shape[1] != 2:
             raise InputError(f"keypoints have shape {tuple(self.keypoints.shape)}; give n x 2 (x, y) pixels")

@@ -1,5 +1,6 @@
 """Figures: matches over both photos, how the matcher adapted, learning curves. Made without touching pyplot's state."""
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
 from lumiglue.types import Features, Geometry, Matches
+from lumiglue.writing import write_whole
 
 CONFIDENCE_COLOURS = "plasma"
 LAYER_COLOURS = "viridis"
@@ -164,7 +166,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
         raise InputError(f"{path} has no picture suffix that can be written; use .png, .jpg, .pdf or .svg")
-    figure.savefig(path, dpi=_DPI)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format=suffix)
+    write_whole(path, buffer.getvalue())
 
 
 def _side_by_side(image0: np.ndarray, image1: np.ndarray) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lumiglue.errors import WeightsError
+from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
 from lumiglue.reading import reason
 
@@ -82,8 +82,13 @@ def pretrained_path(name: str) -> Path:
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue."""
-    return Path(os.environ.get("LUMIGLUE_CACHE") or Path.home() / ".cache" / "lumiglue")
+    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue. Raises InputError where there is neither."""
+    if given := os.environ.get("LUMIGLUE_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "lumiglue"
+    except RuntimeError:
+        raise InputError("there is no home folder; set LUMIGLUE_CACHE to a folder for downloads") from None
 
 
 def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 60.0) -> Path:

@@ -23,6 +23,7 @@ from lumiglue.types import PIXELS, Features
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGES_IN_A_PART = 64
+_ODD_NAME = "its name is not in UTF-8; rename the file"
 _REMEDY = "write the file again with `lumiglue features`"
 
 
@@ -69,9 +70,12 @@ def describe_collection(
         GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
         pool(workers, one_thread_each=workers > 1) as threads,
     ):
+        odd = tuple((name.encode("utf-8", "backslashreplace").decode(), _ODD_NAME) for name in names if not _is_text(name))
+        names = [name for name in names if _is_text(name)]
         todo = growing.missing(names)
-        done = len(names) - len(todo)
-        yield Step(done, len(names))
+        count = len(names) + len(odd)
+        done = count - len(todo)
+        yield Step(done, count, odd)
         described = _ahead(threads, lambda name: extractor(read_image(folder / name)), todo, 2 * workers)
         read = 0
         for start in range(0, len(todo), IMAGES_IN_A_PART):
@@ -86,10 +90,19 @@ def describe_collection(
                     _write(group(name), features)
                     read += 1
             done += min(IMAGES_IN_A_PART, len(todo) - start)
-            yield Step(done, len(names), tuple(failed))
+            yield Step(done, count, tuple(failed))
         if len(todo) == len(names) and not read:
             raise InputError(f"none of the {len(names)} images in {folder} could be read")
         growing.finish()
+
+
+def _is_text(name: str) -> bool:
+    """False for a file name that the system cannot show as text; HDF5 holds text."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ahead(

@@ -49,7 +49,7 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
-    """Two names a line, with a tab between them where one holds a space. Raises InputError for names that no line can hold."""
+    """Two names a line, with a tab between them where one holds a space. Raises InputError where a line cannot hold them."""
     lines = []
     for pair in pairs:
         line = ("\t" if any(re.search(r"\s", name) for name in pair) else " ").join(pair)

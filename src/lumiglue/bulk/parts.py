@@ -4,7 +4,6 @@ FILE.parts/ holds finished parts; a part is written aside, flushed to the disk a
 the end the parts become FILE, in hloc's layout.
 """
 
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
 from lumiglue.reading import HDF5_ERRORS, read_text, reason
+from lumiglue.writing import disk_is_full
 
 NAMES = "names"
 
@@ -111,8 +111,8 @@ class GrowingFile:
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
             _flush(aside)
             aside.replace(self.folder / f"part-{len(self._parts()):06d}.h5")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:
+            if disk_is_full(error):
                 raise InputError(
                     f"the disk of {self.path} is full; make room and run the same command again to go on"
                 ) from None
@@ -129,7 +129,7 @@ class GrowingFile:
                 self._remove_parts()
                 return
             shutil.copyfile(self.path, aside)
-        with h5py.File(aside, "a" if self.path.exists() else "w") as file:
+        with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
             for part in self._parts():
                 with _readable(part), h5py.File(part, "r") as source:
@@ -164,8 +164,8 @@ def _readable(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except HDF5_ERRORS as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
+        if disk_is_full(error):
+            raise InputError(f"the disk of {path} is full; make room and run the same command again to go on") from None
         raise InputError(
             f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
         ) from None

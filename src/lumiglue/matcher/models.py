@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import Tensor, nn

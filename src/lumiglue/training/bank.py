@@ -113,7 +113,7 @@ class Bank:
         self._resident: dict[str, Tensor] = {}
 
     def _check(self) -> None:
-        """Raises ValueError where the arrays do not fit one another. What the keypoints are is not looked at: there are many."""
+        """Raises ValueError where the arrays do not fit one another. What the keypoints are is not looked at."""
         views, pairs, keypoints = len(self.view_scenes), len(self.overlaps), len(self._rows["keypoints"])
         channels = self._rows["descriptors"].shape[1:]
         wanted = {
