@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "samples": set(),
     "export": {"types", "reading", "writing", "pipeline"},
     "bulk": {"types", "reading", "writing", "images", "extractors", "many", "pipeline"},
-    "training": {"types", "reading", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
+    "training": {"types", "reading", "writing", "images", "geometry", "extractors", "matcher", "weights", "visualization"},
     "evaluation": {
         "reading",
         "types",

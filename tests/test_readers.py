@@ -31,7 +31,7 @@ from conftest import draw_photo
 from lumiglue import ImageError, InputError
 from lumiglue.bulk.features import FeaturesFile
 from lumiglue.bulk.pairs import read_pairs, write_pairs
-from lumiglue.errors import LumiglueError, WeightsError
+from lumiglue.errors import BankError, LumiglueError, WeightsError
 from lumiglue.images import read_image
 from lumiglue.released import import_released
 from lumiglue.training import bank as banks
@@ -284,7 +284,7 @@ def test_a_bank_whose_arrays_do_not_fit_is_refused_when_it_is_opened(tmp_path: P
         with h5py.File(path, "r+") as file:
             del file[name]
             file[name] = value
-        with pytest.raises(banks.BankError, match=f"{name}.*build it again"):
+        with pytest.raises(BankError, match=f"{name}.*build it again"):
             banks.Bank(path)
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,13 +169,18 @@ def test_a_full_disk_leaves_the_file_that_was_there(
             assert (tmp_path / name).read_text() == "before"
     for name in ("a.png", "b.png"):
         Image.fromarray(PHOTO).save(tmp_path / name)
-    if Path("/dev/full").exists():  # a device that is always full
-        (tmp_path / "out.h5.unfinished").symlink_to("/dev/full")
-        (tmp_path / "pairs.txt").write_text("a.png b.png\n")
-        arguments = ["match", str(tmp_path / "pairs.txt"), "--root", str(tmp_path), "--out", str(tmp_path / "out.h5")]
-        assert main([*arguments, "--max-keypoints", "64"]) == 2
-        assert "out.h5" in capsys.readouterr().err
-        assert not (tmp_path / "out.h5").exists()
+    monkeypatch.setattr("lumiglue.writing.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    (tmp_path / "pairs.txt").write_text("a.png b.png\n")
+    arguments = ["match", str(tmp_path / "pairs.txt"), "--root", str(tmp_path), "--out", str(tmp_path / "out.h5")]
+    assert main([*arguments, "--max-keypoints", "64"]) == 2
+    assert "out.h5 is full; make room" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.h5*"))
+    assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 2
+    assert "f.h5 is full; make room and run the same command again to go on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 0
+    with FeaturesFile(tmp_path / "f.h5") as file:
+        assert file.names() == ["a.png", "b.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX alone has permissions of this kind")

@@ -4,6 +4,7 @@ FILE.parts/ holds finished parts; a part is written aside, flushed to the disk a
 the end the parts become FILE, in hloc's layout.
 """
 
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +17,7 @@ from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
 from lumiglue.reading import HDF5_ERRORS, read_text, reason
-from lumiglue.writing import disk_is_full
+from lumiglue.writing import disk_is_full, has_room
 
 NAMES = "names"
 
@@ -99,9 +100,9 @@ class GrowingFile:
 
         Raises InputError where the disk is full; the parts before stay.
         """
-        aside, names = self.folder / "unfinished.h5", []
+        aside, names, whole = self.folder / "unfinished.h5", [], io.BytesIO()
         try:
-            with h5py.File(aside, "w") as file:
+            with h5py.File(whole, "w") as file:  # HDF5 crashes on a full disk, so it writes to memory
 
                 def group(name: str) -> h5py.Group:
                     names.append(name)
@@ -109,6 +110,7 @@ class GrowingFile:
 
                 yield group
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
+            aside.write_bytes(whole.getbuffer())
             _flush(aside)
             aside.replace(self.folder / f"part-{len(self._parts()):06d}.h5")
         except (OSError, RuntimeError) as error:
@@ -122,8 +124,11 @@ class GrowingFile:
         self._in_parts |= set(names)
 
     def finish(self) -> None:
-        """Joins the file and the parts and removes those. attribute `record`: as given."""
+        """Joins the file and the parts and removes those. `record` becomes an attribute. InputError where the disk is full."""
         aside = self.path.with_name(self.path.name + ".unfinished")
+        size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
+        if self._in_parts and not has_room(self.path, size):
+            raise InputError(f"the disk of {self.path} is full; make room and run the same command again to go on")
         if self.path.exists():
             if not self._in_parts:  # nothing is new
                 self._remove_parts()

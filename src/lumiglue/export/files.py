@@ -16,7 +16,7 @@ from lumiglue.errors import InputError
 from lumiglue.pipeline import MatchResult
 from lumiglue.reading import reason
 from lumiglue.types import PIXELS, Geometry
-from lumiglue.writing import disk_is_full, write_whole
+from lumiglue.writing import disk_is_full, has_room, write_whole
 
 DATA_SUFFIXES = (".npz", ".json")
 
@@ -71,6 +71,8 @@ class MatchesFile:
 
     def write(self, name0: str, name1: str, result: MatchResult) -> None:
         """Adds one pair; a pair that is there already is replaced. Raises InputError where the disk is full."""
+        if not has_room(self.path, 64 * len(result.features0)):
+            raise self._full()
         with self._writing():
             self._write(name0, name1, result)
 
@@ -95,13 +97,16 @@ class MatchesFile:
         finally:
             self._unfinished.unlink(missing_ok=True)
 
+    def _full(self) -> InputError:
+        return InputError(f"the disk of {self.path} is full; make room and run the same command again")
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         try:
             yield
         except (OSError, RuntimeError, UnicodeError) as error:
             if disk_is_full(error):
-                raise InputError(f"the disk of {self.path} is full; make room and run the same command again") from None
+                raise self._full() from None
             raise InputError(f"{self.path} cannot be written ({_why(error)}); check the path and the names") from None
 
 

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +38,8 @@ def config_from(name: str, values: object) -> ModelConfig:
         raise ValueError(f"unknown matcher {name!r}; choose from {sorted(CONFIGS)}")
     if not isinstance(values, dict):
         raise ValueError("it holds no names and values")
-    usual, given = CONFIGS[name](), {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    usual = CONFIGS[name]()
+    given: dict[str, Any] = {str(key): tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     known = {field.name: getattr(usual, field.name) for field in fields(usual)}
     for key, value in given.items():
         if key not in known:

@@ -279,7 +279,7 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
         for key, usual in optimizer.defaults.items():
             found = group[key]
             alike = type(found) is type(usual) or (isinstance(found, float | int) and isinstance(usual, float | int))
-            if not alike or (isinstance(usual, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in found)):
+            if not alike or (isinstance(found, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in found)):
                 raise ValueError(f"the optimiser's {key} is {found!r}")
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})

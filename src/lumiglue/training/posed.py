@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import h5py
 import numpy as np
 import torch
@@ -281,14 +280,14 @@ def _read_stored_depth(path: Path) -> np.ndarray:
         raise ImageError(f"{path} does not exist, or is not a file; check the path of the depth map")
     match path.suffix.lower():
         case ".png":
-            stored_size(path)  # refuses what is damaged, or larger than a depth map
-            try:
-                stored = cv2.imdecode(np.frombuffer(path.read_bytes(), np.uint8), cv2.IMREAD_UNCHANGED)
-            except (cv2.error, OSError, MemoryError):
-                stored = None
-            if stored is None or stored.dtype != np.uint16:
+            try:  # not by OpenCV, which takes any length that a damaged file claims as memory
+                with Image.open(path, formats=("PNG",)) as image:
+                    stored = np.asarray(image)
+            except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more
+                raise ImageError(f"{path} is not a 16-bit PNG ({reason(error)}); copy it again") from None
+            if not image.mode.startswith("I"):
                 raise ImageError(f"{path} is not a 16-bit PNG; depth maps are 16-bit .png, .npy or .h5")
-            return stored
+            return stored.astype(np.uint16)
         case ".npy":
             try:
                 mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # so that a claim beyond the file takes no memory
