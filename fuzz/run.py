@@ -21,7 +21,7 @@ from pathlib import Path
 
 import atheris
 
-with atheris.instrument_imports(include=["lumiglue", "targets", "PIL"]):
+with atheris.instrument_imports(include=["lumiglue", "targets", "PIL"]):  # pyright: ignore[reportAttributeAccessIssue]
     from targets import TARGETS
 
 import torch

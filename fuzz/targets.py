@@ -195,7 +195,7 @@ def odd_dataset(group: h5py.Group, name: str, draw: Draw, usual: Any) -> None:
             group[name] = usual
 
 
-def structured(write: Callable[[Path], None], read: Callable[[Path], None]) -> Callable[[bytes, Path], None]:
+def structured(write: Callable[[Path], None], read: Callable[[Path], object]) -> Callable[[bytes, Path], None]:
     """Of a good HDF5 file some data sets and attributes are replaced."""
 
     def run(data: bytes, folder: Path) -> None:
@@ -558,9 +558,12 @@ def read_bank(path: Path) -> None:
     for view in range(min(len(bank), 4)):
         bank.view(view)
     for a, b in bank.pairs[:4]:
-        bank.view(int(a)), bank.view(int(b))
-        bank.scenes[int(bank.view_scenes[int(a)])], bank.homographies[int(b)], bank.view_sizes[int(a)]
-    bank.descriptor_dim, bank.extractor["name"]
+        for view in (int(a), int(b)):
+            bank.view(view)
+            assert isinstance(bank.scenes[int(bank.view_scenes[view])], str)
+            assert np.shape(bank.homographies[view]) == (3, 3)
+    assert bank.descriptor_dim > 0 or not bank.counts.sum()
+    assert isinstance(bank.extractor["name"], str)
 
 
 # --- posed images -------------------------------------------------------------------------------------------------------

@@ -124,7 +124,7 @@ class GrowingFile:
         self._in_parts |= set(names)
 
     def finish(self) -> None:
-        """Joins the file and the parts and removes those. `record` becomes an attribute. InputError where the disk is full."""
+        """Joins the file and the parts and removes those; `record` is an attribute. Raises InputError on a full disk."""
         aside = self.path.with_name(self.path.name + ".unfinished")
         size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
         if self._in_parts and not has_room(self.path, size):

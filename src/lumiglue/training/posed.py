@@ -290,8 +290,10 @@ def _read_stored_depth(path: Path) -> np.ndarray:
             return stored.astype(np.uint16)
         case ".npy":
             try:
-                mapped = np.load(path, mmap_mode="r", allow_pickle=False)  # so that a claim beyond the file takes no memory
-                if not isinstance(mapped, np.ndarray) or mapped.dtype.kind not in "iuf" or mapped.nbytes > LARGEST_ARRAY:
+                mapped = np.lib.format.open_memmap(
+                    path, mode="r"
+                )  # of numbers alone; a claim beyond the file takes no memory
+                if mapped.dtype.kind not in "iuf" or mapped.nbytes > LARGEST_ARRAY:
                     raise ValueError("it holds no depths")
                 return np.array(mapped)
             except Exception as error:  # NumPy parses the header as Python's literals, and raises what these raise
