@@ -1,16 +1,20 @@
-# make demo | make test | make lint | make docs | make wheel-check
+# make demo | make test | make coverage | make lint | make docs | make wheel-check
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint docs wheel-check clean
+.PHONY: demo test coverage lint docs wheel-check clean
 
 demo: $(VENV)/.installed
 	$(BIN)/lumiglue sample --out demo.png
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest
+
+# Reported, not a goal: lines and branches that the suite runs, and its slowest tests.
+coverage: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest --cov=lumiglue --cov-branch --cov-report=term:skip-covered --durations=10
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

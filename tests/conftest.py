@@ -9,10 +9,20 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, settings
 
 from lumiglue import Features, LightGlue, LightGlueConfig
 
 SHARED = Path(os.environ.get("LUMIGLUE_SHARED", Path(__file__).parents[2] / "shared"))
+
+
+# The same examples each time, few of them; LUMIGLUE_EXAMPLES=1000 tries more.
+settings.register_profile(
+    "suite", derandomize=True, database=None, deadline=None, phases=(Phase.explicit, Phase.generate),
+    max_examples=int(os.environ.get("LUMIGLUE_EXAMPLES", "12")),
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
+)  # fmt: skip
+settings.load_profile("suite")
 
 
 def make_features(n: int, seed: int, *, dim: int = 32, like: Features | None = None, noise: float = 0.05) -> Features:

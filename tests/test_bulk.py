@@ -255,7 +255,7 @@ def test_a_pair_that_cannot_be_matched_stops_no_other(described: Path, tmp_path:
     pairs = [("east/00.png", "east/01.png"), ("east/00.png", "gone.png"), ("west/20.png", "west/21.png")]
     steps = list(match_collection(described, pairs, Pipeline.pretrained("sift"), tmp_path / "m.h5"))
     assert [failure for step in steps for failure in step.failed] == [
-        ("east/00.png gone.png", f"{described} has no features of 'gone.png'")
+        ("east/00.png gone.png", f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`")
     ]
     with MatchesReader(tmp_path / "m.h5") as found:
         assert len(found.read("west/20.png", "west/21.png")) > 30

@@ -207,7 +207,7 @@ def test_checkpoints_that_are_no_lightglue_are_refused(tmp_path: Path, monkeypat
         ("none.pth", "does not exist"),
         ("other.pth", "not a released LightGlue checkpoint"),
         ("list.pth", "does not hold a state dict"),
-        ("part.pth", "not a whole LightGlue checkpoint: Missing"),
+        ("part.pth", "not a whole LightGlue checkpoint .*is missing"),
         ("extra.pth", "unknown tensor 'extra.weight'"),
     ]:
         with pytest.raises(WeightsError, match=message) as caught:

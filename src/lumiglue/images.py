@@ -7,11 +7,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from lumiglue.errors import ImageError, InputError, TooLargeError
+from lumiglue.reading import reason
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
+# What Pillow may open. Of its other readers one starts a program (EPS, Ghostscript); none is of photos.
+_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000")
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
@@ -21,29 +24,40 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     the file is missing, empty, truncated or not an image.
     """
     path = Path(path)
-    if path.is_dir():
-        raise ImageError(f"{path} is a folder; give an image file")
-    try:
-        data = path.read_bytes()
-    except FileNotFoundError:
-        raise ImageError(f"{path} does not exist; check the path") from None
-    except OSError as error:
-        raise ImageError(f"{path} cannot be opened: {error.strerror}") from None
+    data = _read_bytes(path)
     if not data:
         raise ImageError(f"{path} is empty (0 bytes); copy it again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error comes at twice as many pixels
-            image = Image.open(io.BytesIO(data))
+            warnings.simplefilter("ignore", UserWarning)  # of what is odd in metadata that is not used
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
             image.load()
+            pixels = to_rgb8(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
-        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) // 10**6
-        raise ImageError(f"{path} has more than {limit} megapixels; downscale it first") from None
+        raise ImageError(f"{path} has more than {_most_pixels() // 10**6} megapixels; downscale it first") from None
     except UnidentifiedImageError:
-        return _read_with_opencv(path, data)
+        pixels = _read_with_opencv(path, data)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
-        raise ImageError(f"{path} is damaged ({str(error) or type(error).__name__}); copy it again") from None
-    return to_rgb8(ImageOps.exif_transpose(image))
+        raise ImageError(f"{path} is damaged ({reason(error)}); copy it again") from None
+    if not pixels.size:
+        raise ImageError(f"{path} has no pixels, its size is {pixels.shape[1]} x {pixels.shape[0]}; copy it again")
+    return pixels
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        if path.is_dir():
+            raise ImageError(f"{path} is a folder; give an image file")
+        if path.exists() and not path.is_file():  # reading a pipe or a device may never end
+            raise ImageError(f"{path} is not a file; give an image file")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise ImageError(f"{path} does not exist; check the path") from None
+    except OSError as error:
+        raise ImageError(f"{path} cannot be opened ({error.strerror}); check the path") from None
+    except ValueError:  # the name holds a zero byte
+        raise ImageError(f"{str(path)!r} is not a path; check it") from None
 
 
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
@@ -146,7 +160,17 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Formats that Pillow does not know, 16-bit RGB TIFF foremost."""
+    """TIFF of the kinds that Pillow does not know, 16-bit RGB foremost.
+
+    Nothing else is tried: of a damaged PNG OpenCV takes any length that the file claims as memory.
+    """
+    try:
+        if _tiff_pixels(data) > _most_pixels():
+            raise ImageError(f"{path} has more than {_most_pixels() // 10**6} megapixels; downscale it first")
+    except ImageError:
+        raise
+    except Exception:  # no TIFF, or one whose header is damaged
+        raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
     except cv2.error:
@@ -154,3 +178,17 @@ def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     if array is None or array.dtype not in (np.uint8, np.uint16):
         raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file")
     return as_rgb8(array if array.ndim == 2 else np.ascontiguousarray(array[..., ::-1]))
+
+
+def _tiff_pixels(data: bytes) -> int:
+    """Width times height of the first page, as its header says."""
+    start = 16 if data[2:4] in (b"+\0", b"\0+") else 8  # BigTIFF's header is longer
+    directory, file = TiffImagePlugin.ImageFileDirectory_v2(data[:start]), io.BytesIO(data)
+    file.seek(directory.next)
+    directory.load(file)
+    return int(directory[TiffImagePlugin.IMAGEWIDTH]) * int(directory[TiffImagePlugin.IMAGELENGTH])
+
+
+def _most_pixels() -> int:
+    """Beyond these an image is taken for a decompression bomb."""
+    return 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -1,6 +1,8 @@
 """Photos in, matches out: one pair, many pairs, or features that are already there."""
 
 import copy
+import functools
+import os
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -10,6 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
@@ -57,12 +60,12 @@ class MatchResult:
     @property
     def points0(self) -> Float[np.ndarray, "k 2"]:
         """Matched points of image 0 in pixels (x, y), centre of the top-left pixel at (0, 0)."""
-        return self.features0.keypoints[self.matches.pairs[:, 0]].numpy()
+        return _numpy(self.features0.keypoints[self.matches.pairs[:, 0]])
 
     @property
     def points1(self) -> Float[np.ndarray, "k 2"]:
         """Matched points of image 1; row i belongs to row i of `points0`."""
-        return self.features1.keypoints[self.matches.pairs[:, 1]].numpy()
+        return _numpy(self.features1.keypoints[self.matches.pairs[:, 1]])
 
     @property
     def scores(self) -> Float[np.ndarray, " k"]:
@@ -81,7 +84,8 @@ class Pipeline:
     """An extractor and a matcher for its features.
 
     Images are paths, arrays (H x W x 3 or H x W; uint8, uint16, or float in [0, 1]; RGB) or tensors (C x H x W, a
-    leading 1 is dropped). One pipeline may be used from several threads.
+    leading 1 is dropped). One pipeline may be used from several threads, and from processes, forked or spawned; forked ones
+    compute on one thread each.
     """
 
     def __init__(
@@ -107,6 +111,7 @@ class Pipeline:
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
         device = usable_device(device)
+        _compute_on_one_thread_in_forks()
         self.extractor = extractor
         self.metadata = dict(metadata or {})
         if isinstance(matcher, nn.Module):
@@ -359,6 +364,21 @@ class Pipeline:
         return weights_sha256(self.matcher)
 
 
+@functools.cache
+def _compute_on_one_thread_in_forks() -> None:
+    """A forked process has none of its parent's OpenMP threads, yet waits for them for ever; one thread needs no others.
+
+    Registered with the first pipeline, as importing changes nothing. What PyTorch's DataLoader does in its workers.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: (torch.set_num_threads(1), cv2.setNumThreads(0)))
+
+
+def _numpy(points: Tensor) -> np.ndarray:
+    """Whatever the features' own precision, and whether they want gradients."""
+    return (points.float() if points.dtype.itemsize < 4 else points).detach().cpu().numpy()
+
+
 def _key(image: ImageLike) -> str | None:
     """What tells paths apart; arrays and tensors are not kept."""
     return str(image) if isinstance(image, str | Path) else None
@@ -423,6 +443,8 @@ def load_image(image: ImageLike) -> np.ndarray:
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Tensor):
+        if image.is_meta or image.layout is not torch.strided or image.is_quantized:
+            raise InputError(f"the image tensor of shape {tuple(image.shape)} holds no plain numbers; give a dense one")
         tensor = image.detach().cpu()
         tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
         tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor

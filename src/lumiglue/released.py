@@ -9,8 +9,9 @@ from torch import Tensor
 
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-from lumiglue.matcher.models import MatcherModel, ModelConfig, build
+from lumiglue.matcher.models import MatcherModel, ModelConfig, build_for
 from lumiglue.matcher.superglue import SuperGlueConfig
+from lumiglue.reading import reason
 from lumiglue.weights import read_tensors
 
 
@@ -21,19 +22,20 @@ def import_released(path: str | Path, extractor: str) -> MatcherModel:
     WeightsError where it is neither.
     """
     tensors = read_tensors(Path(path))
-    if "bin_score" in {name.rpartition(".")[2] for name in tensors}:
-        return _superglue(tensors, extractor, path)
-    return _lightglue(tensors, extractor, path)
+    read = _superglue if "bin_score" in {name.rpartition(".")[2] for name in tensors} else _lightglue
+    try:
+        return read(tensors, extractor, path)
+    except WeightsError:
+        raise
+    except (LookupError, ValueError, ArithmeticError, RuntimeError) as error:  # tensors of shapes that no release has
+        raise WeightsError(f"{path} is not a released checkpoint ({reason(error)}); download it again") from None
 
 
 def _load(config: ModelConfig, tensors: Mapping[str, Tensor], path: str | Path, title: str) -> MatcherModel:
-    with torch.random.fork_rng(devices=[]):
-        model = build(config)
     try:
-        model.load_state_dict({name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
-    except RuntimeError as error:
-        raise WeightsError(f"{path} is not a whole {title} checkpoint: {str(error).splitlines()[1].strip()}") from None
-    return model.eval()
+        return build_for(config, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
+    except (ValueError, RuntimeError, TypeError) as error:
+        raise WeightsError(f"{path} is not a whole {title} checkpoint ({reason(error)}); download it again") from None
 
 
 def _lightglue(tensors: Mapping[str, Tensor], extractor: str, path: str | Path) -> MatcherModel:

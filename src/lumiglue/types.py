@@ -42,23 +42,27 @@ class Features:
     extractor: str = ""
 
     def __post_init__(self) -> None:
-        n = self.keypoints.shape[0]
+        for name, value in self._rows():
+            if not isinstance(value, Tensor) and (value is not None or name in ("keypoints", "descriptors")):
+                raise InputError(f"{name} are of type {type(value).__name__}; give a torch tensor")
+            if isinstance(value, Tensor) and (value.is_meta or value.is_complex() or value.dtype == torch.bool):
+                raise InputError(f"{name} are of {value.dtype} on {value.device.type}; give real numbers on a CPU or GPU")
         if self.keypoints.ndim != 2 or self.keypoints.shape[1] != 2:
             raise InputError(f"keypoints have shape {tuple(self.keypoints.shape)}; give n x 2 (x, y) pixels")
+        n = self.keypoints.shape[0]
         if self.descriptors.ndim != 2 or self.descriptors.shape[0] != n:
             raise InputError(f"descriptors have shape {tuple(self.descriptors.shape)}; give {n} x d, one row a keypoint")
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
+        if not _is_size(self.image_size):
             raise InputError(f"image_size is {self.image_size}; give (width, height) in pixels, each at least 1")
         for name in ("scores", "scales", "orientations"):
             value = getattr(self, name)
             if value is not None and value.shape != (n,):
                 raise InputError(f"{name} have shape {tuple(value.shape)}; give one number for each of {n} keypoints")
-        for name in ("keypoints", "descriptors", "scales", "orientations"):
-            value = getattr(self, name)
-            if value is not None and not bool(torch.isfinite(value).all()):
-                bad = (~torch.isfinite(value)).reshape(n, -1).any(1).nonzero()[0].item()
+        for name, value in self._rows():
+            if value is not None and not bool((finite := torch.isfinite(value.float())).all()):  # as they will be used
+                bad = (~finite).reshape(n, -1).any(1).nonzero()[0].item()
                 raise InputError(f"{name} hold NaN or infinity (first at row {bad}); drop such keypoints")
-        if self.scales is not None and n and float(self.scales.min()) <= 0:
+        if self.scales is not None and n and float(self.scales.float().min()) <= 0:
             raise InputError(f"scales must be positive pixels; the smallest is {float(self.scales.min()):g}")
 
     def __len__(self) -> int:
@@ -77,6 +81,15 @@ class Features:
         for entry in fields(self):
             if entry.name not in ("image_size", "extractor"):
                 yield entry.name, getattr(self, entry.name)
+
+
+def _is_size(size: object) -> bool:
+    """Whether these are two numbers from 1 up, as many as images have."""
+    try:
+        width, height = (float(side) for side in size)  # pyright: ignore[reportGeneralTypeIssues]  (that is the question)
+    except (TypeError, ValueError):
+        return False
+    return 1 <= width < 2**31 and 1 <= height < 2**31
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
 from lumiglue.types import Features, Geometry, Matches
+from lumiglue.writing import write_whole
 
 CONFIDENCE_COLOURS = "plasma"
 LAYER_COLOURS = "viridis"
@@ -236,7 +237,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
         raise InputError(f"{path} has no picture suffix that can be written; use .png, .jpg, .pdf or .svg")
-    figure.savefig(path, dpi=_DPI)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, dpi=_DPI, format=suffix)
+    write_whole(path, buffer.getvalue())
 
 
 def _on_one_canvas(

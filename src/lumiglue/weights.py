@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lumiglue.errors import WeightsError
+from lumiglue.errors import InputError, WeightsError
 from lumiglue.extras import require
-from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build, model_name
+from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
+from lumiglue.reading import reason
 
 FORMAT = "lumiglue-"  # and the name of the model
 FOLDER_FILES = ("config.json", "model.safetensors")  # of a matcher in a folder, as on the Hugging Face Hub
@@ -44,17 +45,17 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except Exception as error:  # safetensors raises SafetensorError, OSError and ValueError on damaged files
-        raise WeightsError(f"{path} cannot be read as safetensors ({error}); copy or convert it again") from None
+        raise WeightsError(f"{path} cannot be read as safetensors ({reason(error)}); copy or convert it again") from None
     name = header.get("format", "").removeprefix(FORMAT)
     if name not in CONFIGS:
         raise WeightsError(f"{path} is not a Lumiglue weights file; convert it with `lumiglue weights import`")
     try:
-        config: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(header["config"]).items()
-        }
-        return CONFIGS[name](**config), json.loads(header.get("metadata", "{}"))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path} has a config that this version cannot read ({error}); update lumiglue") from None
+        config, metadata = config_from(name, json.loads(header["config"])), json.loads(header.get("metadata", "{}"))
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no names and values")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has a config that this version cannot read ({reason(error)}); update lumiglue") from None
+    return config, metadata
 
 
 def is_ours(path: str | Path) -> bool:
@@ -69,13 +70,10 @@ def is_ours(path: str | Path) -> bool:
 def load_weights(path: str | Path, device: torch.device | str = "cpu") -> MatcherModel:
     """A model in evaluation mode from a file; every tensor must be there and fit. Raises WeightsError."""
     config, _ = read_metadata(path)
-    with torch.random.fork_rng(devices=[]):
-        model = build(config)
     try:
-        model.load_state_dict(load_file(path))
-    except (RuntimeError, safetensors.SafetensorError) as error:
-        raise WeightsError(f"{path} does not fit its own config: {str(error).splitlines()[-1].strip()}") from None
-    return model.eval().to(device)
+        return build_for(config, load_file(path)).to(device)
+    except Exception as error:  # safetensors raises SafetensorError, OSError and more on damaged files
+        raise WeightsError(f"{path} does not fit its own config ({reason(error)}); copy it again") from None
 
 
 # The weights in the package: a name of features stands for their default. Trained by us; see docs/weights.md.
@@ -110,8 +108,13 @@ ALIKED_SHA256 = {
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue."""
-    return Path(os.environ.get("LUMIGLUE_CACHE") or Path.home() / ".cache" / "lumiglue")
+    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue. Raises InputError where there is neither."""
+    if given := os.environ.get("LUMIGLUE_CACHE"):
+        return Path(given)
+    try:
+        return Path.home() / ".cache" / "lumiglue"
+    except RuntimeError:
+        raise InputError("there is no home folder; set LUMIGLUE_CACHE to a folder for downloads") from None
 
 
 def kept_at(url: str, sha256: str, cache: Path | None = None) -> Path:
@@ -134,8 +137,8 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
         unfinished.unlink(missing_ok=True)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        reason = error.reason if type(error) is urllib.error.URLError else error
-        raise WeightsError(f"{url} cannot be downloaded ({reason}); fetch it elsewhere and give the file's path") from None
+        why = error.reason if type(error) is urllib.error.URLError else error
+        raise WeightsError(f"{url} cannot be downloaded ({why}); fetch it elsewhere and give the file's path") from None
     if (found := file_sha256(unfinished)) != sha256:
         unfinished.unlink()
         raise WeightsError(f"{url} has SHA-256 {found}, not {sha256}; it is not the file that was asked for")
@@ -199,14 +202,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
-        first = str(error).partition("\n")[0]
-        reason = first if " " in first else f"it is no checkpoint: {type(error).__name__}"  # a KeyError says a number
-        raise WeightsError(f"{path} cannot be read as tensors alone, and nothing else is executed ({reason})") from None
+        said = f"{path} cannot be read as tensors alone, and nothing else is executed ({reason(error)})"
+        raise WeightsError(f"{said}; save a state dict with torch.save") from None
     for key in ("state_dict", "model", "extractor"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
+    if not named or not all(isinstance(value, Tensor) for value in content.values()):
         raise WeightsError(f"{path} does not hold a state dict of tensors; save it with torch.save(model.state_dict(), ...)")
+    for name, tensor in content.items():
+        stored = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided and not tensor.is_quantized else 0
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:  # a view that says one number many times
+            raise WeightsError(f"{path} does not hold all of {name!r}; save its tensors with .clone() and torch.save")
     return content
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,10 +19,13 @@ from lumiglue.extractors import Extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.images import read_image, read_mask
 from lumiglue.many import pool
+from lumiglue.reading import HDF5_ERRORS, read_numbers, reason
 from lumiglue.types import PIXELS, Features
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGES_IN_A_PART = 64
+_ODD_NAME = "its name is not in UTF-8; rename the file"
+_REMEDY = "write the file again with `lumiglue features`"
 
 
 def list_images(folder: str | Path) -> list[str]:
@@ -87,9 +91,12 @@ def describe_collection(
         GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
         pool(workers, one_thread_each=workers > 1) as threads,
     ):
+        odd = tuple((name.encode("utf-8", "backslashreplace").decode(), _ODD_NAME) for name in names if not _is_text(name))
+        names = [name for name in names if _is_text(name)]
         todo = growing.missing(names)
-        done = len(names) - len(todo)
-        yield Step(done, len(names))
+        count = len(names) + len(odd)
+        done = count - len(todo)
+        yield Step(done, count, odd)
         described = _ahead(threads, describe, todo, 2 * workers)
         read = 0
         for start in range(0, len(todo), IMAGES_IN_A_PART):
@@ -104,10 +111,19 @@ def describe_collection(
                     _write(group(name), features)
                     read += 1
             done += min(IMAGES_IN_A_PART, len(todo) - start)
-            yield Step(done, len(names), tuple(failed))
+            yield Step(done, count, tuple(failed))
         if len(todo) == len(names) and not read:
             raise InputError(f"none of the {len(names)} images in {folder} could be read")
         growing.finish()
+
+
+def _is_text(name: str) -> bool:
+    """False for a file name that the system cannot show as text; HDF5 holds text."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _ahead(
@@ -139,46 +155,46 @@ class FeaturesFile(Reader):
     written_by = "lumiglue features"
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file and "keypoints" in self._file[name]  # pyright: ignore[reportOperatorIssue]
+        try:
+            return _is_image(self._file[name])
+        except HDF5_ERRORS:
+            return False
 
     def names(self) -> list[str]:
         """The images, in order."""
         found: list[str] = []
-        self._file.visititems(lambda name, item: found.append(name) if _is_image(item) else None)
+        try:
+            self._file.visititems(lambda name, item: found.append(name) if _is_image(item) else None)
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path} is damaged ({reason(error)}); {_REMEDY}") from None
         return sorted(found)
 
     def read(self, name: str) -> Features:
-        """Raises InputError where the image is not in the file, or lacks a part."""
+        """Raises InputError where the image is not in the file, lacks a part, or a part cannot be used."""
         if name not in self:
-            raise InputError(f"{self.path} has no features of {name!r}")
-        group = self._file[name]
-        assert isinstance(group, h5py.Group)
+            raise InputError(f"{self.path} has no features of {name!r}; {_REMEDY}")
         try:
-            keypoints, descriptors = _array(group, "keypoints"), _array(group, "descriptors").T
-            width, height = (int(size) for size in _array(group, "image_size"))
-        except KeyError as error:
+            return self._read(name)
+        except InputError as error:
             raise InputError(f"{self.path}, {name}: {error}") from None
-        optional = {
-            ours: torch.from_numpy(_array(group, theirs)).float()
-            for ours, theirs in (("scores", "scores"), ("scales", "scales"), ("orientations", "oris"))
-            if theirs in group
-        }
-        return Features(
-            keypoints=torch.from_numpy(keypoints.astype(np.float32)),
-            descriptors=torch.from_numpy(descriptors.astype(np.float32)),
-            image_size=(width, height),
-            extractor=str(group.attrs.get("extractor", "")),
-            **optional,
-        )
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
+
+    def _read(self, name: str) -> Features:
+        group: Any = self._file[name]
+        width, height = (int(size) for size in read_numbers(group, "image_size").tolist())
+        stored = {"keypoints": "keypoints", "descriptors": "descriptors", "scores": "scores"}
+        stored |= {"scales": "scales", "orientations": "oris"}
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused
+            arrays = {
+                ours: read_numbers(group, theirs).astype(np.float32)
+                for ours, theirs in stored.items()
+                if theirs in group or ours in ("keypoints", "descriptors")
+            }
+        arrays["descriptors"] = arrays["descriptors"].T
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Features(image_size=(width, height), extractor=str(group.attrs.get("extractor", "")), **tensors)
 
 
 def _is_image(item: object) -> bool:
     return isinstance(item, h5py.Group) and "keypoints" in item
-
-
-def _array(group: h5py.Group, name: str) -> np.ndarray:
-    if name not in group:
-        raise KeyError(f"{name} is missing")
-    dataset = group[name]
-    assert isinstance(dataset, h5py.Dataset)
-    return dataset[()]

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -15,6 +16,7 @@ from lumiglue.bulk.parts import GrowingFile, Reader
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.many import Matched
 from lumiglue.pipeline import Pipeline
+from lumiglue.reading import HDF5_ERRORS, read_numbers, reason
 
 PAIRS_IN_A_PART = 128
 
@@ -112,18 +114,27 @@ class MatchesReader(Reader):
     written_by = "lumiglue matches"
 
     def __contains__(self, pair: Pair) -> bool:
-        return pair_key(*pair) in self._file
+        try:
+            return pair_key(*pair) in self._file
+        except HDF5_ERRORS:
+            return False
 
     def read(self, a: str, b: str) -> np.ndarray:
         """k x 2 rows of the keypoints of a and b that match; in either order of the names. Raises InputError for others."""
         for names, turned in (((a, b), False), ((b, a), True)):
             if names in self:
-                group = self._file[pair_key(*names)]
-                assert isinstance(group, h5py.Group)
-                dataset = group["matches0"]
-                assert isinstance(dataset, h5py.Dataset)
-                partner = np.asarray(dataset[()], np.int64)
+                partner = self._partners(pair_key(*names))
                 rows = np.flatnonzero(partner >= 0)
                 ends = np.stack([rows, partner[rows]], axis=1)
                 return ends[:, ::-1] if turned else ends
-        raise InputError(f"{self.path} has no matches of {a!r} and {b!r}")
+        raise InputError(f"{self.path} has no matches of {a!r} and {b!r}; match them with `lumiglue matches`")
+
+    def _partners(self, key: str) -> np.ndarray:
+        try:
+            group: Any = self._file[key]
+            partner = read_numbers(group, "matches0")
+            if partner.ndim != 1 or partner.dtype.kind != "i":
+                raise ValueError(f"matches0 is {partner.dtype} of shape {partner.shape}, not whole numbers in a row")
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path}, {key}: {reason(error)}; match them again with `lumiglue matches`") from None
+        return partner.astype(np.int64)

@@ -1,6 +1,7 @@
 """Which pairs of a collection to match: all, neighbours in a sequence, near ones by position, similar ones, or a file's."""
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image
 
 from lumiglue.errors import InputError
+from lumiglue.reading import read_text, reason
 
 Pair = tuple[str, str]
 EARTH_RADIUS = 6_371_000.0
@@ -27,17 +29,18 @@ def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
 
 
 def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pair]:
-    """Two names a line, as hloc writes them; # begins a comment. With `names`, raises InputError for one not among them."""
+    """Two names a line, as hloc writes them; apart by a tab where a name holds a space. # before or after them begins a
+    comment. With `names`, raises InputError for one not among them."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a file with two image names on each line")
     known, pairs = None if names is None else set(names), []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
-        words = line.split("#")[0].split()
+    text = read_text(path, "give a file with two image names on each line")
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = names_in(line)
         if not words:
             continue
         if len(words) != 2:
-            raise InputError(f"{path}, line {number}: {len(words)} words; give two image names")
+            remedy = "give two image names, with a tab between them where a name holds a space"
+            raise InputError(f"{path}, line {number}: {len(words)} words; {remedy}")
         for word in words:
             if known is not None and word not in known:
                 raise InputError(f"{path}, line {number}: {word!r} is not among the images")
@@ -46,7 +49,23 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
-    Path(path).write_text("".join(f"{a} {b}\n" for a, b in pairs))
+    """Two names a line, with a tab between them where one holds a space. Raises InputError where a line cannot hold them."""
+    lines = []
+    for pair in pairs:
+        line = ("\t" if any(re.search(r"\s", name) for name in pair) else " ").join(pair)
+        if tuple(names_in(line)) != pair or "\n" in line:
+            raise InputError(f"the names {pair} do not fit on a line of a list; rename the file")
+        lines.append(line + "\n")
+    try:
+        Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
+    except UnicodeEncodeError as error:
+        raise InputError(f"a name is not in UTF-8 ({reason(error)}); rename the file") from None
+
+
+def names_in(line: str) -> list[str]:
+    """The names on a line of a list: between tabs if it has any, else between spaces; # begins a comment."""
+    line = re.split(r"(?:^|\s)#", line)[0].strip()
+    return [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
 
 
 def unique(pairs: Iterable[Pair]) -> list[Pair]:
@@ -75,7 +94,7 @@ def read_position(path: str | Path) -> tuple[float, float] | None:
     try:
         with Image.open(path) as image:
             gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
-    except OSError:
+    except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
         return None
     try:
         found = []

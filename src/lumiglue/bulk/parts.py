@@ -4,18 +4,20 @@ FILE.parts/ holds finished parts; a part is written aside, flushed to the disk a
 the end the parts become FILE, in hloc's layout.
 """
 
-import errno
+import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
+from lumiglue.reading import HDF5_ERRORS, read_text, reason
+from lumiglue.writing import disk_is_full, has_room
 
 NAMES = "names"
 
@@ -34,11 +36,9 @@ class Reader:
         if not self.path.is_file():
             wrong = "is a folder" if self.path.is_dir() else "does not exist"
             raise InputError(f"{self.path} {wrong}; give a file that `{self.written_by}` wrote")
-        try:
+        with _readable(self.path):
             self._file = h5py.File(self.path, "r")
-        except OSError as error:
-            raise InputError(f"{self.path} is not one of `{self.written_by}` ({error})") from None
-        self.record = str(self._file.attrs.get("record", ""))
+            self.record = str(self._file.attrs.get("record", ""))
 
     def __enter__(self: "AnyReader") -> "AnyReader":
         return self
@@ -66,8 +66,9 @@ class GrowingFile:
             raise InputError(f"another process is writing {self.path}; wait for it, or choose another name") from None
         try:
             noted = self.folder / "record.json"
-            self._agree(self.folder, noted.read_text() if noted.exists() else None)
-            noted.write_text(record)
+            remedy = f"delete {self.folder} to begin again"
+            self._agree(self.folder, read_text(noted, remedy) if noted.exists() else None)
+            noted.write_text(record, encoding="utf-8")
             self._in_parts: set[str] = {name for part in self._parts() for name in _names(part)}
         except BaseException:
             self._lock.release()
@@ -82,7 +83,7 @@ class GrowingFile:
         left = [name for name in names if name not in self._in_parts]
         if not self.path.exists():
             return left
-        with h5py.File(self.path, "r") as file:
+        with _readable(self.path), h5py.File(self.path, "r") as file:
             return [name for name in left if name not in file]
 
     def __enter__(self) -> "GrowingFile":
@@ -100,9 +101,9 @@ class GrowingFile:
 
         Raises InputError where the disk is full; the parts before stay.
         """
-        aside, names = self.folder / "unfinished.h5", []
+        aside, names, whole = self.folder / "unfinished.h5", [], io.BytesIO()
         try:
-            with h5py.File(aside, "w") as file:
+            with h5py.File(whole, "w") as file:  # HDF5 crashes on a full disk, so it writes to memory
 
                 def group(name: str) -> h5py.Group:
                     names.append(name)
@@ -110,10 +111,11 @@ class GrowingFile:
 
                 yield group
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
+            aside.write_bytes(whole.getbuffer())
             _flush(aside)
             aside.replace(self.folder / f"part-{len(self._parts()):06d}.h5")
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        except (OSError, RuntimeError) as error:
+            if disk_is_full(error):
                 raise InputError(
                     f"the disk of {self.path} is full; make room and run the same command again to go on"
                 ) from None
@@ -123,17 +125,20 @@ class GrowingFile:
         self._in_parts |= set(names)
 
     def finish(self) -> None:
-        """Joins the file and the parts and removes those. attribute `record`: as given."""
+        """Joins the file and the parts and removes those; `record` is an attribute. Raises InputError on a full disk."""
         aside = self.path.with_name(self.path.name + ".unfinished")
+        size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
+        if self._in_parts and not has_room(self.path, size):
+            raise InputError(f"the disk of {self.path} is full; make room and run the same command again to go on")
         if self.path.exists():
             if not self._in_parts:  # nothing is new
                 self._remove_parts()
                 return
             shutil.copyfile(self.path, aside)
-        with h5py.File(aside, "a" if self.path.exists() else "w") as file:
+        with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
             for part in self._parts():
-                with h5py.File(part, "r") as source:
+                with _readable(part), h5py.File(part, "r") as source:
                     for name in _names(part):
                         parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
                         source.copy(source[name], parent, name.rpartition("/")[2])
@@ -152,10 +157,24 @@ def _record_of(path: Path) -> str:
 
 
 def _names(part: Path) -> list[str]:
-    with h5py.File(part, "r") as file:
-        dataset = file[NAMES]
-        assert isinstance(dataset, h5py.Dataset)
-        return [name.decode() for name in dataset[()]]
+    with _readable(part), h5py.File(part, "r") as file:
+        dataset: Any = file[NAMES]
+        return [name.decode() for name in dataset[()].tolist()]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Raises InputError where HDF5 cannot make sense of a file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except HDF5_ERRORS as error:
+        if disk_is_full(error):
+            raise InputError(f"the disk of {path} is full; make room and run the same command again to go on") from None
+        raise InputError(
+            f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
+        ) from None
 
 
 def _flush(path: Path) -> None:

@@ -1,6 +1,7 @@
 """The command line: which commands there are, and how errors reach the user."""
 
 import difflib
+import errno
 import logging
 import re
 import sys
@@ -77,6 +78,15 @@ HEADINGS = {
 }
 
 
+def _of_the_system(error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"the disk{f' of {error.filename}' if error.filename else ''} is full; make room and run the same command again"
+        )
+    what = f"{error.filename or 'a file'}: {error.strerror or error}"
+    return f"{what}; check the path, and whether you may write there"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
@@ -103,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
         err.print(f"error: {remedy(package)}", markup=False)
         return 2
     except OSError as error:
-        err.print(f"error: {error.filename or 'file'}: {error.strerror or error}", markup=False)
+        err.print(f"error: {_of_the_system(error)}", markup=False)
         return 2
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -7,7 +7,7 @@ from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.errors import ImageError, InputError
+from lumiglue.errors import InputError
 from lumiglue.extras import require
 
 if TYPE_CHECKING:
@@ -157,21 +157,17 @@ def sample(
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
     """Pairs of paths, one pair a line; blank lines and lines that begin with # are passed over."""
-    try:
-        text = path.read_text()
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give two photos, or one list of pairs") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)") from None
-    except UnicodeDecodeError:
-        raise ImageError(f"{path} is not a text file; give two photos, or one list of pairs") from None
+    from lumiglue.bulk.pairs import names_in
+    from lumiglue.reading import read_text
+
+    text = read_text(path, "give two photos, or one list of pairs")
     names = []
-    for number, line in enumerate(text.splitlines(), start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = names_in(line)
+        if not words:
             continue
         if len(words) < 2:
-            raise InputError(f"{path} line {number} holds one path; give two, separated by a space")
+            raise InputError(f"{path} line {number} holds one path; give two, with a space or a tab between them")
         names.append((words[0], words[1]))
     if not names:
         raise InputError(f"{path} holds no pairs; give two image paths on each line")

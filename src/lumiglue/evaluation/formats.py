@@ -14,8 +14,10 @@ from PIL import Image
 
 from lumiglue.errors import ImageError, InputError
 from lumiglue.images import read_image
+from lumiglue.reading import read_text, reason
 
 IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
+_LARGEST = 1e12  # of a number of ground truth; beyond, products overflow
 
 
 def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
@@ -32,11 +34,13 @@ def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
     pairs = []
     for sequence in sequences:
         images = {path.stem: path for path in sequence.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
-        for file in sorted(sequence.glob("H_1_*"), key=lambda path: int(path.name.rpartition("_")[2])):
+        files = [path for path in sequence.glob("H_1_*") if path.name.removeprefix("H_1_").isdecimal()]
+        for file in sorted(files, key=lambda path: int(path.name.rpartition("_")[2])):
             target = file.name.rpartition("_")[2]
             if "1" not in images or target not in images:
                 raise InputError(f"{sequence} has {file.name} but no image {target if '1' in images else 1}")
-            matrix = _numbers(file.read_text(), 9, file).reshape(3, 3)
+            matrix = _numbers(read_text(file, "copy it again"), 9, file).reshape(3, 3)
+            check_homography(matrix, file)
             a, b = (images[name].relative_to(folder).as_posix() for name in ("1", target))
             pairs.append({"type": "homography", "group": sequence.name, "a": a, "b": b, "H": matrix.tolist()})
     if not pairs:
@@ -54,10 +58,9 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
     Groups are the first parts of the paths. Raises InputError for a line that is not in this format.
     """
     file, root = Path(file), Path(root)
-    if not file.is_file():
-        raise InputError(f"{file} does not exist; give a text file of pairs with ground truth")
     pairs = []
-    for number, line in enumerate(file.read_text().splitlines(), start=1):
+    text = read_text(file, "give a text file of pairs with ground truth")
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split()
         if not words:
             continue
@@ -67,6 +70,9 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
         turns = [round(value) % 4 for value in values[:2]]
         intrinsics = [values[2:11].reshape(3, 3), values[11:20].reshape(3, 3)]
         b_from_a = values[20:].reshape(4, 4)
+        for matrix in intrinsics:
+            check_camera(matrix, f"{file}, line {number}")
+        check_rotation(b_from_a[:3, :3], f"{file}, line {number}")
         for side in (0, 1):
             if turns[side]:
                 size = _size(root / words[side])
@@ -82,7 +88,7 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
             }
         )  # fmt: skip
     if not pairs:
-        raise InputError(f"{file} holds no pair")
+        raise InputError(f"{file} holds no pair; give a line of 38 words for each")
     return pairs
 
 
@@ -102,7 +108,9 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
         name = file.name.removesuffix(".camera")
         if name not in images:
             raise InputError(f"{file} has no image {name} below {folder}")
-        values = _numbers(file.read_text(), 26, file)
+        values = _numbers(read_text(file, "copy it again"), 26, file)
+        check_camera(values[:9].reshape(3, 3), file)
+        check_rotation(values[12:21].reshape(3, 3), file)
         world_from_camera = np.eye(4)
         world_from_camera[:3, :3], world_from_camera[:3, 3] = values[12:21].reshape(3, 3), values[21:24]
         cameras.append((images[name].relative_to(folder).as_posix(), values[:9].reshape(3, 3), world_from_camera))
@@ -118,6 +126,28 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
                 }
             )  # fmt: skip
     return pairs
+
+
+def check_homography(matrix: np.ndarray, source: object) -> None:
+    """Raises InputError unless this is a 3 x 3 matrix of finite numbers that has an inverse."""
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > _LARGEST:
+        raise InputError(f"{source}: the homography is {matrix.tolist()}; give 3 x 3 finite numbers")
+    if np.linalg.matrix_rank(matrix) < 3:
+        raise InputError(f"{source}: the homography {matrix.tolist()} has no inverse; give one that has")
+
+
+def check_camera(matrix: np.ndarray, source: object) -> None:
+    """Raises InputError unless this is a 3 x 3 camera matrix."""
+    usable = matrix.shape == (3, 3) and np.isfinite(matrix).all() and np.abs(matrix).max() <= _LARGEST
+    if not usable or min(matrix[0, 0], matrix[1, 1]) <= 0 or not np.allclose(matrix[2], [0, 0, 1]):
+        raise InputError(f"{source}: the camera is {matrix.tolist()}; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
+
+
+def check_rotation(matrix: np.ndarray, source: object) -> None:
+    """Raises InputError unless this is a 3 x 3 rotation, nearly."""
+    usable = matrix.shape == (3, 3) and np.isfinite(matrix).all() and np.abs(matrix).max() <= 2
+    if not usable or np.abs(matrix @ matrix.T - np.eye(3)).max() > 0.05 or np.linalg.det(matrix) < 0:
+        raise InputError(f"{source}: the rotation is {matrix.tolist()}; give 3 x 3 numbers, orthogonal and not mirroring")
 
 
 def turned_intrinsics(
@@ -151,8 +181,8 @@ def _numbers(text: str, count: int, source: object) -> np.ndarray:
         values = np.array([float(word) for word in text.split()])
     except ValueError as error:
         raise InputError(f"{source}: {error}; give numbers") from None
-    if len(values) != count or not np.isfinite(values).all():
-        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones")
+    if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > _LARGEST:
+        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones, none beyond {_LARGEST:g}")
     return values
 
 
@@ -160,8 +190,8 @@ def _size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, SyntaxError) as error:
-        raise ImageError(f"{path} cannot be read as an image ({error})") from None
+    except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
+        raise ImageError(f"{path} cannot be read as an image ({reason(error)}); copy it again") from None
 
 
 def only_groups(pairs: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:

@@ -8,7 +8,6 @@ turns_a, turns_b, where given: quarter turns counter-clockwise after which an im
 Pixel convention: the centre of the top-left pixel is (0, 0).
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.baselines import Matcher
-from lumiglue.evaluation.formats import read_upright
+from lumiglue.evaluation.formats import check_camera, check_homography, check_rotation, read_upright
 from lumiglue.evaluation.metrics import (
     annotated_epipolar_error,
     auc,
@@ -31,6 +30,7 @@ from lumiglue.evaluation.metrics import (
 )
 from lumiglue.extractors import Extractor
 from lumiglue.geometry import epipolar_error, fundamental_from_pose
+from lumiglue.reading import read_json
 from lumiglue.robust import estimate, homography_by_dlt, relative_pose, relative_pose_opencv
 from lumiglue.types import Features, Matches
 
@@ -102,16 +102,46 @@ class PairScore:
 def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
     """The pairs of a folder with a `pairs.json`. Raises InputError where it is missing or not in the format."""
     file = Path(folder) / "pairs.json"
-    if not file.exists():
-        raise InputError(f"{file} does not exist; give a folder with a pairs.json (format: evaluation/pairs.py)")
-    try:
-        pairs = json.loads(file.read_text())["pairs"]
-        kinds = {pair["type"] for pair in pairs}
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is not in the pairs.json format ({type(error).__name__}: {error})") from None
-    if unknown := kinds - {"homography", "pose", "correspondences"}:
-        raise InputError(f"{file} has pairs of unknown type {sorted(unknown)}; see evaluation/pairs.py")
+    content = read_json(file, "give a folder with a pairs.json (format: evaluation/pairs.py)")
+    pairs = content.get("pairs") if isinstance(content, dict) else None
+    if not isinstance(pairs, list):
+        raise InputError(f"{file} is not in the pairs.json format, it has no list 'pairs'; see evaluation/pairs.py")
+    for number, pair in enumerate(pairs):
+        _check_pair(pair, f"{file}, pair {number}")
     return pairs
+
+
+_FIELDS = {"homography": ("H",), "pose": ("K_a", "K_b", "R", "t"), "correspondences": ("pts_a", "pts_b")}
+
+
+def _check_pair(pair: Any, where: str) -> None:
+    """Raises InputError unless all is there, and is what it should be."""
+    if not isinstance(pair, dict) or not all(isinstance(pair.get(key), str) for key in ("type", "group", "a", "b")):
+        raise InputError(f"{where} lacks a type, group, a or b; give each as text")
+    if pair["type"] not in _FIELDS:
+        raise InputError(f"{where} is of unknown type {pair['type']!r}; choose from {sorted(_FIELDS)}")
+    if not all(isinstance(pair.get(key, 0), int) for key in ("turns_a", "turns_b")):
+        raise InputError(f"{where} has turns that are no whole numbers; give counts of quarter turns")
+    arrays = {}
+    for key in _FIELDS[pair["type"]]:
+        try:
+            arrays[key] = np.asarray(pair[key], np.float64)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise InputError(f"{where} has no numbers {key!r}; see evaluation/pairs.py") from None
+    match pair["type"]:
+        case "homography":
+            check_homography(arrays["H"], where)
+        case "pose":
+            check_camera(arrays["K_a"], f"{where}, K_a")
+            check_camera(arrays["K_b"], f"{where}, K_b")
+            check_rotation(arrays["R"], where)
+            if arrays["t"].size != 3 or not np.isfinite(arrays["t"]).all() or not arrays["t"].any():
+                raise InputError(f"{where} has t {pair['t']}; give three finite numbers, not all zero")
+        case _:
+            shapes = arrays["pts_a"].shape, arrays["pts_b"].shape
+            finite = all(np.isfinite(points).all() for points in arrays.values())
+            if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 2 or not shapes[0][0] or not finite:
+                raise InputError(f"{where} has points of shapes {shapes}; give as many finite x, y on either side")
 
 
 def evaluate(

@@ -4,6 +4,7 @@ scores.csv has a line for each pair, method and factor; scores.json beside it ha
 """
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,7 @@ from typing import Any
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.pairs import PairScore
+from lumiglue.reading import read_json, read_text, reason
 
 _NAMES = [field.name for field in fields(PairScore)]
 _TYPES = {field.name: field.type for field in fields(PairScore)}
@@ -23,21 +25,21 @@ def read_scores(path: str | Path) -> list[PairScore]:
 
     Raises InputError where it is missing or not such a file.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give the .csv of `lumiglue eval --out`")
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = read_text(path, "give the .csv of `lumiglue eval --out`")
     try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         return [PairScore(**{name: _value(name, text) for name, text in row.items()}) for row in rows]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path} is not a file of scores ({error}); write it with `lumiglue eval --out`") from None
+    except (TypeError, KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is not a file of scores ({reason(error)}); write it with `lumiglue eval --out`") from None
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
     """What stands in the .json beside the scores; empty where there is none."""
     file = Path(path).with_suffix(".json")
-    return json.loads(file.read_text()) if file.exists() else {}
+    record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{file} holds no record of an evaluation; write it with `lumiglue eval --out`")
+    return record
 
 
 class ScoresFile:

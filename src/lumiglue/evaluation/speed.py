@@ -198,7 +198,7 @@ def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], se
     def job() -> list[Matches]:
         workers = torch.get_num_threads()
         with pool(workers, one_thread_each=workers > 1) as threads:
-            cache = FeatureCache(lambda features: features, threads, 2, lambda _: None)
+            cache = FeatureCache[Features](lambda features: features, threads, 2, lambda _: None)
             found = match_in_threads(pairs, cache, match, None, workers)
             return [matched.matches for matched in found if matched is not None]
 

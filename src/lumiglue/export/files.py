@@ -1,7 +1,10 @@
 """Matches of one pair as .npz or .json, and of many pairs as .h5 in hloc's layout."""
 
+import contextlib
 import io
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 
@@ -10,7 +13,9 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.pipeline import MatchResult
+from lumiglue.reading import reason
 from lumiglue.types import PIXELS, Geometry
+from lumiglue.writing import disk_is_full, has_room, write_whole
 
 DATA_SUFFIXES = (".npz", ".json")
 
@@ -52,7 +57,7 @@ def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None
     path = Path(path)
     if path.suffix not in DATA_SUFFIXES:
         raise InputError(f"{path} has no suffix that matches can be written to; choose from {list(DATA_SUFFIXES)}")
-    path.write_bytes(encode_result(path.suffix, result, geometry))
+    write_whole(path, encode_result(path.suffix, result, geometry))
 
 
 class MatchesFile:
@@ -66,13 +71,20 @@ class MatchesFile:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._unfinished = self.path.with_name(self.path.name + ".unfinished")
-        self._file = h5py.File(self._unfinished, "w")
+        with self._writing():
+            self._file = h5py.File(self._unfinished, "w")
 
     def __enter__(self) -> "MatchesFile":
         return self
 
     def write(self, name0: str, name1: str, result: MatchResult) -> None:
-        """Adds one pair; a pair that is there already is replaced."""
+        """Adds one pair; a pair that is there already is replaced. Raises InputError where the disk is full."""
+        if not has_room(self.path, 64 * len(result.features0)):
+            raise self._full()
+        with self._writing():
+            self._write(name0, name1, result)
+
+    def _write(self, name0: str, name1: str, result: MatchResult) -> None:
         key = "/".join(name.replace("/", "-") for name in (name0, name1))
         if key in self._file:
             del self._file[key]
@@ -85,8 +97,27 @@ class MatchesFile:
         group.attrs["stop_layer"] = result.matches.stop_layer
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._file.close()
-        if kind is None:
-            self._unfinished.replace(self.path)
-        else:
+        try:
+            with self._writing():
+                self._file.close()
+                if kind is None:
+                    self._unfinished.replace(self.path)
+        finally:
             self._unfinished.unlink(missing_ok=True)
+
+    def _full(self) -> InputError:
+        return InputError(f"the disk of {self.path} is full; make room and run the same command again")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, UnicodeError) as error:
+            if disk_is_full(error):
+                raise self._full() from None
+            raise InputError(f"{self.path} cannot be written ({_why(error)}); check the path and the names") from None
+
+
+def _why(error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    return os.strerror(code) if code else reason(error)

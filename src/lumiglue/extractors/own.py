@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import torch
 from jaxtyping import UInt8
 
 from lumiglue.errors import InputError
@@ -83,7 +84,8 @@ class OwnExtractor:
         """image: h x w x 3, RGB. Returns the class's features, in pixels of this image."""
         height, width = image.shape[:2]
         small = image if "resize" in self.takes else resize_long_side(image, self.resize)
-        found = self.extractor(np.ascontiguousarray(small))
+        with torch.no_grad():
+            found = self.extractor(np.ascontiguousarray(small))
         if not isinstance(found, Features):
             raise InputError(f"{self.source} returned {type(found).__name__}; return lumiglue.Features")
         if found.descriptors.shape[1] != self.descriptor_dim:

@@ -73,9 +73,11 @@ class Tiled:
         found: Features | None = None
         extractor = _asked_for(self.extractor, self.max_keypoints)
         for rows, columns in _tiles(*small.shape[:2], self.tile):
-            points = extractor(np.ascontiguousarray(small[rows.shown, columns.shown]))
+            shown = small[rows.shown, columns.shown]
+            points = extractor(np.ascontiguousarray(shown))
             corner = torch.tensor([columns.shown.start, rows.shown.start], dtype=points.keypoints.dtype)
-            points = replace(points, keypoints=points.keypoints + corner, image_size=(small.shape[1], small.shape[0]))
+            whole = (small.shape[1], small.shape[0])
+            points = replace(points, keypoints=points.keypoints + corner, image_size=whole)
             x, y = points.keypoints.unbind(1)
             points = points[torch.nonzero(columns.holds(x) & rows.holds(y))[:, 0]]
             found = points if found is None else _joined(found, points)

@@ -55,7 +55,7 @@ def assign(
     rows = row_lse - F.logsigmoid(matchability0.float())
     columns = column_lse - F.logsigmoid(matchability1.float())
     row_best, partner, column_best = blocks.best(rows, columns)
-    scores = row_best.exp()
+    scores = row_best.clamp(max=0).exp()  # rounding may lift log P above 0
     kept = ((column_best[partner] == row_best) & (scores > threshold)).nonzero()[:, 0]
     first = torch.full((n,), m, device=kept.device).scatter_reduce(0, partner[kept], kept, "amin")
     kept = kept[first[partner[kept]] == kept]

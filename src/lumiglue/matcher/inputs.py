@@ -11,6 +11,11 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.types import Features
 
+# Beyond this a descriptor is a mistake, and sums over it overflow. SIFT's own numbers go to 255.
+LARGEST_DESCRIPTOR = 1e6
+# Image sizes that a keypoint may lie outside of its image; pixels of a scale, radians of an orientation, a detector's score.
+FARTHEST = 1e6
+LARGEST_NUMBER = 1e12
 PositionInput = Literal["xy", "xy-scale-orientation", "xy-logscale-angle", "xy-score"]
 
 
@@ -80,10 +85,24 @@ def check_features(pairs: Sequence[tuple[Features, Features]], config: MatcherCo
         if features.descriptors.shape[1] != config.descriptor_dim:
             width = features.descriptors.shape[1]
             raise InputError(f"descriptors have {width} channels; this matcher takes {config.descriptor_dim}")
+        _check_range(features)
         if needs_scale and (features.scales is None or features.orientations is None):
             raise InputError(
                 f"the matcher's encoding {config.encoding!r} needs scales and orientations, which the features lack"
             )
+
+
+def _check_range(features: Features) -> None:
+    if not len(features):
+        return
+    if (largest := float(features.descriptors.detach().abs().max())) > LARGEST_DESCRIPTOR:
+        raise InputError(f"descriptors hold {largest:g}; scale them to unit length")
+    if (farthest := float(features.keypoints.detach().abs().max())) > FARTHEST * max(features.image_size):
+        raise InputError(f"a keypoint lies at {farthest:g} in an image of {features.image_size}; drop such keypoints")
+    for name in ("scales", "orientations", "scores"):
+        value = getattr(features, name)
+        if value is not None and (largest := float(value.detach().abs().max())) > LARGEST_NUMBER:
+            raise InputError(f"{name} hold {largest:g}; drop such keypoints")
 
 
 def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:

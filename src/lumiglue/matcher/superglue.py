@@ -48,8 +48,11 @@ class SuperGlueConfig:
     def __post_init__(self) -> None:
         if self.d < 1 or self.heads < 1 or self.d % self.heads:
             raise InputError(f"d is {self.d} with {self.heads} heads; d must be a multiple of heads")
-        if self.n_layers < 1 or self.sinkhorn_iterations < 1:
-            raise InputError(f"n_layers is {self.n_layers}, sinkhorn_iterations {self.sinkhorn_iterations}; give at least 1")
+        if self.n_layers < 1 or not 1 <= self.sinkhorn_iterations <= 10_000:
+            given = f"n_layers is {self.n_layers}, sinkhorn_iterations {self.sinkhorn_iterations}"
+            raise InputError(f"{given}; give at least 1, and at most 10,000 iterations")
+        if not self.encoder_widths or min(self.encoder_widths) < 1:
+            raise InputError(f"encoder_widths is {self.encoder_widths}; give at least one width, each at least 1")
         if self.descriptor_dim != self.d and not self.project_input:
             raise InputError(f"descriptors of width {self.descriptor_dim} need project_input to become d = {self.d}")
 
@@ -178,6 +181,6 @@ class SuperGlue(nn.Module):
         log_p = log_optimal_transport(similarity, self.dustbin.to(similarity.dtype), self.config.sinkhorn_iterations)
         best, partner = log_p[:-1, :-1].max(1)
         mutual = log_p[:-1, :-1].argmax(0)[partner] == torch.arange(m, device=partner.device)
-        scores = best.exp()
+        scores = best.clamp(max=0).exp()  # rounding may lift log P above 0
         kept = (mutual & (scores > threshold)).nonzero()[:, 0]
         return Matches(torch.stack([kept, partner[kept]], dim=1), scores[kept].float(), depth, *layers)

@@ -81,9 +81,12 @@ def read_onnx_metadata(path: str | Path) -> dict:
     if not path.is_file():
         raise InputError(f"{path} does not exist; write one with `lumiglue export onnx`")
     try:
-        return json.loads(ir.load(path).metadata_props[METADATA_KEY])
+        said = json.loads(ir.load(path).metadata_props[METADATA_KEY])
     except Exception as error:  # protobuf and onnx_ir raise what they like
-        raise InputError(f"{path} was not written by `lumiglue export onnx` ({type(error).__name__})") from None
+        said = type(error).__name__
+    if not isinstance(said, dict):
+        raise InputError(f"{path} was not written by `lumiglue export onnx` ({said}); export it again")
+    return said
 
 
 def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:

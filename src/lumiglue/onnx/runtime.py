@@ -14,9 +14,10 @@ from lumiglue.errors import InputError
 from lumiglue.extras import require
 from lumiglue.matcher.inputs import check_features
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-from lumiglue.matcher.models import weights_sha256
+from lumiglue.matcher.models import config_from, weights_sha256
 from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.onnx.export import OnnxSettings, build, read_onnx_metadata
+from lumiglue.reading import reason
 from lumiglue.types import Features, Matches
 
 Runtime = Literal["onnxruntime", "openvino"]
@@ -49,10 +50,14 @@ class OnnxMatcher:
             self.config = source.config
         else:
             said = read_onnx_metadata(source)
-            if said["layout"] != "lumiglue":
-                raise InputError(f"{source} has the layout {said['layout']!r}; export it with the layout 'lumiglue'")
-            self.config = LightGlueConfig(**said["config"])
-            self.fixed = MatchSettings(**said["match"])
+            if said.get("layout") != "lumiglue":
+                raise InputError(f"{source} has the layout {said.get('layout')!r}; export it with the layout 'lumiglue'")
+            try:
+                config = config_from("lightglue", said.get("config"))
+                assert isinstance(config, LightGlueConfig)
+                self.config, self.fixed = config, MatchSettings(**said.get("match", {}))
+            except (TypeError, ValueError) as error:
+                raise InputError(f"{source} says of itself what cannot be ({reason(error)}); export it again") from None
         self._sessions: dict[MatchSettings, Session] = {}
         self._lock = threading.Lock()
 
@@ -85,24 +90,37 @@ class OnnxMatcher:
         else:
             model = Path(self.source).read_bytes()
         open_session = _onnxruntime if self.runtime == "onnxruntime" else _openvino
-        return open_session(model, torch.get_num_threads(), self.precision)
+        try:
+            return open_session(model, torch.get_num_threads(), self.precision)
+        except InputError:
+            raise
+        except Exception as error:  # each runtime raises its own
+            raise self._unusable(error) from None
+
+    def _unusable(self, error: Exception) -> InputError:
+        source = "the exported matcher" if isinstance(self.source, LightGlue) else self.source
+        return InputError(f"{source} cannot be run by {self.runtime} ({reason(error)}); export it again")
 
     def _match(self, session: Session, features0: Features, features1: Features) -> Matches:
         feed: dict[str, np.ndarray] = {}
         for side, features in enumerate((features0, features1)):
-            feed[f"keypoints{side}"] = features.keypoints.float().cpu().numpy()
-            feed[f"descriptors{side}"] = features.descriptors.float().cpu().numpy()
+            feed[f"keypoints{side}"] = features.keypoints.detach().float().cpu().numpy()
+            feed[f"descriptors{side}"] = features.descriptors.detach().float().cpu().numpy()
             feed[f"image_size{side}"] = np.array(features.image_size, np.float32)
             if self.config.encoding != "xy":
                 assert features.scales is not None  # check_features has looked
                 assert features.orientations is not None
-                feed[f"scales{side}"] = features.scales.float().cpu().numpy()
-                feed[f"orientations{side}"] = features.orientations.float().cpu().numpy()
-        found = session(feed)
-        pairs, scores, layers0, layers1 = (
-            torch.from_numpy(np.array(found[name])) for name in ("matches", "scores", "layers0", "layers1")
-        )
-        return Matches(pairs, scores, int(found["stop_layer"]), layers0, layers1)
+                feed[f"scales{side}"] = features.scales.detach().float().cpu().numpy()
+                feed[f"orientations{side}"] = features.orientations.detach().float().cpu().numpy()
+        try:
+            found = session(feed)
+            pairs, scores, layers0, layers1 = (
+                torch.from_numpy(np.array(found[name])) for name in ("matches", "scores", "layers0", "layers1")
+            )
+            stop_layer = int(found["stop_layer"])
+        except Exception as error:  # each runtime raises its own
+            raise self._unusable(error) from None
+        return Matches(pairs, scores.clamp(max=1), stop_layer, layers0, layers1)  # rounding may lift a score above 1
 
 
 def _onnxruntime(model: bytes, threads: int, precision: Precision) -> Session:

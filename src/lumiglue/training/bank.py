@@ -24,6 +24,7 @@ from torch import Tensor
 
 from lumiglue.errors import BankError
 from lumiglue.extractors import Extractor
+from lumiglue.reading import HDF5_ERRORS, LARGEST_ARRAY, read_numbers, reason
 from lumiglue.types import Features
 
 FORMAT = "lumiglue-bank"
@@ -98,16 +99,45 @@ class Bank:
                 self.plan: dict[str, Any] = json.loads(str(file.attrs["plan"]))
                 self.kind: Kind = "plane" if file.attrs["kind"] == "plane" else "depth"
                 self.has_orientation = bool(file.attrs["has_orientation"])
-                self.scenes = [name.decode() for name in read_array(file, "scenes").tolist()]
-                self.skipped = [name.decode() for name in read_array(file, "skipped").tolist()]
-                self.offsets, self.view_scenes = read_array(file, "offsets"), read_array(file, "view_scenes")
-                self.view_sizes, self.homographies, self.intrinsics, self.cameras = (read_array(file, n) for n in VIEWS)
-                self.pairs, self.overlaps = read_array(file, "pairs"), read_array(file, "overlaps")
+                self.scenes, self.skipped = (_read_names(file, name) for name in ("scenes", "skipped"))
+                self.offsets, self.view_scenes = read_numbers(file, "offsets"), read_numbers(file, "view_scenes")
+                self.view_sizes, self.homographies, self.intrinsics, self.cameras = (read_numbers(file, n) for n in VIEWS)
+                self.pairs, self.overlaps = read_numbers(file, "pairs"), read_numbers(file, "overlaps")
                 self._rows: dict[str, np.ndarray] = {name: _memory_map(self.path, file[name]) for name in ROWS}
-        except (OSError, KeyError) as error:
-            raise BankError(f"{path} cannot be read as a bank ({error}); build it again") from None
-        self.counts: np.ndarray = np.diff(self.offsets)
+            self.counts: np.ndarray = np.diff(self.offsets)
+            self._check()
+        except BankError:
+            raise
+        except (*HDF5_ERRORS, RecursionError) as error:
+            raise BankError(f"{path} cannot be read as a bank ({reason(error)}); build it again") from None
         self._resident: dict[str, Tensor] = {}
+
+    def _check(self) -> None:
+        """Raises ValueError where the arrays do not fit one another. What the keypoints are is not looked at."""
+        views, pairs, keypoints = len(self.view_scenes), len(self.overlaps), len(self._rows["keypoints"])
+        channels = self._rows["descriptors"].shape[1:]
+        wanted = {
+            "offsets": (self.offsets, (views + 1,)), "view_scenes": (self.view_scenes, (views,)),
+            "view_sizes": (self.view_sizes, (views, 2)), "homographies": (self.homographies, (views, 3, 3)),
+            "intrinsics": (self.intrinsics, (views, 3, 3)), "cameras": (self.cameras, (views, 4, 4)),
+            "pairs": (self.pairs, (pairs, 2)), "overlaps": (self.overlaps, (pairs,)),
+            **{name: (rows, (keypoints,)) for name, rows in self._rows.items()},
+            "keypoints": (self._rows["keypoints"], (keypoints, 2)),
+            "descriptors": (self._rows["descriptors"], (keypoints, *channels)),
+        }  # fmt: skip
+        for name, (array, shape) in wanted.items():
+            if array.shape != shape or array.dtype.kind not in "iuf":
+                raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, not {shape}")
+        for name, array, end in (("view_scenes", self.view_scenes, len(self.scenes)), ("pairs", self.pairs, views)):
+            if array.dtype.kind not in "iu" or (array.size and not (array.min() >= 0 and array.max() < end)):
+                raise ValueError(f"{name} are not whole numbers from 0 to {end - 1}")
+        whole = self.offsets.dtype.kind in "iu" and self._rows["descriptors"].dtype == np.int8
+        if not whole or self.offsets[0] != 0 or self.offsets[-1] != keypoints or (self.counts < 0).any():
+            raise ValueError(f"offsets do not rise from 0 to {keypoints}, or descriptors are not int8")
+        if not isinstance(self.plan, dict) or not isinstance(self.plan.get("extractor"), dict) or len(channels) != 1:
+            raise ValueError("it does not say which features it holds")
+        if not isinstance(self.extractor.get("name"), str) or not isinstance(self.plan.get("settings"), dict):
+            raise ValueError("it does not say which features it holds, made with which settings")
 
     def __len__(self) -> int:
         """Number of views."""
@@ -153,8 +183,17 @@ def read_array(file: h5py.File, name: str) -> np.ndarray:
     return dataset[...]
 
 
+def _read_names(file: h5py.File, name: str) -> list[str]:
+    dataset: Any = file[name]
+    if dataset.ndim != 1 or dataset.size * dataset.dtype.itemsize > LARGEST_ARRAY:
+        raise ValueError(f"{name} has shape {dataset.shape}, not a list of names")
+    return [str(text.decode()) for text in dataset[...].tolist()]
+
+
 def _memory_map(path: Path, dataset: Any) -> np.ndarray:
+    if dataset.shape is None or dataset.dtype.kind not in "iuf":
+        raise ValueError(f"{dataset.name} holds no numbers")
     offset = dataset.id.get_offset()
     if offset is None:  # an empty data set has no place in the file
-        return dataset[:]
+        return read_numbers(dataset.parent, dataset.name)
     return np.memmap(path, dtype=dataset.dtype, mode="r", offset=offset, shape=dataset.shape)

@@ -22,6 +22,7 @@ from lumiglue.extractors import Extractor
 from lumiglue.geometry import transfer, transform
 from lumiglue.training.bank import FORMAT, ROWS, VERSION, VIEWS, Bank, Kind, View, ViewSource, parts_folder, read_array
 from lumiglue.types import Features
+from lumiglue.writing import has_room
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,6 +164,7 @@ def _write_part(job: _Job, views: Sequence[tuple[int, View]], skipped: Sequence[
             columns[name].append(array)
     oriented = all(v.features.scales is not None and v.features.orientations is not None for _, v in views)
     unfinished = job.out.with_suffix(".unfinished")
+    _need_room(job.out, sum(array.nbytes for arrays in columns.values() for array in arrays))
     with h5py.File(unfinished, "w") as file:
         for name, arrays in columns.items():
             file[name] = np.concatenate(arrays)
@@ -214,6 +216,7 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
     scenes = {name: number for number, name in enumerate(dict.fromkeys(names))}
     offsets = np.concatenate([[0], np.cumsum(per_view)])
     unfinished = out.with_name(out.name + ".unfinished")
+    _need_room(out, sum(part.stat().st_size for part in parts))
     with h5py.File(unfinished, "w") as bank:
         for name in (*ROWS, *VIEWS, "items"):
             _join_array(parts, bank, name, int(offsets[-1]) if name in ROWS else len(per_view))
@@ -224,6 +227,12 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
         bank["pairs"], bank["overlaps"] = _pair_up(bank, source)
         bank.attrs.update(format=FORMAT, version=VERSION, kind=source.kind, has_orientation=oriented, plan=json.dumps(plan))
     unfinished.replace(out)
+
+
+def _need_room(file: Path, size: int) -> None:
+    """Raises OSError before HDF5 finds the disk full, which it does not survive."""
+    if not has_room(file, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
 
 def _join_array(parts: Sequence[Path], bank: h5py.File, name: str, rows: int) -> None:

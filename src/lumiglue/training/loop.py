@@ -21,6 +21,7 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name
 from lumiglue.matcher.precision import faster_precision
 from lumiglue.matcher.presets import preset, superglue_preset
+from lumiglue.reading import reason
 from lumiglue.training.bank import Bank
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.presets import TrainSettings
@@ -250,12 +251,43 @@ class Learner:
             self.model.load_state_dict(state["model"])
             for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
+                _check_optimizer(optimizer)
             self.ema, self.step, self.notes = state["ema"], state["step"], state["notes"]
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            self._check()
+        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise TrainingError(
-                f"{run}/checkpoint.pt does not fit this run ({reason}); delete {run} to start again"
+                f"{run}/checkpoint.pt does not fit this run ({reason(error)}); delete {run} to start again"
             ) from None
+
+    def _check(self) -> None:
+        """Raises ValueError where what was loaded cannot be gone on with."""
+        if not isinstance(self.step, int) or not 0 <= self.step <= self.settings.steps or not isinstance(self.notes, dict):
+            raise ValueError(
+                f"step is {self.step!r} of {self.settings.steps}, notes are of type {type(self.notes).__name__}"
+            )
+        if self.ema is not None and [mean.shape for mean in self.ema] != [p.shape for p in self.parameters[0]]:
+            raise ValueError("the running mean is not of this matcher")
+        if self.settings.precision == "auto" and self.notes.get("precision", "fp32") not in ("bf16", "fp32"):
+            raise ValueError(f"the precision is {self.notes['precision']!r}")
+        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
+            raise ValueError("the weights hold NaN or infinity")
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Raises ValueError where its state does not fit its parameters, which would come to light at the first step."""
+    for group in optimizer.param_groups:
+        for key, usual in optimizer.defaults.items():
+            found = group[key]
+            alike = type(found) is type(usual) or (isinstance(found, float | int) and isinstance(usual, float | int))
+            if not alike or (isinstance(found, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in found)):
+                raise ValueError(f"the optimiser's {key} is {found!r}")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            if state and {key: tuple(value.shape) for key, value in state.items()} != {
+                k: tuple(v) for k, v in shapes.items()
+            }:
+                raise ValueError("the optimiser's state is not of this matcher")
 
 
 def _batches(

@@ -12,7 +12,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import cv2
 import h5py
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from PIL import Image
 from lumiglue.errors import ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.images import read_image, resize_long_side
+from lumiglue.reading import HDF5_ERRORS, LARGEST_ARRAY, read_numbers, reason
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
 from lumiglue.training.homographies import rng_for
@@ -55,7 +55,8 @@ class DepthSource:
         stored = _read_stored_depth(self.path)
         if stored.ndim != 2 or 0 in stored.shape:
             raise ImageError(f"{self.path} has shape {stored.shape}; a depth map is height x width")
-        depth = stored.astype(np.float32) / np.float32(self.scale)
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is unknown
+            depth = stored.astype(np.float32) / np.float32(self.scale)
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
         return depth
 
@@ -238,7 +239,7 @@ def stored_size(path: Path) -> tuple[int, int]:
     except FileNotFoundError:
         raise ImageError(f"{path} does not exist; check the path") from None
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
-        raise ImageError(f"{path} cannot be read as an image ({error})") from None
+        raise ImageError(f"{path} cannot be read as an image ({reason(error)}); copy it again") from None
     if orientation != 1:
         raise ImageError(
             f"{path} is turned by its EXIF orientation {orientation}; store its pixels as its camera means them"
@@ -275,25 +276,33 @@ def check_rigid(pose: np.ndarray, name: str, *, tolerance: float = 5e-3) -> None
 
 
 def _read_stored_depth(path: Path) -> np.ndarray:
-    if not path.exists():
-        raise ImageError(f"{path} does not exist; check the path of the depth map")
+    if not path.is_file():
+        raise ImageError(f"{path} does not exist, or is not a file; check the path of the depth map")
     match path.suffix.lower():
         case ".png":
-            stored = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-            if stored is None or stored.dtype != np.uint16:
+            try:  # not by OpenCV, which takes any length that a damaged file claims as memory
+                with Image.open(path, formats=("PNG",)) as image:
+                    stored = np.asarray(image)
+            except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more
+                raise ImageError(f"{path} is not a 16-bit PNG ({reason(error)}); copy it again") from None
+            if not image.mode.startswith("I"):
                 raise ImageError(f"{path} is not a 16-bit PNG; depth maps are 16-bit .png, .npy or .h5")
-            return stored
+            return stored.astype(np.uint16)
         case ".npy":
             try:
-                return np.load(path, allow_pickle=False)
-            except (ValueError, OSError, EOFError) as error:
-                raise ImageError(f"{path} cannot be read as a NumPy array ({error})") from None
+                mapped = np.lib.format.open_memmap(
+                    path, mode="r"
+                )  # of numbers alone; a claim beyond the file takes no memory
+                if mapped.dtype.kind not in "iuf" or mapped.nbytes > LARGEST_ARRAY:
+                    raise ValueError("it holds no depths")
+                return np.array(mapped)
+            except Exception as error:  # NumPy parses the header as Python's literals, and raises what these raise
+                raise ImageError(f"{path} cannot be read as a NumPy array ({reason(error)}); copy it again") from None
         case ".h5" | ".hdf5":
             try:
                 with h5py.File(path, "r") as file:
-                    dataset: Any = file["depth"]
-                    return dataset[...]
-            except (OSError, KeyError) as error:
-                raise ImageError(f"{path} has no readable data set 'depth' ({error})") from None
+                    return read_numbers(file, "depth")
+            except HDF5_ERRORS as error:
+                raise ImageError(f"{path} has no readable data set 'depth' ({reason(error)}); copy it again") from None
         case _:
             raise ImageError(f"{path} is of an unknown kind; depth maps are 16-bit .png, .npy or .h5")

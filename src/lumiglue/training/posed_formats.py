@@ -4,7 +4,7 @@ docs/posed-data.md describes the three. A reader checks what stands in the folde
 are); pixels are read when a bank is built.
 """
 
-import json
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from lumiglue.errors import InputError
+from lumiglue.reading import read_json, read_text, reason
 from lumiglue.training.posed import DepthSource, PosedFrame, check_intrinsics
 
 FORMAT, VERSION = "lumiglue-posed", 1
@@ -28,6 +29,7 @@ _TUM_CAMERAS = {
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
 _TUM_DEPTH_SCALE = 5000.0
+_LARGEST_ARCHIVE = 2**31  # bytes of a scene_info, unpacked; those of MegaDepth have some hundred million
 _TUM_LARGEST_GAP = 0.02  # seconds between two time stamps of one moment
 
 
@@ -85,23 +87,20 @@ def read_posed(
 def read_plain(folder: Path, images: Path | None = None) -> PosedData:
     """`cameras.json` of our own format; a key that all frames share may stand at its top level."""
     path = folder / "cameras.json"
-    try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist; see docs/posed-data.md for the format") from None
-    except ValueError as error:
-        raise InputError(f"{path} is not JSON ({error}); write it again") from None
+    content = read_json(path, "see docs/posed-data.md for the format")
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
         raise InputError(f"{path} has no list 'frames'; see docs/posed-data.md for the format")
     if content.get("version") != VERSION:
         raise InputError(f"{path} has version {content.get('version')!r}; this reads version {VERSION}")
     shared = {key: value for key, value in content.items() if key not in ("format", "version", "frames")}
     root = images or folder
+    if not all(isinstance(frame, dict) for frame in content["frames"]):
+        raise InputError(f"{path} has a frame that is no object; see docs/posed-data.md for the format")
     return PosedData(frames=[_plain_frame(root, folder, shared | frame, path) for frame in content["frames"]])
 
 
 def _plain_frame(root: Path, folder: Path, entry: dict[str, Any], path: Path) -> PosedFrame:
-    missing = [key for key in ("image", "depth", "K") if key not in entry]
+    missing = [key for key in ("image", "depth", "K") if entry.get(key) is None]
     if missing:
         raise InputError(
             f"frame {entry.get('image', '?')} in {path} has no {missing[0]!r}; each frame needs image, depth and K"
@@ -114,13 +113,18 @@ def _plain_frame(root: Path, folder: Path, entry: dict[str, Any], path: Path) ->
     scene = str(entry.get("scene", folder.resolve().name))
     own = entry.get("depth_K")
     depth = root / str(entry["depth"])
+    scale = entry.get("depth_scale", 1000.0 if depth.suffix.lower() == ".png" else 1.0)
+    try:
+        scale = float(scale)
+    except (TypeError, ValueError, OverflowError):
+        raise InputError(f"depth_scale of {name} in {path} is {scale!r}; give a number") from None
     return PosedFrame(
         name=f"{scene}/{name}",
         scene=scene,
         image=root / name,
         depth=DepthSource(
             path=depth,
-            scale=float(entry.get("depth_scale", 1000.0 if depth.suffix.lower() == ".png" else 1.0)),
+            scale=scale,
             intrinsics=None if own is None else _array(own, (3, 3), f"depth_K of {name}"),
         ),
         intrinsics=_array(entry["K"], (3, 3), f"K of {name}"),
@@ -193,6 +197,8 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
     table: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
+            if (size := sum(member.file_size for member in archive.infolist())) > _LARGEST_ARCHIVE:
+                raise ValueError(f"it unpacks to {size >> 20} MiB, more than {_LARGEST_ARCHIVE >> 20}")
             for member in archive.namelist():
                 with archive.open(member) as file:
                     version = np.lib.format.read_magic(file)
@@ -206,7 +212,7 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
                     with archive.open(member) as file:
                         table[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
     except Exception as error:  # zipfile, NumPy and pickle each raise their own on damaged files
-        raise InputError(f"{path} cannot be read as a NumPy archive ({error}); download it again") from None
+        raise InputError(f"{path} cannot be read as a NumPy archive ({reason(error)}); download it again") from None
     return table
 
 
@@ -281,7 +287,8 @@ def _read_subfolders(folder: Path, images: str | Path | None, intrinsics: Sequen
 def _tum_camera(folder: Path, given: Sequence[float] | None) -> np.ndarray:
     calibration = folder / "calibration.txt"
     if given is None and calibration.exists():
-        lines = [line.split("#")[0] for line in calibration.read_text().splitlines()]
+        text = read_text(calibration, "write fx fy cx cy")
+        lines = [line.split("#")[0] for line in text.splitlines()]
         try:
             given = [float(word) for line in lines for word in line.split()]
         except ValueError as error:
@@ -307,6 +314,8 @@ def _tum_pose(words: Sequence[str], path: Path) -> np.ndarray:
         numbers = np.array([float(word) for word in words])
     except ValueError as error:
         raise InputError(f"{path} is not numbers ({error}); a line is: time tx ty tz qx qy qz qw") from None
+    if not np.isfinite(numbers).all() or np.abs(numbers).max() > 1e12:
+        raise InputError(f"{path} has the pose {list(words)}; give finite numbers")
     length = float(np.linalg.norm(numbers[3:]))
     if not abs(length - 1) < 1e-2:
         raise InputError(f"a quaternion in {path} has length {length:.4g}; give unit quaternions qx qy qz qw")
@@ -323,10 +332,9 @@ def _tum_pose(words: Sequence[str], path: Path) -> np.ndarray:
 
 def _read_table(path: Path, columns: int) -> tuple[np.ndarray, list[list[str]]]:
     """Times and the other words of each line, sorted by time; # starts a comment."""
-    if not path.exists():
-        raise InputError(f"{path} does not exist; a TUM RGB-D folder has rgb.txt, depth.txt and groundtruth.txt")
+    text = read_text(path, "a TUM RGB-D folder has rgb.txt, depth.txt and groundtruth.txt")
     rows: list[tuple[float, list[str]]] = []
-    for number, line in enumerate(path.read_text().splitlines(), start=1):
+    for number, line in enumerate(text.splitlines(), start=1):
         words = line.split("#")[0].replace(",", " ").split()
         if not words:
             continue
@@ -334,6 +342,8 @@ def _read_table(path: Path, columns: int) -> tuple[np.ndarray, list[list[str]]]:
             time = float(words[0])
         except ValueError:
             raise InputError(f"line {number} of {path} starts with {words[0]!r}; it needs a time stamp in seconds") from None
+        if not math.isfinite(time):
+            raise InputError(f"line {number} of {path} has the time {time}; it needs a time stamp in seconds")
         if len(words) < columns:
             raise InputError(f"line {number} of {path} has {len(words)} words; it needs {columns}")
         rows.append((time, words[1:columns]))
@@ -354,7 +364,7 @@ def _nearest(times: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndar
 def _array(value: Any, shape: tuple[int, int], name: str) -> np.ndarray:
     try:
         array = np.asarray(value, dtype=np.float64)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         raise InputError(f"{name} is not a matrix of numbers; give {shape[0]} x {shape[1]}") from None
     if array.shape != shape:
         raise InputError(f"{name} has shape {array.shape}; give {shape[0]} x {shape[1]}")

@@ -14,6 +14,7 @@ import errno
 import importlib.util
 import io
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ class RunFolder:
     def start_log(self, step: int) -> "RunLog":
         """The log, cut back to its first `step` lines."""
         file = self.path / "metrics.jsonl"
-        lines = file.read_text().splitlines()[:step] if step and file.exists() else []
+        lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:step] if step and file.exists() else []
         with self._saying_when_the_disk_is_full():
             _replace(file, "".join(line + "\n" for line in lines).encode())
             return RunLog(self, file, step)
@@ -131,9 +132,14 @@ def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
     if not file.exists():
         return None
     try:
-        return torch.load(file, map_location=device, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
+            state = torch.load(file, map_location=device, weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
         raise TrainingError(f"{file} cannot be read ({type(error).__name__}); delete {run} to start again") from None
+    if not isinstance(state, dict):
+        raise TrainingError(f"{file} holds no state of a run; delete {run} to start again")
+    return state
 
 
 def _replace(file: Path, content: bytes | memoryview) -> None:
@@ -148,8 +154,8 @@ def _replace(file: Path, content: bytes | memoryview) -> None:
 
 def _read_record(file: Path) -> Any:
     try:
-        return _lasting(json.loads(file.read_text()))
-    except ValueError:
+        return _lasting(json.loads(file.read_text(encoding="utf-8")))
+    except (ValueError, RecursionError):
         raise TrainingError(f"{file} is not a run's record; choose another folder or delete it") from None
 
 

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt8
 from matplotlib.tri import Triangulation
 
 from lumiglue.errors import InputError
+from lumiglue.reading import reason
 from lumiglue.training.posed_formats import FORMAT, VERSION
 
 _COLMAP_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) on the centre of the top-left pixel
@@ -93,8 +94,8 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
         raise InputError(f"{folder} holds no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
     try:
         model = pycolmap.Reconstruction(folder)
-    except (ValueError, RuntimeError, IndexError) as error:
-        raise InputError(f"{folder} cannot be read as a COLMAP model ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
+        raise InputError(f"{folder} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
     if model.num_reg_images() < 2:
         raise InputError(f"{folder} has {model.num_reg_images()} photos with a pose; a model needs at least 2")
     return model

@@ -1,0 +1,293 @@
+"""The same result in every thread and process, no memory that grows, faults of the system that leave nothing half done."""
+
+import gc
+import hashlib
+import multiprocessing
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import draw_photo, make_features, make_model
+from lumiglue import InputError, Pipeline, Sift
+from lumiglue.bulk.features import FeaturesFile, describe_collection
+from lumiglue.cli import main
+from lumiglue.export.files import MatchesFile, save_result
+from lumiglue.matcher.inputs import pack
+from lumiglue.pipeline import MatchResult
+from lumiglue.weights import cache_folder
+from lumiglue.writing import write_whole
+
+ROOT = Path(__file__).parents[1]
+PHOTO, OTHER = draw_photo(0), draw_photo(0)[8:, 12:]
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """And PyTorch's own choice of attention kernel, which kornia's LightGlue switches for the whole process."""
+    threads, flash = torch.get_num_threads(), torch.backends.cuda.flash_sdp_enabled()
+    torch.set_num_threads(1)
+    torch.backends.cuda.enable_flash_sdp(True)
+    yield
+    torch.set_num_threads(threads)
+    torch.backends.cuda.enable_flash_sdp(flash)
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return Pipeline.pretrained("sift", max_keypoints=200)
+
+
+@pytest.fixture(scope="module")
+def result(pipeline: Pipeline) -> MatchResult:
+    return pipeline.match(PHOTO, OTHER)
+
+
+def bits(result: MatchResult) -> str:
+    digest = hashlib.sha256()
+    for array in (result.points0, result.points1, result.scores, result.features0.descriptors.numpy()):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
+
+
+SCRIPT = """
+import multiprocessing, sys
+sys.path.insert(0, sys.argv[1])
+import numpy as np
+import torch
+from test_reliability import OTHER, PHOTO, bits
+from lumiglue import Pipeline
+
+def work(pipeline, found):
+    found.put(bits(pipeline.match(PHOTO, OTHER)))
+
+pipeline = Pipeline.pretrained("sift", max_keypoints=200)
+result = pipeline.match(PHOTO, OTHER)  # so that this process's OpenMP threads are there when it forks
+context = multiprocessing.get_context("fork")
+found = context.Queue()
+workers = [context.Process(target=work, args=(pipeline, found)) for _ in range(2)]
+for worker in workers:
+    worker.start()
+print(torch.get_num_threads(), bits(result), *[found.get(timeout=100) for _ in workers], flush=True)
+np.savez(sys.argv[2], matches=result.matches.pairs.numpy(), scores=result.scores)
+for worker in workers:
+    worker.join()
+"""
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_other_processes_and_forked_ones_find_the_same(
+    threads: int, pipeline: Pipeline, one_thread: None, tmp_path: Path
+) -> None:
+    """On one thread bit for bit; on two within 1e-5. Forks of a process with two threads compute on one, and do not hang."""
+    here = pipeline.match(PHOTO, OTHER)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    command = [sys.executable, "-c", SCRIPT, str(ROOT / "tests"), str(tmp_path / "found.npz")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    counted, theirs, *forked = done.stdout.split()
+    assert int(counted) == threads
+    assert forked == [bits(here)] * 2
+    if threads == 1:
+        assert theirs == bits(here)
+    with np.load(tmp_path / "found.npz") as found:
+        assert np.array_equal(found["matches"], here.matches.pairs.numpy())
+        assert np.allclose(found["scores"], here.scores, atol=1e-5)
+
+
+def test_one_pipeline_in_eight_threads_and_a_pickled_one(pipeline: Pipeline, one_thread: None) -> None:
+    wanted = {turns: bits(pipeline.match(np.rot90(PHOTO, turns).copy(), OTHER)) for turns in range(2)}
+
+    def work(turns: int) -> str:
+        torch.set_num_threads(1)
+        return bits(pipeline.match(np.rot90(PHOTO, turns).copy(), OTHER))
+
+    with ThreadPoolExecutor(8) as threads:
+        assert list(threads.map(work, [0, 1] * 8)) == [wanted[0], wanted[1]] * 8
+    copied = pickle.loads(pickle.dumps(pipeline))  # what a spawned worker gets
+    assert bits(copied.match(PHOTO, OTHER)) == wanted[0]
+
+
+def test_data_loader_workers_match(pipeline: Pipeline, one_thread: None) -> None:
+    class Pairs(torch.utils.data.Dataset[str]):
+        def __len__(self) -> int:
+            return 4
+
+        def __getitem__(self, index: int) -> str:
+            return bits(pipeline.match(PHOTO, OTHER))
+
+    loader = torch.utils.data.DataLoader(
+        Pairs(), batch_size=None, num_workers=2, multiprocessing_context="fork", timeout=200
+    )
+    assert list(loader) == [bits(pipeline.match(PHOTO, OTHER))] * 4
+
+
+def test_memory_does_not_grow_with_pairs() -> None:
+    """bench/memory.py does so for 10,000 pairs; 100 kB a pair would show here."""
+    model = make_model()
+    images = [make_features(20 + k, k) for k in range(12)]
+
+    def run(pairs: int) -> None:
+        for k in range(pairs):
+            model.match(pack([(images[k % 12], images[(k * 5 + 1) % 12])], model.config))
+        gc.collect()
+
+    def resident() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    run(60)
+    before = resident()
+    run(200)
+    assert resident() - before < 20
+
+
+# --- faults -------------------------------------------------------------------------------------------------------------
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_file_that_was_there(
+    result: MatchResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("m.npz", "m.json"):
+        (tmp_path / name).write_text("before")
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        for name in ("m.npz", "m.json"):
+            with pytest.raises(InputError, match=r"the disk of .*m\.\w+ is full; make room and run the same command again"):
+                save_result(tmp_path / name, result)
+            assert (tmp_path / name).read_text() == "before"
+    for name in ("a.png", "b.png"):
+        Image.fromarray(PHOTO).save(tmp_path / name)
+    monkeypatch.setattr("lumiglue.writing.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    (tmp_path / "pairs.txt").write_text("a.png b.png\n")
+    arguments = ["match", str(tmp_path / "pairs.txt"), "--root", str(tmp_path), "--out", str(tmp_path / "out.h5")]
+    assert main([*arguments, "--max-keypoints", "64"]) == 2
+    assert "out.h5 is full; make room" in capsys.readouterr().err
+    assert not list(tmp_path.glob("out.h5*"))
+    assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 2
+    assert "f.h5 is full; make room and run the same command again to go on" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 0
+    with FeaturesFile(tmp_path / "f.h5") as file:
+        assert file.names() == ["a.png", "b.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="POSIX alone has permissions of this kind")
+def test_folders_that_cannot_be_written_are_named(result: MatchResult, tmp_path: Path) -> None:
+    """In a process without root's rights, where this one has them."""
+    folder = tmp_path / "locked"
+    folder.mkdir()
+    folder.chmod(0o555)
+
+    def work() -> None:
+        if os.geteuid() == 0:
+            for above in (tmp_path, *tmp_path.parents[:2]):
+                above.chmod(0o755)
+            os.seteuid(65534)
+        said = []
+        for write in (lambda: save_result(folder / "m.npz", result), lambda: MatchesFile(folder / "m.h5")):
+            try:
+                write()
+            except (InputError, OSError) as error:
+                said.append(f"{type(error).__name__} {error}")
+        ok = len(said) == 2 and "m.npz" in said[0] and "m.h5 cannot be written (Permission denied); check" in said[1]
+        os._exit(0 if ok else 3)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == 0
+
+
+def test_a_photo_that_vanishes_midway_stops_nothing_else(tmp_path: Path) -> None:
+    for k in range(3):
+        Image.fromarray(draw_photo(k, 80, 60)).save(tmp_path / f"{k}.png")
+    names = ["0.png", "1.png", "2.png", "\udcff.png"]  # and one whose name no text can hold
+    steps = describe_collection(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)
+    next(steps)
+    (tmp_path / "1.png").unlink()
+    failed = [name for step in steps for name, _ in step.failed]
+    assert failed == ["1.png"]
+    with FeaturesFile(tmp_path / "f.h5") as file:
+        assert file.names() == ["0.png", "2.png"]
+    first = next(iter(describe_collection(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)))
+    assert (first.done, first.total) == (3, 4)
+    assert first.failed == (("\\udcff.png", "its name is not in UTF-8; rename the file"),)
+
+
+def test_without_a_home_folder_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("LUMIGLUE_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", none)
+    with pytest.raises(InputError, match="no home folder; set LUMIGLUE_CACHE"):
+        cache_folder()
+
+
+def lumiglue(*words: object, folder: Path, **options: object) -> subprocess.Popen[str]:
+    environment = {"PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1", "LANG": "C"}  # no HOME, no PATH
+    start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)"  # jobs of a shell ignore it
+    start += "; from lumiglue.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, *map(str, words)]
+    return subprocess.Popen(command, cwd=folder, env=environment, text=True, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
+
+
+def test_without_home_locale_or_stdin_and_into_a_closed_pipe(tmp_path: Path) -> None:
+    names = ("ü b\nc.png", "x y.png")
+    for name, photo in zip(names, (PHOTO, OTHER), strict=True):
+        Image.fromarray(photo).save(tmp_path / name)
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = lumiglue("match", *names, "--out", "m.json", "--max-keypoints", 100, folder=tmp_path, **pipes)
+    assert process.stdout is not None
+    process.stdout.close()  # as `| head -0` does
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.wait(120)
+    process.stderr.close()
+    assert "Traceback" not in said
+    assert (tmp_path / "m.json").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)])
+def test_a_signal_leaves_no_file_that_looks_whole(number: signal.Signals, code: int, tmp_path: Path) -> None:
+    for k in range(2):
+        Image.fromarray(draw_photo(k)).save(tmp_path / f"{k}.png")
+    (tmp_path / "pairs.txt").write_text("0.png 1.png\n" * 5000)
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = lumiglue("match", "pairs.txt", "--out", "m.h5", folder=tmp_path, **pipes)
+    while not (tmp_path / "m.h5.unfinished").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    time.sleep(0.2)
+    process.send_signal(number)
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.stderr.close()
+    assert process.wait(60) == code
+    assert "Traceback" not in said
+    assert not (tmp_path / "m.h5").exists()
+    if number == signal.SIGINT:
+        assert "interrupted" in said
+        assert not (tmp_path / "m.h5.unfinished").exists()
+
+
+def test_whole_files_replace_others(tmp_path: Path) -> None:
+    write_whole(tmp_path / "f", b"1")
+    write_whole(tmp_path / "f", b"2")
+    assert (tmp_path / "f").read_bytes() == b"2"
+    assert [path.name for path in tmp_path.iterdir()] == ["f"]
