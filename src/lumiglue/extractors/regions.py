@@ -72,9 +72,8 @@ class Tiled:
         small = resize_long_side(image, self.resize)
         found: Features | None = None
         extractor = _asked_for(self.extractor, self.max_keypoints)
-        for rows, columns in _tiles(*small.shape[:2], self.tile):
-            shown = small[rows.shown, columns.shown]
-            points = extractor(np.ascontiguousarray(shown))
+        for rows, columns in _tiles(small.shape[0], small.shape[1], self.tile):
+            points = extractor(np.ascontiguousarray(small[rows.shown, columns.shown]))
             corner = torch.tensor([columns.shown.start, rows.shown.start], dtype=points.keypoints.dtype)
             whole = (small.shape[1], small.shape[0])
             points = replace(points, keypoints=points.keypoints + corner, image_size=whole)
