@@ -117,7 +117,10 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, "-o", "nothing"], "no known suffix"),
         (["match", "pairs.txt", "-o", "no/such/m.h5"], "no/such/m.h5 cannot be written: there is no folder no/such"),
         (["match", good, good, "--adaptivity", "nothing"], "nothing is a folder; give the name of a file"),
-        (["match", "nothing", "--out", "m.h5"], "nothing is a folder; give two photos, or one list"),
+        (
+            ["match", "nothing", "--out", "m.h5"],
+            "nothing is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)",
+        ),
         (["match", good, good, "--weights", "sfit"], "sfit does not exist, and is no name in the package: ['aliked', "),
         (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
         (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),

@@ -36,7 +36,7 @@ class Reader:
         if not self.path.is_file():
             wrong = "is a folder" if self.path.is_dir() else "does not exist"
             raise InputError(f"{self.path} {wrong}; give a file that `{self.written_by}` wrote")
-        with _readable(self.path):
+        with _readable(self.path, self.written_by):
             self._file = h5py.File(self.path, "r")
             self.record = str(self._file.attrs.get("record", ""))
 
@@ -163,8 +163,8 @@ def _names(part: Path) -> list[str]:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Raises InputError where HDF5 cannot make sense of a file."""
+def _readable(path: Path, written_by: str = "") -> Iterator[None]:
+    """Raises InputError where HDF5 cannot make sense of a file. written_by: the command that makes such files."""
     try:
         yield
     except InputError:
@@ -172,6 +172,8 @@ def _readable(path: Path) -> Iterator[None]:
     except HDF5_ERRORS as error:
         if disk_is_full(error):
             raise InputError(f"the disk of {path} is full; make room and run the same command again to go on") from None
+        if written_by:
+            raise InputError(f"{path} is not one of `{written_by}`, or is damaged ({reason(error)})") from None
         raise InputError(
             f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
         ) from None

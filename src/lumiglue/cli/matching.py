@@ -160,6 +160,8 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
     from lumiglue.bulk.pairs import names_in
     from lumiglue.reading import read_text
 
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)")
     text = read_text(path, "give two photos, or one list of pairs")
     names = []
     for number, line in enumerate(text.split("\n"), start=1):
