@@ -125,6 +125,19 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(0, 1)
 
 
+def test_parts_hold_all_pairs_in_order() -> None:
+    lengths = (3, 4, 0, 0, 9, 1, 2, 2, 1, 0)
+    rows = torch.arange(float(sum(lengths)))[:, None]
+    together = packed.PackedPairs(rows, rows, lengths)
+    for tokens, sizes in ((7, [2, 1, 2]), (1, [1] * 5), (100, [5])):
+        parts = together.split(tokens)
+        assert [part.n_pairs for part in parts] == sizes
+        assert sum((part.lengths for part in parts), ()) == lengths
+        assert torch.equal(torch.cat([part.descriptors for part in parts]), rows)
+        assert torch.equal(torch.cat([part.positions for part in parts]), rows)
+    assert packed.PackedPairs(rows[:0], rows[:0], ()).split(5) == []
+
+
 def test_segment_bookkeeping() -> None:
     flags = torch.tensor([True, False, True, True, False, False])
     assert segment_counts(flags, [2, 0, 3, 1]) == [1, 0, 2, 0]

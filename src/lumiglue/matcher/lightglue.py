@@ -28,6 +28,9 @@ from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.types import Matches
 
+# Tokens that a CPU takes at a time. More leave its cache, and a batch of large pairs is slower than the pairs one by one.
+CPU_TOKENS = 2048
+
 
 @dataclass(frozen=True, kw_only=True)
 class LightGlueConfig:
@@ -282,7 +285,9 @@ class LightGlue(nn.Module):
     @torch.no_grad()
     def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
         """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
-        return _AdaptiveRun(self, pairs, settings or MatchSettings()).run()
+        on_gpu = next(self.parameters()).is_cuda
+        parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
+        return [matches for part in parts for matches in _AdaptiveRun(self, part, settings or MatchSettings()).run()]
 
     @torch.no_grad()
     def match_by_layer(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[list[Matches]]:

@@ -42,6 +42,25 @@ class PackedPairs:
     def n_pairs(self) -> int:
         return len(self.lengths) // 2
 
+    def split(self, tokens: int) -> "list[PackedPairs]":
+        """The same pairs in order, in parts of at most `tokens` tokens or of one pair."""
+        parts: list[list[int]] = []
+        room = 0
+        for pair in range(self.n_pairs):
+            size = sum(self.lengths[2 * pair : 2 * pair + 2])
+            if not parts or size > room:
+                parts.append([])
+                room = tokens
+            parts[-1].append(pair)
+            room -= size
+        starts = offsets_of(self.lengths)
+        found = []
+        for part in parts:
+            first, end = 2 * part[0], 2 * part[-1] + 2
+            rows = slice(starts[first], starts[end])
+            found.append(PackedPairs(self.descriptors[rows], self.positions[rows], self.lengths[first:end]))
+        return found
+
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedPairs":
         """On `device`, with descriptors in `dtype`; positions stay float32, where half precision would lose pixels."""
         return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
