@@ -30,6 +30,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--every", type=int, default=11)
     parser.add_argument("--max-keypoints", type=int, default=1024)
+    parser.add_argument("--forms", default="", help="only forms whose name holds this")
     options = parser.parse_args()
     usual = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None)
     rough = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="bf16")
@@ -49,6 +50,8 @@ def main() -> None:
                 **{f"bfloat16 in {part} alone": _matching(low, settings) for part, low in partly.items()},
                 "packed, all pairs at once": lambda pair: together[id(pair)],  # noqa: B023
             }
+            low = OnnxMatcher(model, "openvino", precision="bf16")
+            forms["bfloat16, openvino"] = lambda pair, m=low, s=settings: m.match_features([pair], s)[0]
             reference = usual.with_settings(settings)
             together = dict(zip(map(id, pairs), reference.match_features(pairs), strict=True))
             for precision in ("fp32", "fp16", "int8"):
@@ -59,6 +62,8 @@ def main() -> None:
                     forms[f"{precision}, {runtime}"] = lambda pair, m=matcher: m.match_features([pair])[0]
             expected = [reference.match_features([pair])[0] for pair in pairs]
             for name, form in forms.items():
+                if options.forms not in name:
+                    continue
                 both = either = other = 0
                 largest = 0.0
                 for pair, theirs in zip(pairs, expected, strict=True):

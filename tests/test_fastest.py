@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from conftest import draw_photo
-from lumiglue import Features, LightGlueConfig, Matches, Pipeline
+from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, Pipeline
 from lumiglue.cli import main
 from lumiglue.fastest import Match, fastest
 from lumiglue.matcher.precision import faster_precision
@@ -83,6 +83,12 @@ def test_automatic_pipelines_match_as_the_default_does(
     automatic = Pipeline.pretrained(max_keypoints=200, backend="auto").match(draw_photo(1), draw_photo(1))
     assert torch.equal(automatic.matches.pairs, expected.matches.pairs)
     assert torch.allclose(automatic.matches.scores, expected.matches.scores, atol=1e-4)
+    with pytest.raises(InputError, match="openvino has no bf16 that keeps the matches"):
+        Pipeline.pretrained(backend="openvino", precision="bf16")
+    monkeypatch.setattr("lumiglue.pipeline.faster_precision", lambda device: "bf16")
+    lowest = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="auto")
+    assert isinstance(lowest.matcher, LightGlue)  # bfloat16 is PyTorch's alone
+    monkeypatch.undo()
     low = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="torch")
     layer = next(low.matcher.layers.parameters())  # pyright: ignore[reportAttributeAccessIssue]
     assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[faster_precision(torch.device("cpu"))]

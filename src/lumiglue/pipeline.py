@@ -143,7 +143,8 @@ class Pipeline:
         max_keypoints, resize: see the extractor. tile: side in pixels of the tiles in which larger photos are shown to the
         extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
         settings hold.
-        device: None takes the GPU if there is one. precision: "auto" is the one that the device multiplies faster in.
+        device: None takes the GPU if there is one. precision: "auto" is the one that the device multiplies faster in;
+        bf16 is PyTorch's alone.
         backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
         machine. Neither is the default, so that the same weights give the same matches on every machine; float32 backends
         differ by rounding alone. Raises InputError, WeightsError.
@@ -155,7 +156,8 @@ class Pipeline:
             extractor = Tiled(extractor=extractor, tile=tile, max_keypoints=max_keypoints, resize=resize)
         file = pretrained_path(features) if weights is None else resolve(weights)
         if precision == "auto":
-            precision = faster_precision(torch.device(chosen))
+            of_torch = file.suffix != ".onnx" and backend in (None, "torch", "auto")
+            precision = faster_precision(torch.device(chosen)) if of_torch else "fp32"
         if backend == "auto":
             backend = _fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch"):
@@ -387,6 +389,8 @@ def _key(image: ImageLike) -> str | None:
 def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
     if backend not in get_args(Backend):
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
+    if precision == "bf16":  # OpenVINO rounds positions, scores and rows along with the layers: 72 % of the matches are left
+        raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
     if backend == "torch":
         raise InputError(f"{file} runs on onnxruntime or openvino, not on torch; choose one, or give .safetensors weights")
     require("onnx_ir", backend)
@@ -403,7 +407,7 @@ def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMa
 def _fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
     """Of the backends that are installed and know the precision, the fastest."""
     makers: dict[Backend, Callable[[], Match]] = {}
-    runtimes: tuple[Backend, ...] = ("openvino",) if precision == "bf16" else ("onnxruntime", "openvino")
+    runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
     for backend in runtimes:
         if find_spec("onnx_ir") and find_spec(backend):
             makers[backend] = partial(_opened, file, backend, precision, settings)

@@ -39,8 +39,9 @@ class OnnxMatcher:
         precision: Precision = "fp32",
         quantized: bool = False,
     ) -> None:
-        """quantized: of a model, int8 linear maps; a file is what it is. Raises InputError for a file that is not ours or of
-        another layout, and where the runtime is not installed."""
+        """precision: bf16 is OpenVINO's, which rounds positions, scores and rows too, so that matches are lost: it is for
+        comparing times. quantized: of a model, int8 linear maps; a file is what it is. Raises InputError for a file that is
+        not ours or of another layout, and where the runtime is not installed."""
         require("onnx_ir", runtime)
         self.source, self.runtime = source, runtime
         self.precision: Precision = precision
