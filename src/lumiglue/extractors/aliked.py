@@ -13,6 +13,7 @@ from jaxtyping import UInt8
 from kornia.feature import ALIKED
 
 from lumiglue.errors import InputError, WeightsError
+from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 from lumiglue.weights import ALIKED_SHA256, cache_folder, download, kept_at, read_tensors
@@ -57,10 +58,7 @@ class Aliked:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        if self.max_keypoints < 1:
-            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
-        if self.resize is not None and self.resize < 16:
-            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+        check_limits(self.max_keypoints, self.resize)
         if self.model not in MODELS:
             raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(MODELS)}")
         if not 0 <= self.detection_threshold < 1:

@@ -16,7 +16,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from lumiglue.errors import InputError, WeightsError
+from lumiglue.errors import WeightsError
+from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 from lumiglue.weights import cache_folder, read_tensors
@@ -47,10 +48,7 @@ class NetworkExtractor(ABC):
     least: ClassVar[int] = 32  # pixels of each side that the network needs
 
     def __post_init__(self) -> None:
-        if self.max_keypoints < 1:
-            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
-        if self.resize is not None and self.resize < self.least:
-            raise InputError(f"resize is {self.resize}; give a long side of at least {self.least} pixels, or None")
+        check_limits(self.max_keypoints, self.resize, self.least)
 
     @property
     def name(self) -> str:

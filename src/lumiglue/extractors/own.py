@@ -15,6 +15,7 @@ import torch
 from jaxtyping import UInt8
 
 from lumiglue.errors import InputError
+from lumiglue.extractors.limits import check_limits
 from lumiglue.extractors.regions import rescaled, strongest
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
@@ -42,10 +43,7 @@ class OwnExtractor:
     takes: frozenset[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        if self.max_keypoints is not None and self.max_keypoints < 1:
-            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
-        if self.resize is not None and self.resize < 16:
-            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+        check_limits(self.max_keypoints, self.resize)
         where, _, class_name = self.source.rpartition(":")
         if where.endswith(".py"):  # a worker process may run elsewhere
             object.__setattr__(self, "source", f"{Path(where).absolute()}:{class_name}")

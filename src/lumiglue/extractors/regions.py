@@ -11,6 +11,7 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from lumiglue.errors import InputError
+from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 
@@ -47,10 +48,7 @@ class Tiled:
     def __post_init__(self) -> None:
         if self.tile < 4 * _MARGIN:
             raise InputError(f"tile is {self.tile}; give at least {4 * _MARGIN} pixels")
-        if self.max_keypoints < 1:
-            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
-        if self.resize is not None and self.resize < 16:
-            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+        check_limits(self.max_keypoints, self.resize)
 
     @property
     def name(self) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from lumiglue.errors import InputError
+from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side, to_grey
 from lumiglue.types import Features
 
@@ -41,10 +41,7 @@ class Sift:
     one_orientation: bool = True
 
     def __post_init__(self) -> None:
-        if self.max_keypoints < 1:
-            raise InputError(f"max_keypoints is {self.max_keypoints}; give at least 1")
-        if self.resize is not None and self.resize < 16:
-            raise InputError(f"resize is {self.resize}; give a long side of at least 16 pixels, or None")
+        check_limits(self.max_keypoints, self.resize)
 
     @property
     def name(self) -> str:
