@@ -78,7 +78,7 @@ def test_automatic_pipelines_match_as_the_default_does(
 ) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("lumiglue.fastest._POINTS", 64)
-    monkeypatch.setattr("lumiglue.pipeline.find_spec", lambda name: name != "openvino")  # two are enough
+    monkeypatch.setattr("lumiglue.backends.find_spec", lambda name: name != "openvino")  # two are enough
     expected = Pipeline.pretrained(max_keypoints=200).match(draw_photo(1), draw_photo(1))
     automatic = Pipeline.pretrained(max_keypoints=200, backend="auto").match(draw_photo(1), draw_photo(1))
     assert torch.equal(automatic.matches.pairs, expected.matches.pairs)

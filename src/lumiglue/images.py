@@ -6,12 +6,17 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from jaxtyping import Bool, UInt8
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from torch import Tensor
 
 from lumiglue.errors import ImageError, InputError, TooLargeError
 from lumiglue.reading import reason
 
+# What is taken for a photo, or for a mask of one.
+ImageLike = str | Path | np.ndarray | Tensor
+MaskLike = str | Path | np.ndarray | Tensor
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
 # What Pillow may open. Of its other readers one starts a program (EPS, Ghostscript); none is of photos.
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000")
@@ -63,6 +68,32 @@ def _read_bytes(path: Path) -> bytes:
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     """Reads a mask: false where the image is black, true elsewhere, as COLMAP has it. Raises ImageError as `read_image`."""
     return read_image(path).max(axis=2) > 0
+
+
+def load_image(image: ImageLike) -> np.ndarray:
+    """Any accepted image as h x w x 3 RGB uint8. Raises ImageError for files, InputError for arrays."""
+    if isinstance(image, str | Path):
+        return read_image(image)
+    if isinstance(image, Tensor):
+        if image.is_meta or image.layout is not torch.strided or image.is_quantized:
+            raise InputError(f"the image tensor of shape {tuple(image.shape)} holds no plain numbers; give a dense one")
+        tensor = image.detach().cpu()
+        tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
+        tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
+        return as_rgb8(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+    if isinstance(image, np.ndarray):
+        return as_rgb8(image)
+    raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
+
+
+def load_mask(mask: MaskLike) -> np.ndarray:
+    """Any accepted mask as h x w booleans, false where it is 0. Raises ImageError for files, InputError for arrays."""
+    if isinstance(mask, str | Path):
+        return read_mask(mask)
+    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
+    if array.ndim != 2 or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
+        raise InputError(f"a mask array has shape {array.shape} and dtype {array.dtype}; give h x w numbers or booleans")
+    return array != 0
 
 
 # What strangers may send: no format whose reader starts another program or holds vectors.

@@ -7,8 +7,6 @@ import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -18,16 +16,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from lumiglue.backends import fastest_backend, onnx_matcher
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, Tiled, create_extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.extras import require
-from lumiglue.fastest import Match, about_matching, fastest
-from lumiglue.images import as_rgb8, read_image, read_mask
+from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-from lumiglue.matcher.models import MatcherModel, model_name, weights_sha256
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import MatcherModel, weights_sha256
 from lumiglue.matcher.precision import faster_precision, set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.model_folder import CARD, read_model_folder, write_model_folder
@@ -40,8 +38,6 @@ if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
 Rotation = Literal["none", "search"]
-ImageLike = str | Path | np.ndarray | Tensor
-MaskLike = str | Path | np.ndarray | Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,11 +155,11 @@ class Pipeline:
             of_torch = file.suffix != ".onnx" and backend in (None, "torch", "auto")
             precision = faster_precision(torch.device(chosen)) if of_torch else "fp32"
         if backend == "auto":
-            backend = _fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
+            backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch"):
             record = read_metadata(file)[1]
             return cls(extractor, load_weights(file), settings, device=chosen, precision=precision, metadata=record)
-        return cls(extractor, _onnx_matcher(file, backend or "onnxruntime", precision), settings)
+        return cls(extractor, onnx_matcher(file, backend or "onnxruntime", precision), settings)
 
     @classmethod
     def from_pretrained(
@@ -386,51 +382,6 @@ def _key(image: ImageLike) -> str | None:
     return str(image) if isinstance(image, str | Path) else None
 
 
-def _onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
-    if backend not in get_args(Backend):
-        raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
-    if precision == "bf16":  # OpenVINO rounds positions, scores and rows along with the layers: 72 % of the matches are left
-        raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
-    if backend == "torch":
-        raise InputError(f"{file} runs on onnxruntime or openvino, not on torch; choose one, or give .safetensors weights")
-    require("onnx_ir", backend)
-    from lumiglue.onnx.runtime import OnnxMatcher
-
-    if file.suffix == ".onnx":
-        return OnnxMatcher(file, backend, precision=precision)
-    model = load_weights(file)
-    if not isinstance(model, LightGlue):
-        raise InputError(f"only LightGlue runs on {backend}; {file} holds {model_name(model.config)}")
-    return OnnxMatcher(model, backend, precision=precision)
-
-
-def _fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
-    """Of the backends that are installed and know the precision, the fastest."""
-    makers: dict[Backend, Callable[[], Match]] = {}
-    runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
-    for backend in runtimes:
-        if find_spec("onnx_ir") and find_spec(backend):
-            makers[backend] = partial(_opened, file, backend, precision, settings)
-    if file.suffix == ".onnx":
-        if not makers:
-            return "onnxruntime"  # which says what to install
-        config = _onnx_matcher(file, next(iter(makers)), precision).config
-    else:
-        model = load_weights(file)
-        if not isinstance(model, LightGlue) or device.type != "cpu":
-            return "torch"
-        set_precision(model, precision)
-        makers["torch"] = lambda: lambda pairs: model.match(pack(list(pairs), model.config), settings)
-        config = model.config
-    assert isinstance(config, LightGlueConfig)
-    return fastest(makers, config, about_matching(settings, precision))
-
-
-def _opened(file: Path, backend: Backend, precision: Precision, settings: MatchSettings) -> Match:
-    matcher = _onnx_matcher(file, backend, precision)
-    return lambda pairs: matcher.match_features(pairs, matcher.fixed or settings)
-
-
 def usable_device(device: torch.device | str | None) -> torch.device | str:
     """The device, or for None the GPU if there is one, else the CPU. Raises InputError for one that cannot be used here."""
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -440,32 +391,6 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
     return chosen
-
-
-def load_image(image: ImageLike) -> np.ndarray:
-    """Any accepted image as h x w x 3 RGB uint8. Raises ImageError for files, InputError for arrays."""
-    if isinstance(image, str | Path):
-        return read_image(image)
-    if isinstance(image, Tensor):
-        if image.is_meta or image.layout is not torch.strided or image.is_quantized:
-            raise InputError(f"the image tensor of shape {tuple(image.shape)} holds no plain numbers; give a dense one")
-        tensor = image.detach().cpu()
-        tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
-        tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
-        return as_rgb8(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
-    if isinstance(image, np.ndarray):
-        return as_rgb8(image)
-    raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
-
-
-def load_mask(mask: MaskLike) -> np.ndarray:
-    """Any accepted mask as h x w booleans, false where it is 0. Raises ImageError for files, InputError for arrays."""
-    if isinstance(mask, str | Path):
-        return read_mask(mask)
-    array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
-    if array.ndim != 2 or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
-        raise InputError(f"a mask array has shape {array.shape} and dtype {array.dtype}; give h x w numbers or booleans")
-    return array != 0
 
 
 def _to_cpu(matches: Matches) -> Matches:
