@@ -3,7 +3,8 @@
 Shape letters: P pairs, T tokens in all, n tokens of a segment, d channels, h heads, c = d / h channels of a head.
 A batch holds 2P segments in the order A0 B0 A1 B1 ...; segment s and its partner s ^ 1 are the two images of a pair.
 Whatever runs over tokens (linear layers, norms) runs once over T; attention runs inside a segment or between partners.
-A kernel is chosen by a pair's own sizes alone, so that a pair's result never depends on what else is in its batch.
+On a CPU a kernel is chosen by a pair's own sizes alone, so that a pair's result never depends on what else is in its batch;
+on a GPU pairs of like size are filled up and masked for attention, so that it does not but for rounding.
 """
 
 import math
