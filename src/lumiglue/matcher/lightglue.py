@@ -23,6 +23,7 @@ from lumiglue.matcher.packed import (
 )
 from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
+from lumiglue.memory import keep_scratch_memory
 from lumiglue.types import Matches
 
 # Tokens that a CPU takes at a time. More leave its cache, and a batch of large pairs is slower than the pairs one by one.
@@ -283,6 +284,8 @@ class LightGlue(nn.Module):
     def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
         """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
         on_gpu = next(self.parameters()).is_cuda
+        if not on_gpu:
+            keep_scratch_memory()
         parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
         return [matches for part in parts for matches in AdaptiveRun(self, part, settings or MatchSettings()).run()]
 

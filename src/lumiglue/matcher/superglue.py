@@ -19,6 +19,7 @@ from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
 from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.memory import keep_scratch_memory
 from lumiglue.types import Matches
 
 # Its positions are pixels about the centre over 0.7 max(size); ours are over max(size) / 2.
@@ -163,6 +164,7 @@ class SuperGlue(nn.Module):
     @torch.no_grad()
     def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
         """Matches each pair: mutual maxima of P above `score_threshold` (the paper's 0.2). It has no adaptivity."""
+        keep_scratch_memory()
         parameter = next(self.parameters())
         pairs = pairs.to(parameter.device, parameter.dtype)
         asked = settings.score_threshold if settings else None
