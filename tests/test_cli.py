@@ -1,6 +1,9 @@
 """The command line as a user types it: files written, summaries printed, one sentence and exit code 2 for bad input."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -236,3 +239,23 @@ def test_demo_without_its_extra_says_how_to_install_it(
     monkeypatch.setattr("lumiglue.extras.find_spec", lambda name: None)
     assert main(["demo"]) == 2
     assert capsys.readouterr().err == "error: this needs the package gradio; pip install 'lumiglue[demo]'\n"
+
+
+_WAITS = """
+import os, sys
+import lumiglue.cli
+assert "torch" not in sys.modules, "too late: its threads have read how to wait"
+lumiglue.cli.main(["--version"])
+print(os.environ.get("GOMP_SPINCOUNT"))
+"""
+
+
+@pytest.mark.parametrize(
+    ("asked", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+)
+def test_threads_wait_politely_unless_told_otherwise(asked: dict[str, str], spins: str) -> None:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", _WAITS], env={**kept, **asked}, capture_output=True, text=True, check=True, timeout=120
+    )
+    assert run.stdout.split()[-1] == spins

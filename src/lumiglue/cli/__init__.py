@@ -3,6 +3,7 @@
 import difflib
 import errno
 import logging
+import os
 import re
 import sys
 import textwrap
@@ -87,8 +88,20 @@ def _of_the_system(error: OSError) -> str:
     return f"{what}; check the path, and whether you may write there"
 
 
+def _wait_politely() -> None:
+    """Before PyTorch is loaded: its threads (GNU OpenMP's) spin for microseconds when they wait for each other, then sleep.
+
+    By default they spin for milliseconds, and where another program wants the cores too, the one that spins has the core
+    that the one it waits for needs: a layer may take 30 times as long (`bench/busy_cores.py`). Whoever has set how threads
+    wait is not overruled.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
+    _wait_politely()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
