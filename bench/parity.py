@@ -2,8 +2,9 @@
 
     python bench/parity.py EVAL [--every 11] [--max-keypoints 1024]
 
-On every so many-th real pair: of the matches that either finds, the share that both find; the largest difference of a score;
-pairs that stop at another layer. Adaptive, then at full depth.
+On every so many-th real pair: of float32's matches the share that the form finds too, and of the form's matches the share
+that are float32's; of the matches that either finds, the share that both find; the largest difference of a score; pairs
+that stop at another layer. Adaptive, then at full depth.
 """
 
 import argparse
@@ -41,7 +42,7 @@ def main() -> None:
         (usual.extract(options.folder / pair["a"]), usual.extract(options.folder / pair["b"]))
         for pair in read_pairs(options.folder)[:: options.every]
     ]
-    heads = ("form", "adaptivity", "same matches", "largest difference of a score", "other stop layer")
+    heads = ("form", "adaptivity", "kept", "not new", "same of all", "largest difference of a score", "other stop layer")
     print(f"{len(pairs)} pairs\n| " + " | ".join(heads) + " |\n" + "|---" * len(heads) + "|")
     with tempfile.TemporaryDirectory() as folder:
         for title, settings in (("on", MatchSettings()), ("off", FULL)):
@@ -64,7 +65,7 @@ def main() -> None:
             for name, form in forms.items():
                 if options.forms not in name:
                     continue
-                both = either = other = 0
+                both = mine_all = theirs_all = other = 0
                 largest = 0.0
                 for pair, theirs in zip(pairs, expected, strict=True):
                     mine = form(pair)
@@ -72,10 +73,12 @@ def main() -> None:
                         dict(zip(map(tuple, m.pairs.tolist()), m.scores.tolist(), strict=True)) for m in (mine, theirs)
                     ]
                     common = scores[0].keys() & scores[1].keys()
-                    both, either = both + len(common), either + len(scores[0].keys() | scores[1].keys())
+                    both, mine_all, theirs_all = both + len(common), mine_all + len(scores[0]), theirs_all + len(scores[1])
                     largest = max([largest, *(abs(scores[0][key] - scores[1][key]) for key in common)])
                     other += mine.stop_layer != theirs.stop_layer
-                print(f"| {name} | {title} | {100 * both / either:.2f} % | {largest:.2g} | {other} |", flush=True)
+                shares = (both / theirs_all, both / mine_all, both / (mine_all + theirs_all - both))
+                columns = " | ".join(f"{100 * share:.2f} %" for share in shares)
+                print(f"| {name} | {title} | {columns} | {largest:.2g} | {other} |", flush=True)
 
 
 def _matching(model: LightGlue, settings: MatchSettings) -> Match:
