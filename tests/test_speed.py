@@ -79,6 +79,34 @@ def test_lower_precision_contenders_run() -> None:
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # the copy alone was lowered
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("settings", [speed.FULL, MatchSettings()])
+def test_contenders_on_a_gpu_find_the_cpus_matches(settings: MatchSettings) -> None:
+    model = make_model(project_input=False)
+    a = make_features(80, 0)
+    pairs = [(a, make_features(60, 1, like=a)), (make_features(30, 2), make_features(70, 3))]
+    expected = model.match(pack(pairs, model.config), settings)
+    on_gpu = [(a.to("cuda"), b.to("cuda")) for a, b in pairs]
+    names = ["lumiglue", "one by one", "lumiglue bf16", "kornia", "kornia half", "transformers"]
+    jobs = speed.contenders(names, model.to("cuda"), on_gpu, settings)
+    with torch.inference_mode():
+        for job in jobs.values():
+            job()
+        found = jobs["lumiglue"]()
+    assert [torch.equal(m.pairs.cpu(), e.pairs) for m, e in zip(found, expected, strict=True)] == [True, True]  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with pytest.raises(InputError, match="'openvino' does not run on a cuda"):
+        speed.contenders(["openvino"], model, on_gpu, settings)
+    assert speed.peak_memory("lumiglue", "compact", 256, "cuda") > 0
+
+
+def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--device", "hpu", "--sizes", "64"]) == 2
+    assert "there is no device 'hpu' here" in capsys.readouterr().err
+    with pytest.raises(InputError, match="'kornia half' does not run on a cpu"):
+        speed.contenders(["kornia half"], make_model(), [], speed.FULL)
+
+
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(InputError, match="unknown contender 'tensorrt'"):
         speed.contenders(["tensorrt"], make_model(), [], speed.FULL)

@@ -19,11 +19,12 @@ def bench(
     weights: str = "sift",
     rounds: int = 7,
     memory: bool = False,
+    device: str = "cpu",
 ) -> int:
     """Time matching beside other implementations, in turns in one process, full depth or adaptive.
 
-    Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, compiled, onnxruntime, int8, openvino,
-    openvino bf16, kornia, transformers.
+    Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, compiled, bf16 compiled, onnxruntime, int8,
+    openvino, openvino bf16, kornia, kornia half (on a GPU), transformers.
 
     Args:
         sizes: Keypoints of each image.
@@ -34,6 +35,7 @@ def bench(
         weights: Of the adaptive comparison.
         rounds: How often each is timed.
         memory: Also the peak memory of one match, each in a process of its own.
+        device: cpu or cuda; what runs on the CPU alone is refused on a GPU.
     """
     import torch
 
@@ -42,15 +44,20 @@ def bench(
 
     if memory and adaptive:
         raise InputError("memory is measured at full depth, with random weights; leave --adaptive out")
+    speed.check_device(device)
     settings = MatchSettings() if adaptive else speed.FULL
-    peak = speed.matmul_peak()
+    peak, bf16_peak = speed.matmul_peak(device=device), speed.matmul_peak(torch.bfloat16, device)
+    cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     say(
-        f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}; "
-        f"products {peak / 1e9:.0f} GFLOP/s in float32, {speed.matmul_peak(torch.bfloat16) / 1e9:.0f} in bfloat16"
+        f"{cpu if device == 'cpu' else torch.cuda.get_device_name(device)}, torch {torch.__version__}; "
+        f"products {peak / 1e9:.0f} GFLOP/s in float32, {bf16_peak / 1e9:.0f} in bfloat16"
     )
     names = (speed.OURS, *against)
     for size in sizes:
-        model, pairs, note = speed.trained_job(weights, size) if adaptive else speed.random_job(preset, size, batch)
+        if adaptive:
+            model, pairs, note = speed.trained_job(weights, size, device)
+        else:
+            model, pairs, note = speed.random_job(preset, size, batch, device)
         jobs = speed.contenders(names, model, pairs, settings)
         with Progress(f"{size} points", 1) as advance:
             timings = speed.race(jobs, rounds)
@@ -67,7 +74,7 @@ def bench(
             cells = [f"{median:.1f}", f"{min(timing.milliseconds):.1f} to {max(timing.milliseconds):.1f}"]
             cells += [f"{middle:.2f} ({low:.2f} to {high:.2f})", share, f"{1000 * len(pairs) / median:.1f}"]
             if memory:
-                cells.append(f"{speed.peak_memory(timing.name, preset, size):.0f}")
+                cells.append(f"{speed.peak_memory(timing.name, preset, size, device):.0f}")
             table.add_row(timing.name, *cells)
         Console(width=150, highlight=False).print(table)
     return 0

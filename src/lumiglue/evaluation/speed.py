@@ -31,6 +31,10 @@ FULL = MatchSettings(exit_ratio=None, prune_below=None)
 OURS = "lumiglue"
 DESCRIPTOR_DIM = 128
 Job = Callable[[], object]
+# A matcher, what it is to match, and that in words.
+MatchingJob = tuple[LightGlue, list[tuple[Features, Features]], str]
+_ON_A_CPU = {"in threads", "bf16 in threads", "onnxruntime", "int8", "openvino", "openvino bf16"}
+_NOT_ON_A_CPU = {"kornia half"}
 
 
 @dataclass(frozen=True)
@@ -58,15 +62,32 @@ def operations(config: LightGlueConfig, n: int) -> float:
     return config.n_layers * layer + linear * (d * d + config.descriptor_dim * d) + 2 * d * n * n
 
 
-def matmul_peak(dtype: torch.dtype = torch.float32, size: int = 1024, rounds: int = 5) -> float:
-    """Operations a second of a large matrix product here, the best of some rounds."""
-    a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", rounds: int = 5) -> float:
+    """Operations a second of a large matrix product there, the best of some rounds."""
+    size = 1024 if device == "cpu" else 8192
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
     for _ in range(rounds + 1):
+        _finish()
         start = time.perf_counter()
         torch.mm(a, b)
+        _finish()
         times.append(time.perf_counter() - start)
     return 2 * size**3 / min(times[1:])
+
+
+def check_device(device: str) -> None:
+    """Raises InputError where this PyTorch cannot compute on the device."""
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, ImportError):
+        raise InputError(f"there is no device {device!r} here; leave it out, or install PyTorch for it") from None
+
+
+def _finish() -> None:
+    """Waits for what the GPU was asked for."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def random_features(n: int, seed: int) -> Features:
@@ -92,22 +113,25 @@ def random_matcher(preset: str, seed: int = 0) -> LightGlue:
     return LightGlue(config).eval()
 
 
-def random_job(preset: str, n: int, batch: int = 1) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
+def random_job(
+    preset: str, n: int, batch: int = 1, device: str = "cpu"
+) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
     """A random matcher and what it is to match; several pairs have unequal numbers of points, half of n to n."""
     sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
-    images = [random_features(sizes[k % len(sizes)], k) for k in range(2 * batch)]
+    images = [random_features(sizes[k % len(sizes)], k).to(device) for k in range(2 * batch)]
     pairs = list(zip(images[0::2], images[1::2], strict=True))
     points = f"{n} x {n} points" if batch == 1 else f"{batch} pairs of {n // 2} to {n} points"
-    return random_matcher(preset), pairs, f"{preset}, full depth, {points}"
+    return random_matcher(preset).to(device), pairs, f"{preset}, full depth, {points}"
 
 
-def trained_job(weights: str, n: int) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
+def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
     """Trained weights and the sample photos, n points at most each. Raises InputError where the weights are not for SIFT."""
     from lumiglue.pipeline import Pipeline
     from lumiglue.samples import sample_pair
 
-    pipeline, sample = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights), sample_pair()
-    pair = pipeline.extract(sample.image0), pipeline.extract(sample.image1)
+    pipeline = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights, device=device)
+    sample = sample_pair()
+    pair = pipeline.extract(sample.image0).to(device), pipeline.extract(sample.image1).to(device)
     model = pipeline.matcher
     if not isinstance(model, LightGlue):
         raise InputError(f"{weights!r} is not a LightGlue for SIFT")
@@ -121,18 +145,19 @@ def trained_job(weights: str, n: int) -> tuple[LightGlue, list[tuple[Features, F
 def contenders(
     names: Sequence[str], model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings
 ) -> dict[str, Job]:
-    """Jobs that match all pairs, ours in one batch, the others one by one as they offer it.
+    """Jobs that match all pairs where the model is, ours in one batch, the others one by one as they offer it.
 
     Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "in threads" (each pair in a thread of its own,
-    as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "onnxruntime",
-    "openvino", "openvino bf16", "int8" (ONNX Runtime), "kornia", "transformers". Raises InputError for an unknown name or
-    a missing package.
+    as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "bf16 compiled",
+    "onnxruntime", "openvino", "openvino bf16", "int8" (ONNX Runtime), "kornia", "kornia half" (its mixed precision, on a
+    GPU), "transformers". Raises InputError for an unknown name, for one that the device has not, and for a missing package.
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
         "lumiglue bf16": lambda: _ours(_in_bf16(model), pairs, settings),
         "one by one": lambda: _one_by_one(model, pairs, settings),
-        "compiled": lambda: _compiled(model, pairs, settings),
+        "compiled": lambda: _compiled(_copied(model), pairs, settings),
+        "bf16 compiled": lambda: _compiled(_in_bf16(model), pairs, settings),
         "in threads": lambda: _in_threads(model, pairs, settings),
         "bf16 in threads": lambda: _in_threads(_in_bf16(model), pairs, settings),
         "onnxruntime": lambda: _exported(model, pairs, settings, "onnxruntime"),
@@ -140,10 +165,14 @@ def contenders(
         "openvino": lambda: _exported(model, pairs, settings, "openvino"),
         "openvino bf16": lambda: _exported(model, pairs, settings, "openvino", bf16=True),
         "kornia": lambda: _kornia(model, pairs, settings),
+        "kornia half": lambda: _kornia(model, pairs, settings, half=True),
         "transformers": lambda: _transformers(model, pairs, settings),
     }
     if unknown := [name for name in names if name not in makers]:
         raise InputError(f"unknown contender {unknown[0]!r}; choose from {list(makers)}")
+    for name in names:
+        if name in (_NOT_ON_A_CPU if _device(model).type == "cpu" else _ON_A_CPU):
+            raise InputError(f"{name!r} does not run on a {_device(model).type}; leave it out")
     return {name: makers[name]() for name in names}
 
 
@@ -154,8 +183,10 @@ def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
     with torch.inference_mode():
         for number in range(rounds + 1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
+                _finish()
                 start = time.perf_counter()
                 jobs[name]()
+                _finish()
                 times[name].append(1000 * (time.perf_counter() - start))
     counted = {name: values[1:] for name, values in times.items()}
     found = []
@@ -165,22 +196,29 @@ def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
     return found
 
 
-def peak_memory(name: str, preset: str, n: int) -> float:
-    """MiB that one match of n x n points at full depth adds to a process of its own, at its highest."""
+def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
+    """MiB that one match of n x n points at full depth adds to a process of its own, or to the GPU, at its highest."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_peak_memory, name, preset, n).result()
+        return process.submit(_peak_memory, name, preset, n, device).result()
 
 
-def _peak_memory(name: str, preset: str, n: int) -> float:
-    model = random_matcher(preset)
-    small, large = ([(random_features(size, 0), random_features(size, 1))] for size in (64, n))
+def _peak_memory(name: str, preset: str, n: int, device: str) -> float:
+    model = random_matcher(preset).to(device)
+    small, large = ([(random_features(size, 0).to(device), random_features(size, 1).to(device))] for size in (64, n))
     with torch.inference_mode():
         contenders([name], model, small, FULL)[name]()
         job = contenders([name], model, large, FULL)[name]
         gc.collect()
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = _highest_memory(device)
         job()
-        return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        return (_highest_memory(device) - before) / 2**20
+
+
+def _highest_memory(device: str) -> int:
+    """Bytes."""
+    if device == "cpu":
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return torch.cuda.max_memory_allocated(device)
 
 
 def _ours(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
@@ -205,8 +243,7 @@ def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], se
     return job
 
 
-def _compiled(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    copy = _copied(model)
+def _compiled(copy: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
     for layer in copy.layers:
         layer.compile(dynamic=True)
     copy.match(pack(pairs, copy.config), settings)  # compiled before the clock runs
@@ -222,7 +259,11 @@ def _in_bf16(model: LightGlue) -> LightGlue:
 def _copied(model: LightGlue) -> LightGlue:
     copy = LightGlue(model.config)
     copy.load_state_dict(model.state_dict())
-    return copy.eval()
+    return copy.eval().to(_device(model))
+
+
+def _device(model: LightGlue) -> torch.device:
+    return next(model.parameters()).device
 
 
 def _exported(
@@ -249,7 +290,9 @@ def _exported(
     return lambda: matcher.match_features(pairs, settings)
 
 
-def _kornia(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+def _kornia(
+    model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings, *, half: bool = False
+) -> Job:
     """kornia's LightGlue with our weights, under the released names."""
     try:
         from kornia.feature import LightGlue as Kornia
@@ -261,7 +304,7 @@ def _kornia(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settin
     theirs = Kornia(
         None,  # pyright: ignore[reportArgumentType]  (features of one's own)
         input_dim=config.descriptor_dim, descriptor_dim=config.d, n_layers=config.n_layers, num_heads=config.heads,
-        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=False,
+        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=half,
         depth_confidence=-1 if settings.exit_ratio is None else settings.exit_ratio,
         width_confidence=-1 if settings.prune_below is None else 1 - settings.prune_below,
     ).eval()  # fmt: skip
@@ -269,13 +312,16 @@ def _kornia(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settin
     if loaded.unexpected_keys:
         raise InputError(f"this kornia does not take {loaded.unexpected_keys[0]!r}; install the pinned version")
 
+    device = _device(model)
+    theirs.to(device)
+
     def images() -> Iterator[dict]:
         for pair in pairs:
             yield {
                 f"image{side}": {
                     "keypoints": f.keypoints[None],
                     "descriptors": f.descriptors[None],
-                    "image_size": torch.tensor([f.image_size]).float(),
+                    "image_size": torch.tensor([f.image_size], device=device).float(),
                 }
                 for side, f in enumerate(pair)
             }
@@ -293,7 +339,7 @@ def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], 
     except ImportError:
         raise InputError("this needs transformers; pip install transformers") from None
     config = model.config
-    theirs = LightGlueForKeypointMatching(
+    theirs: Any = LightGlueForKeypointMatching(
         Config(
             descriptor_dim=config.d, num_hidden_layers=config.n_layers, num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
@@ -309,17 +355,25 @@ def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], 
         found: Found
 
     theirs.keypoint_detector = Given()
+    theirs.to(_device(model))
 
-    def match(pair: tuple[Features, Features]) -> None:
-        n = max(map(len, pair))
+    device = _device(model)
+    images = torch.zeros(1, 2, 3, 480, 480, device=device)
+
+    def points(n: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
-        points: dict[str, Any] = {
+        found = {
             "keypoints": torch.rand(2, n, 2, generator=generator),
             "scores": torch.rand(2, n, generator=generator),
             "descriptors": nn.functional.normalize(torch.randn(2, n, 256, generator=generator), dim=-1),
             "mask": torch.ones(2, n, dtype=torch.int32),
         }
-        theirs.keypoint_detector.found = Found(**points)
-        theirs(torch.zeros(1, 2, 3, 480, 480))
+        return {name: value.to(device) for name, value in found.items()}
 
-    return lambda: [match(pair) for pair in pairs]
+    given = [Found(**points(max(map(len, pair)))) for pair in pairs]
+
+    def match(found: Found) -> None:
+        theirs.keypoint_detector.found = found
+        theirs(images)
+
+    return lambda: [match(found) for found in given]
