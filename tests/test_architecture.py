@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lumiglue"
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
+    "cache": set(),
     "hub": set(),
     "memory": set(),
     "reading": set(),
@@ -22,8 +23,8 @@ ARROWS: dict[str, set[str]] = {
     "geometry": {"types"},
     "robust": {"types", "geometry"},
     "extractors": {"types", "images", "weights"},
-    "matcher": {"types", "memory"},
-    "weights": {"types", "reading", "matcher", "extras", "hub"},
+    "matcher": {"types", "cache", "memory"},
+    "weights": {"types", "cache", "reading", "matcher", "extras", "hub"},
     "model_folder": {"matcher", "weights"},
     "released": {"reading", "matcher", "weights"},
     "onnx": {"types", "reading", "matcher", "extras"},

@@ -149,13 +149,14 @@ def _products() -> dict[str, Any]:
     """Rates of matrix products on the CPU, as training's --precision auto measures them."""
     import torch
 
-    from lumiglue.matcher.precision import faster_precision, multiplies_tiles, product_rate
+    from lumiglue.matcher.kernel import library
+    from lumiglue.matcher.precision import faster_precision, product_rate
 
     rates = {name: round(product_rate(dtype) / 1e9) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     return {
         "gflops": rates,
         "faster_here": faster_precision(torch.device("cpu")),
-        "bf16_attention_kernel": multiplies_tiles(),
+        "bf16_attention_kernel": found if isinstance(found := library(), str) else "compiled",
     }
 
 

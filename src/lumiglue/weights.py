@@ -16,7 +16,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from lumiglue.errors import InputError, WeightsError
+from lumiglue.cache import cache_folder
+from lumiglue.errors import WeightsError
 from lumiglue.extras import require
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
 from lumiglue.reading import reason
@@ -105,16 +106,6 @@ ALIKED_SHA256 = {
     "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
     "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
 }
-
-
-def cache_folder() -> Path:
-    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue. Raises InputError where there is neither."""
-    if given := os.environ.get("LUMIGLUE_CACHE"):
-        return Path(given)
-    try:
-        return Path.home() / ".cache" / "lumiglue"
-    except RuntimeError:
-        raise InputError("there is no home folder; set LUMIGLUE_CACHE to a folder for downloads") from None
 
 
 def kept_at(url: str, sha256: str, cache: Path | None = None) -> Path:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
+from lumiglue.matcher.kernel import fused_attention
 from lumiglue.matcher.precision import multiplies_tiles
 
 # Training on the CPU, and bfloat16 on one without AMX, compute attention of h x n x m scores up to this many with the scores
@@ -123,8 +124,12 @@ def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengt
     qk_parts, v_parts = qk.split(list(lengths)), v.split(list(lengths))
     messages: list[Tensor] = []
     for a in range(0, len(lengths), 2):
-        sides = (x.transpose(0, 1) for x in (qk_parts[a], qk_parts[a + 1], v_parts[a], v_parts[a + 1]))  # (h, n, c)
-        messages += [message.transpose(0, 1) for message in _attend_both(*sides)]
+        qk_a, qk_b, v_a, v_b = qk_parts[a], qk_parts[a + 1], v_parts[a], v_parts[a + 1]
+        a_from_b, b_from_a = fused_attention(qk_a, qk_b, v_b), fused_attention(qk_b, qk_a, v_a)
+        if a_from_b is None or b_from_a is None:
+            sides = (x.transpose(0, 1) for x in (qk_a, qk_b, v_a, v_b))  # (h, n, c)
+            a_from_b, b_from_a = (message.transpose(0, 1) for message in _attend_both(*sides))
+        messages += [a_from_b, b_from_a]
     return torch.cat(messages)
 
 
@@ -186,6 +191,9 @@ def _in_memory(q: Tensor, m: int) -> bool:
 
 
 def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """(n, h, c) queries over (m, h, c) keys and values."""
+    if (message := fused_attention(q, k, v)) is not None:
+        return message
     q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (h, n, c)
     return _attend(q, k, v).transpose(0, 1)
 
