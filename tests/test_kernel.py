@@ -1,4 +1,4 @@
-"""Attention by the compiled kernel: softmax(q k^T / sqrt(c)) v by its definition, at any sizes, or not at all."""
+"""The compiled kernel: attention, rotation, LayerNorm and GELU by their definitions, at any sizes, or not at all."""
 
 import logging
 import math
@@ -16,7 +16,7 @@ from torch import Tensor
 from conftest import make_features, make_model
 from lumiglue.matcher import kernel
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.kernel import fused_attention, library
+from lumiglue.matcher.kernel import fused_attention, library, norm_gelu_, rotated
 from lumiglue.matcher.packed import cross_attention, self_attention
 from lumiglue.matcher.precision import multiplies_tiles, set_precision
 
@@ -128,6 +128,40 @@ def test_what_it_does_not_fit_is_left_alone() -> None:
         assert fused_attention(*off) is None
 
 
+@needs_kernel
+@pytest.mark.parametrize(("n", "c"), [(1, 32), (7, 64), (300, 64), (50, 128)])
+def test_rotation_turns_planes(n: int, c: int) -> None:
+    x = torch.randn(n, 9, c).bfloat16()[:, :5]
+    angles = torch.randn(n, c // 2)
+    found = rotated(x, angles.cos(), angles.sin())
+    a, b = x.double().chunk(2, dim=2)
+    cosine, sine = angles.double().cos()[:, None], angles.double().sin()[:, None]
+    expected = torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=2)
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("n", "width"), [(1, 16), (33, 256), (200, 512), (3, 1024)])
+def test_norm_and_gelu(n: int, width: int) -> None:
+    norm = torch.nn.LayerNorm(width)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    norm.bfloat16()
+    x = (3 + 5 * torch.randn(n, width)).bfloat16()
+    expected = F.gelu(F.layer_norm(x.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps))
+    with torch.no_grad():
+        assert norm_gelu_(x, norm)
+    torch.testing.assert_close(x.double(), expected, rtol=2**-8, atol=2e-4)
+
+
+def test_states_that_gradients_are_asked_of_are_left_alone() -> None:
+    x, norm = torch.randn(8, 256).bfloat16().requires_grad_(), torch.nn.LayerNorm(256).bfloat16()
+    assert not norm_gelu_(x, norm)
+    assert not norm_gelu_(x.detach().float(), norm.float())
+    assert rotated(x.unflatten(1, (4, 64)), torch.ones(8, 32), torch.zeros(8, 32)) is None
+
+
 _SAYS = "from lumiglue.matcher.kernel import library; print(library())"
 
 
@@ -159,7 +193,7 @@ def test_no_compiler_and_a_compiler_that_fails(
         broken.chmod(0o755)
         said = library()
         assert isinstance(said, str)
-        assert said.endswith("cannot compile attention.c: cc: unknown option -mamx-tile")
+        assert said.endswith("cannot compile kernel.c: cc: unknown option -mamx-tile")
         assert list(own_cache.iterdir()) == []
         assert fused_attention(*_qkv(8, 8, 32)) is None
     finally:

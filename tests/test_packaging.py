@@ -42,6 +42,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives: Archives) -> Non
     files = (path for path in (source / "lumiglue").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert inside == {path.relative_to(source).as_posix() for path in files}
     assert {"lumiglue/py.typed", "lumiglue/data/sift-compact.safetensors", "lumiglue/evaluation/report.html"} <= inside
+    assert "lumiglue/matcher/kernel.c" in inside
     for name in inside:
         assert wheel.read(name) == (source / name).read_bytes(), name
     for line in wheel.read(f"{INFO}/RECORD").decode().splitlines():

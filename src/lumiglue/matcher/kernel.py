@@ -1,7 +1,7 @@
-"""The attention of `attention.c`: bfloat16 on a processor with AMX, about twice as fast as PyTorch's there.
+"""Parts of a layer in bfloat16 on a processor with AMX, by `kernel.c`: attention takes half of PyTorch's time there.
 
 It is compiled once by the C compiler of the machine, in a second or two, and kept in the cache folder. Where there is no
-AMX, no compiler or no Linux, and where `LUMIGLUE_KERNEL=0` says so, PyTorch's kernel computes the same.
+AMX, no compiler or no Linux, and where `LUMIGLUE_KERNEL=0` says so, PyTorch computes the same.
 """
 
 import contextlib
@@ -19,20 +19,21 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from lumiglue.cache import cache_folder
 from lumiglue.errors import InputError
 from lumiglue.matcher.precision import multiplies_tiles
 
 SWITCH = "LUMIGLUE_KERNEL"
-_SOURCE = Path(__file__).with_name("attention.c")
+_SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = (
     "-O3", "-shared", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
     "-mamx-tile", "-mamx-bf16",
 )  # fmt: skip
 # Channels of a head that it takes.
 _WIDTHS = (32, 64, 96, 128)
+_WIDEST = 1024  # row of a LayerNorm
 _log = logging.getLogger(__name__)
 
 
@@ -51,20 +52,58 @@ def fused_attention(
     return None if failed else out  # a row that its one offset cannot serve, or no memory
 
 
+def rotated(
+    x: Float[Tensor, "t h c"], cosine: Float[Tensor, "t q"], sine: Float[Tensor, "t q"]
+) -> Float[Tensor, "t h c"] | None:
+    """Plane k, the channels (k, k + c/2), of each head turned by its token's angle; None where PyTorch has to."""
+    if not _of_layers(x) or not _lies_by_rows(x) or x.shape[2] % 32 or cosine.dtype != torch.float32:
+        return None
+    if isinstance(compiled := library(), str):
+        return None
+    n, heads, channels = x.shape
+    out, cosine, sine = torch.empty(n, heads, channels, dtype=x.dtype), cosine.contiguous(), sine.contiguous()
+    compiled.lumiglue_rotate(
+        x.data_ptr(), x.stride(0), cosine.data_ptr(), sine.data_ptr(), out.data_ptr(), n, heads, channels,
+        torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
+def norm_gelu_(x: Float[Tensor, "t d"], norm: nn.LayerNorm) -> bool:
+    """GELU(LayerNorm(x)) in the place of x; False where PyTorch has to."""
+    if not _of_layers(x) or not x.is_contiguous() or x.shape[1] % 16 or x.shape[1] > _WIDEST:
+        return False
+    if norm.weight.dtype != x.dtype or isinstance(compiled := library(), str):
+        return False
+    compiled.lumiglue_norm_gelu(
+        x.data_ptr(), norm.weight.data_ptr(), norm.bias.data_ptr(), norm.eps, *x.shape, torch.get_num_threads()
+    )
+    return True
+
+
 def _fits(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    if q.dtype != torch.bfloat16 or not len(q) or not len(k) or q.shape[2] not in _WIDTHS:
+    if not _of_layers(q) or not len(k) or q.shape[2] not in _WIDTHS:
         return False
-    if q.device.type != "cpu" or torch.compiler.is_compiling() or (torch.is_grad_enabled() and q.requires_grad):
+    return _lies_by_rows(q) and _lies_by_rows(k) and _lies_by_rows(v)
+
+
+def _of_layers(x: Tensor) -> bool:
+    """Whether these are bfloat16 states on a CPU that nothing is to be derived from."""
+    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or not len(x):
         return False
-    heads = (q.shape[2], 1)  # of one keypoint lie side by side
-    return q.stride()[1:] == heads and k.stride()[1:] == heads and v.stride()[1:] == heads
+    return not torch.compiler.is_compiling() and not (torch.is_grad_enabled() and x.requires_grad)
+
+
+def _lies_by_rows(x: Tensor) -> bool:
+    """Whether a keypoint's channels lie side by side, its heads one after the other."""
+    return x.stride()[1:] == (x.shape[2], 1)
 
 
 @functools.cache
 def library() -> "ctypes.CDLL | str":
     """The compiled kernel, or why there is none."""
     found = _library()
-    _log.info("attention in bfloat16: %s", f"PyTorch's ({found})" if isinstance(found, str) else "attention.c")
+    _log.info("layers in bfloat16: %s", f"PyTorch's ({found})" if isinstance(found, str) else _SOURCE.name)
     return found
 
 
@@ -85,18 +124,19 @@ def _library() -> "ctypes.CDLL | str":
         loaded = _loaded(found)
     except (OSError, InputError, subprocess.SubprocessError) as error:
         return f"{found}: {error}"
-    if loaded.lumiglue_attention_init() != 0:
+    if loaded.lumiglue_init() != 0:
         return "the system grants no tiles"
-    loaded.lumiglue_attention.argtypes = [
-        *[ctypes.c_void_p] * 4, *[ctypes.c_int64] * 7, ctypes.c_float, ctypes.c_int,
-    ]  # fmt: skip
+    pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
+    loaded.lumiglue_attention.argtypes = [*[pointer] * 4, *[number] * 7, real, count]
+    loaded.lumiglue_rotate.argtypes = [pointer, number, *[pointer] * 3, *[number] * 3, count]
+    loaded.lumiglue_norm_gelu.argtypes = [*[pointer] * 3, real, *[number] * 2, count]
     return loaded
 
 
 def _loaded(compiler: str) -> ctypes.CDLL:
     """What is kept of this source and these flags, compiled again where it is missing, damaged or somebody else's."""
     digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()
-    file = cache_folder() / "kernels" / f"attention-{digest[:16]}.so"
+    file = cache_folder() / "kernels" / f"kernel-{digest[:16]}.so"
     if file.is_file() and file.stat().st_uid == os.getuid():
         with contextlib.suppress(OSError):
             return ctypes.CDLL(str(file))

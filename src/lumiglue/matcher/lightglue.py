@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.adaptive import AdaptiveRun
+from lumiglue.matcher.kernel import norm_gelu_, rotated
 from lumiglue.matcher.packed import (
     PackedPairs,
     cross_attention,
@@ -116,14 +117,24 @@ PositionEncoding = RotaryEncoding | AbsoluteEncoding
 
 def rotate(x: Float[Tensor, "t h c"], cosine: Float[Tensor, "t q"], sine: Float[Tensor, "t q"]) -> Float[Tensor, "t h c"]:
     """Turns plane k, the channels (k, k + c/2), of each head by its token's angle."""
+    if (turned := rotated(x, cosine, sine)) is not None:
+        return turned
     a, b = x.chunk(2, dim=-1)
-    cosine, sine = cosine.unsqueeze(1), sine.unsqueeze(1)
+    cosine, sine = (table.to(x.dtype).unsqueeze(1) for table in (cosine, sine))
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
 
 
-def feed_forward(d: int) -> nn.Sequential:
+class FeedForward(nn.Sequential):
     """MLP([x | m]) of Equation 1."""
-    return nn.Sequential(nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Linear(2 * d, d))
+
+    def __init__(self, d: int) -> None:
+        super().__init__(nn.Linear(2 * d, 2 * d), nn.LayerNorm(2 * d), nn.GELU(), nn.Linear(2 * d, d))
+
+    def forward(self, input: Float[Tensor, "t e"]) -> Float[Tensor, "t d"]:
+        first, norm, gelu, last = self
+        assert isinstance(norm, nn.LayerNorm)
+        hidden = first(input)
+        return last(hidden if norm_gelu_(hidden, norm) else gelu(norm(hidden)))
 
 
 class SelfAttention(nn.Module):
@@ -134,14 +145,14 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.qkv = nn.Linear(d, 3 * d)
         self.out = nn.Linear(d, d)
-        self.ffn = feed_forward(d)
+        self.ffn = FeedForward(d)
 
     def forward(
         self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
     ) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qkv.weight)
         qk, v = self.qkv(inside).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
-        q, k = rotate(qk, *(table.to(qk.dtype) for table in rotation)).chunk(2, dim=1)
+        q, k = rotate(qk, *rotation).chunk(2, dim=1)
         message = self.out(self_attention(q, k, v, lengths).flatten(1))
         return x + self.ffn(torch.cat([inside, message], dim=1))
 
@@ -159,7 +170,7 @@ class CrossAttention(nn.Module):
         self.query = nn.Linear(d, d) if full else None
         self.v = nn.Linear(d, d)
         self.out = nn.Linear(d, d)
-        self.ffn = feed_forward(d)
+        self.ffn = FeedForward(d)
 
     def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qk.weight)

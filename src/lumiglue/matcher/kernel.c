@@ -1,6 +1,6 @@
-/* softmax(q k^T scale) v in bfloat16 on a processor with AMX: what self- and cross-attention spend their time in.
+/* What a layer spends its time in, in bfloat16 on a processor with AMX: attention, rotation, LayerNorm with GELU.
 
-   A head at a time: keys and values are laid out once as the tile unit reads them; then each 32 queries meet the keys in
+   Attention is softmax(q k^T scale) v, a head at a time: keys and values are laid out once as the tile unit reads them; then each 32 queries meet the keys in
    blocks that stay in the first-level cache. One offset serves all rows in place of each row's maximum (as in exponent.py),
    so that sums and messages need no correction from block to block; a row that this cannot serve makes the call return 1,
    and its caller computes the whole in another way. */
@@ -26,7 +26,14 @@ typedef struct {
 } __attribute__((packed, aligned(64))) Tiles;
 
 /* Asks Linux for the tile registers. 0 where it grants them. */
-int lumiglue_attention_init(void) { return (int)syscall(SYS_arch_prctl, 0x1023, 18); }
+int lumiglue_init(void) { return (int)syscall(SYS_arch_prctl, 0x1023, 18); }
+
+/* 16 numbers. */
+static inline __m512 widened(const uint16_t *x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
+}
+
+static inline void rounded(uint16_t *out, __m512 x) { _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x)); }
 
 static inline size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
@@ -36,8 +43,7 @@ static float largest_norm(const uint16_t *x, size_t stride, size_t n, size_t c) 
     for (size_t i = 0; i < n; i++) {
         __m512 sum = _mm512_setzero_ps();
         for (size_t j = 0; j < c; j += 16) {
-            __m256i raw = _mm256_loadu_si256((const __m256i *)(x + i * stride + j));
-            __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
+            __m512 value = widened(x + i * stride + j);
             sum = _mm512_fmadd_ps(value, value, sum);
         }
         float square = _mm512_reduce_add_ps(sum);
@@ -236,4 +242,62 @@ int lumiglue_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, 
     free(values);
     free(offsets);
     return failed;
+}
+
+/* Turns plane p, the channels (p, p + c / 2), of each head by its row's angle. x: n rows of heads x c, stride numbers apart;
+   cosine, sine: n x c / 2; out: n x heads x c. c: a multiple of 32. */
+void lumiglue_rotate(const uint16_t *x, int64_t stride, const float *cosine, const float *sine, uint16_t *out, int64_t n,
+                     int64_t heads, int64_t c, int threads) {
+    const int64_t planes = c / 2;
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t p = 0; p < planes; p += 16) {
+            __m512 cosines = _mm512_loadu_ps(cosine + i * planes + p), sines = _mm512_loadu_ps(sine + i * planes + p);
+            for (int64_t head = 0; head < heads; head++) {
+                const uint16_t *from = x + i * stride + head * c + p;
+                uint16_t *to = out + (i * heads + head) * c + p;
+                __m512 a = widened(from), b = widened(from + planes);
+                rounded(to, _mm512_fmsub_ps(a, cosines, _mm512_mul_ps(b, sines)));
+                rounded(to + planes, _mm512_fmadd_ps(b, cosines, _mm512_mul_ps(a, sines)));
+            }
+        }
+    }
+}
+
+/* x (1 + erf(x / sqrt 2)) / 2 to 3e-5; erf by Abramowitz and Stegun 7.1.25. */
+static inline __m512 gelu(__m512 x) {
+    __m512 z = _mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(0.70710678f));
+    __m512 t = _mm512_div_ps(_mm512_set1_ps(1.0f), _mm512_fmadd_ps(z, _mm512_set1_ps(0.47047f), _mm512_set1_ps(1.0f)));
+    __m512 y = _mm512_fmadd_ps(t, _mm512_set1_ps(0.7478556f), _mm512_set1_ps(-0.0958798f));
+    y = _mm512_mul_ps(_mm512_fmadd_ps(y, t, _mm512_set1_ps(0.3480242f)), t);
+    __m512 bell = power_of_two(_mm512_mul_ps(_mm512_mul_ps(z, z), _mm512_set1_ps(-1.44269504f)));
+    __m512 half = _mm512_mul_ps(x, _mm512_set1_ps(0.5f));
+    __m512 erf = _mm512_fnmadd_ps(y, bell, _mm512_set1_ps(1.0f)); /* of |x| */
+    return _mm512_fmadd_ps(_mm512_abs_ps(half), erf, half);
+}
+
+/* GELU(LayerNorm(x)) in place; x: n x width, width a multiple of 16 and at most 1024. */
+void lumiglue_norm_gelu(uint16_t *x, const uint16_t *weight, const uint16_t *bias, float epsilon, int64_t n, int64_t width,
+                        int threads) {
+#pragma omp parallel for num_threads(threads)
+    for (int64_t i = 0; i < n; i++) {
+        float row[1024] __attribute__((aligned(64)));
+        uint16_t *values = x + i * width;
+        __m512 sum = _mm512_setzero_ps(), squares = sum;
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 value = widened(values + j);
+            _mm512_store_ps(row + j, value);
+            sum = _mm512_add_ps(sum, value);
+        }
+        __m512 mean = _mm512_set1_ps(_mm512_reduce_add_ps(sum) / width);
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 centred = _mm512_sub_ps(_mm512_load_ps(row + j), mean);
+            squares = _mm512_fmadd_ps(centred, centred, squares);
+        }
+        __m512 scale = _mm512_set1_ps(1.0f / sqrtf(_mm512_reduce_add_ps(squares) / width + epsilon));
+        for (int64_t j = 0; j < width; j += 16) {
+            __m512 centred = _mm512_mul_ps(_mm512_sub_ps(_mm512_load_ps(row + j), mean), scale);
+            rounded(values + j, gelu(_mm512_fmadd_ps(centred, widened(weight + j), widened(bias + j))));
+        }
+    }
 }
