@@ -187,6 +187,11 @@ def test_no_compiler_and_a_compiler_that_fails(
         with caplog.at_level(logging.INFO):
             assert library() == "no C compiler"
         assert "PyTorch's (no C compiler)" in caplog.text
+        for instructions, reason in ((set[str](), "no AMX"), (kernel._INSTRUCTIONS - {"avx512_bf16"}, "no avx512_bf16")):
+            library.cache_clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(kernel, "_instructions", lambda known=instructions: known)
+                assert library() == reason
         library.cache_clear()
         broken = tmp_path / "cc"
         broken.write_text("#!/bin/sh\necho 'cc: unknown option -mamx-tile' >&2\nexit 1\n")

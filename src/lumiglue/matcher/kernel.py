@@ -10,10 +10,8 @@ import functools
 import hashlib
 import logging
 import os
-import platform
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from torch import Tensor, nn
 
 from lumiglue.cache import cache_folder
 from lumiglue.errors import InputError
-from lumiglue.matcher.precision import multiplies_tiles
 
 SWITCH = "LUMIGLUE_KERNEL"
 _SOURCE = Path(__file__).with_name("kernel.c")
@@ -31,6 +28,7 @@ _FLAGS = (
     "-O3", "-shared", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
     "-mamx-tile", "-mamx-bf16",
 )  # fmt: skip
+_INSTRUCTIONS = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 # Channels of a head that it takes.
 _WIDTHS = (32, 64, 96, 128)
 _WIDEST = 1024  # row of a LayerNorm
@@ -115,8 +113,8 @@ def compiler() -> str | None:
 def _library() -> "ctypes.CDLL | str":
     if os.environ.get(SWITCH) == "0":
         return f"{SWITCH} is 0"
-    if sys.platform != "linux" or platform.machine() != "x86_64" or not multiplies_tiles():
-        return "no AMX"
+    if missing := _INSTRUCTIONS - _instructions():
+        return "no AMX" if "amx_bf16" in missing else f"no {min(missing)}"
     found = compiler()
     if found is None:
         return "no C compiler"
@@ -131,6 +129,15 @@ def _library() -> "ctypes.CDLL | str":
     loaded.lumiglue_rotate.argtypes = [pointer, number, *[pointer] * 3, *[number] * 3, count]
     loaded.lumiglue_norm_gelu.argtypes = [*[pointer] * 3, real, *[number] * 2, count]
     return loaded
+
+
+def _instructions() -> set[str]:
+    """What the processor has, as Linux names it; nothing elsewhere."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
 def _loaded(compiler: str) -> ctypes.CDLL:
