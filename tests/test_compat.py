@@ -152,8 +152,11 @@ def test_the_image_stands_for_its_size_and_empty_images_are_legal(tmp_path: Path
 
 
 def test_bfloat16_stays_close() -> None:
-    a, b = make_features(50, 1, dim=128), make_features(50, 2, dim=128)
+    """On points that match: among unrelated ones a weak match is mutual or not by the last digit."""
+    a = make_features(50, 1, dim=128)
+    b = make_features(50, 2, dim=128, like=a)
     exact, blurred = ask(LightGlue("sift"), [a], [b]), ask(LightGlue("sift", mp=True), [a], [b])
+    assert int((exact["matches0"] >= 0).sum()) > 10
     assert_close(exact["matching_scores0"], blurred["matching_scores0"], rtol=0, atol=0.1)
 
 
