@@ -51,7 +51,8 @@ def test_it_is_attention(n: int, m: int, c: int) -> None:
     batched = [x.transpose(0, 1)[None] for x in (q, k, v)]
     usual = F.scaled_dot_product_attention(batched[0], batched[1], batched[2])[0].transpose(0, 1)
     rounding = (usual.double() - expected).square().mean().sqrt()  # what PyTorch's kernel of the same precision is off
-    assert (found.double() - expected).square().mean().sqrt() <= 1.3 * rounding + 5e-4  # a single row is rounded by luck
+    if n > 1:  # a single row is rounded by luck
+        assert (found.double() - expected).square().mean().sqrt() <= 1.3 * rounding + 1e-4
     assert (found.double() - expected).abs().max() <= 2**-8 * float(v.abs().max()) * 1.5
 
 

@@ -113,9 +113,7 @@ def random_matcher(preset: str, seed: int = 0) -> LightGlue:
     return LightGlue(config).eval()
 
 
-def random_job(
-    preset: str, n: int, batch: int = 1, device: str = "cpu"
-) -> tuple[LightGlue, list[tuple[Features, Features]], str]:
+def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> MatchingJob:
     """A random matcher and what it is to match; several pairs have unequal numbers of points, half of n to n."""
     sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
     images = [random_features(sizes[k % len(sizes)], k).to(device) for k in range(2 * batch)]

@@ -1,7 +1,7 @@
 /* What a layer spends its time in, in bfloat16 on a processor with AMX: attention, rotation, LayerNorm with GELU.
 
-   Attention is softmax(q k^T scale) v, a head at a time: keys and values are laid out once as the tile unit reads them; then each 32 queries meet the keys in
-   blocks that stay in the first-level cache. One offset serves all rows in place of each row's maximum (as in exponent.py),
+   Attention is softmax(q k^T scale) v, a head at a time: keys and values are laid out once as the tile unit reads them; then
+   each 32 queries meet the keys in blocks that stay in the first-level cache. One offset serves all rows in place of each row's maximum (as in exponent.py),
    so that sums and messages need no correction from block to block; a row that this cannot serve makes the call return 1,
    and its caller computes the whole in another way. */
 
@@ -47,7 +47,8 @@ static float largest_norm(const uint16_t *x, size_t stride, size_t n, size_t c) 
             sum = _mm512_fmadd_ps(value, value, sum);
         }
         float square = _mm512_reduce_add_ps(sum);
-        if (!(square <= largest)) largest = square; /* NaN too */
+        if (isnan(square)) return square;
+        if (square > largest) largest = square;
     }
     return sqrtf(largest);
 }

@@ -25,7 +25,8 @@ from lumiglue.errors import InputError
 SWITCH = "LUMIGLUE_KERNEL"
 _SOURCE = Path(__file__).with_name("kernel.c")
 _FLAGS = (
-    "-O3", "-shared", "-fPIC", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
+    "-O3", "-fno-strict-aliasing", "-shared", "-fPIC", "-fopenmp",
+    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
     "-mamx-tile", "-mamx-bf16",
 )  # fmt: skip
 _INSTRUCTIONS = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
