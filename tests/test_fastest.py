@@ -10,9 +10,11 @@ import torch
 
 from conftest import draw_photo
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, Pipeline
+from lumiglue import fastest as fastest_module
 from lumiglue.cli import main
-from lumiglue.fastest import Match, fastest
-from lumiglue.matcher.precision import faster_precision
+from lumiglue.cli.flags import PipelineFlags
+from lumiglue.fastest import Match, fastest, usual_precision
+from lumiglue.matcher import precision
 
 CONFIG = LightGlueConfig(descriptor_dim=128, project_input=True, d=64, heads=4, n_layers=1)
 
@@ -54,6 +56,36 @@ def test_the_fastest_is_taken_and_remembered(opened: list[str], monkeypatch: pyt
     assert len(opened) == 8
 
 
+def test_the_precision_is_measured_once_a_machine(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    monkeypatch.setattr(fastest_module, "multiplies_tiles", lambda: False)
+    measured: list[str] = ["bf16", "fp32"]
+    monkeypatch.setattr(fastest_module, "faster_precision", lambda device: measured.pop(0))
+    assert [usual_precision(cpu) for _ in range(3)] == ["bf16"] * 3
+    assert measured == ["fp32"]
+    monkeypatch.undo()
+    monkeypatch.setattr(precision, "multiplies_tiles", lambda: True)  # with AMX there is nothing to measure
+    monkeypatch.setattr(precision, "product_seconds", lambda dtype: pytest.fail("measured"))
+    monkeypatch.setattr(fastest_module, "multiplies_tiles", lambda: True)
+    assert usual_precision(cpu) == "bf16"
+
+
+def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What may be continued on another machine, and figures, must not depend on this one."""
+    for chosen in ("bf16", "fp32"):
+        monkeypatch.setattr("lumiglue.pipeline.usual_precision", lambda device, chosen=chosen: chosen)
+        dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
+        for pipeline, expected in (
+            (Pipeline.pretrained(), chosen),
+            (PipelineFlags().pipeline("auto"), chosen),
+            (PipelineFlags().pipeline(), "fp32"),
+            (PipelineFlags(precision="auto").pipeline(), chosen),
+            (PipelineFlags(precision="fp32").pipeline("auto"), "fp32"),
+        ):
+            layer = next(pipeline.matcher.layers.parameters())  # pyright: ignore[reportAttributeAccessIssue]
+            assert layer.dtype == dtypes[expected]
+
+
 def test_one_backend_needs_no_race(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastest(makers(opened, {"torch": 1.0}, monkeypatch), CONFIG, []) == "torch"
     assert not opened
@@ -79,18 +111,18 @@ def test_automatic_pipelines_match_as_the_default_does(
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("lumiglue.fastest._POINTS", 64)
     monkeypatch.setattr("lumiglue.backends.find_spec", lambda name: name != "openvino")  # two are enough
-    expected = Pipeline.pretrained(max_keypoints=200).match(draw_photo(1), draw_photo(1))
-    automatic = Pipeline.pretrained(max_keypoints=200, backend="auto").match(draw_photo(1), draw_photo(1))
+    expected = Pipeline.pretrained(max_keypoints=200, precision="fp32").match(draw_photo(1), draw_photo(1))
+    automatic = Pipeline.pretrained(max_keypoints=200, precision="fp32", backend="auto").match(draw_photo(1), draw_photo(1))
     assert torch.equal(automatic.matches.pairs, expected.matches.pairs)
     assert torch.allclose(automatic.matches.scores, expected.matches.scores, atol=1e-4)
     with pytest.raises(InputError, match="openvino has no bf16 that keeps the matches"):
         Pipeline.pretrained(backend="openvino", precision="bf16")
-    monkeypatch.setattr("lumiglue.pipeline.faster_precision", lambda device: "bf16")
+    monkeypatch.setattr("lumiglue.pipeline.usual_precision", lambda device: "bf16")
     lowest = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="auto")
     assert isinstance(lowest.matcher, LightGlue)  # bfloat16 is PyTorch's alone
     monkeypatch.undo()
-    low = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="torch")
+    low = Pipeline.pretrained(max_keypoints=200)
     layer = next(low.matcher.layers.parameters())  # pyright: ignore[reportAttributeAccessIssue]
-    assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[faster_precision(torch.device("cpu"))]
+    assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[usual_precision(torch.device("cpu"))]
     assert main(["match", "--backend", "auto", "--precision", "auto", "nowhere.jpg", "nowhere.jpg"]) == 2
     assert "nowhere.jpg" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from huggingface_hub import constants
 from conftest import make_features, make_model
 from lumiglue import InputError, MatchSettings, Pipeline, Sift, WeightsError
 from lumiglue.cli import main
+from lumiglue.matcher.precision import unrounded_state
 from lumiglue.model_folder import read_model_folder, write_model_folder
 from lumiglue.weights import load_weights, resolve
 
@@ -184,7 +185,7 @@ def pipeline() -> Pipeline:
 
 
 def same_weights(a: Pipeline, b: Pipeline) -> bool:
-    ours, theirs = (p.matcher.state_dict() for p in (a, b))  # pyright: ignore[reportAttributeAccessIssue]
+    ours, theirs = (unrounded_state(p.matcher) for p in (a, b))  # pyright: ignore[reportArgumentType]
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
@@ -193,7 +194,9 @@ def test_what_is_pushed_is_what_is_pulled(server: FakeHub, pipeline: Pipeline, t
     assert address.startswith(f"{server.url}/org/matcher/commit/")
     (files,) = server.commits["org/matcher"].values()
     assert sorted(files) == ["README.md", "config.json", "model.safetensors"]
-    again = Pipeline.from_pretrained("org/matcher", cache_dir=tmp_path / "mine", endpoint=server.url, max_keypoints=64)
+    again = Pipeline.from_pretrained(
+        "org/matcher", cache_dir=tmp_path / "mine", endpoint=server.url, max_keypoints=64, precision="fp32"
+    )
     assert same_weights(again, pipeline)
     assert again.settings == pipeline.settings
     assert again.matcher.config == pipeline.matcher.config
@@ -262,7 +265,8 @@ def test_pushes_that_fail_say_so(server: FakeHub, pipeline: Pipeline) -> None:
         pipeline.push_to_hub("org/matcher", token=TOKEN)
     assert server.commits == {}
     coarse = Pipeline(Sift(), make_model(extractor="sift", descriptor_dim=128), precision="bf16")
-    with pytest.raises(InputError, match="make the pipeline with precision='fp32'"):
+    coarse.matcher.bfloat16()  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(InputError, match="were rounded to bfloat16"):
         coarse.push_to_hub("org/matcher", token=TOKEN)
 
 
@@ -322,6 +326,11 @@ def test_a_folder_will_do(pipeline: Pipeline, tmp_path: Path) -> None:
     built_in = Pipeline.pretrained("sift")
     built_in.save_pretrained(tmp_path / "sift")
     assert same_weights(Pipeline.from_pretrained(tmp_path / "sift"), built_in)
+    rough = Pipeline.from_pretrained(tmp_path / "m", precision="bf16")  # what it rounds is not what it writes
+    rough.save_pretrained(tmp_path / "again", name="mine")
+    written = load_weights(tmp_path / "again" / "model.safetensors").state_dict()
+    exact = pipeline.matcher.state_dict()  # pyright: ignore[reportAttributeAccessIssue]
+    assert all(torch.equal(written[name], exact[name]) for name in exact)
     assert 'license: "apache-2.0"' in (tmp_path / "sift" / "README.md").read_text()
     (tmp_path / "m" / "model.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"has no model\.safetensors"):

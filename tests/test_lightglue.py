@@ -351,8 +351,10 @@ def test_bfloat16_layers_keep_float32_states() -> None:
     model = make_model()
     a = make_features(150, 0)
     b = make_features(120, 1, like=a)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     exact = [x.clone() for x in model.states(pack([(a, b)], model.config))]
     set_precision(model, "bf16")
+    set_precision(model, "bf16")  # again
     with torch.no_grad():
         rough = list(model.states(pack([(a, b)], model.config)))
     assert {x.dtype for x in rough} == {torch.float32}
@@ -360,8 +362,13 @@ def test_bfloat16_layers_keep_float32_states() -> None:
     assert {p.dtype for p in model.layers[0].self_attention.ffn.parameters()} == {torch.bfloat16}
     for x, y in zip(rough, exact, strict=True):
         assert 0 < (x - y).abs().max() < 0.05 * y.abs().max()
+    changed = "layers.0.self_attention.qkv.weight"
+    model.state_dict()[changed].mul_(2)  # what is changed after it was rounded stays so
     set_precision(model, "fp32")
+    after = model.state_dict()
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert [name for name in before if not torch.equal(before[name], after[name])] == [changed]
+    assert torch.equal(after[changed], 2 * before[changed].bfloat16().float())
 
 
 def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:

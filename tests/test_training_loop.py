@@ -260,6 +260,7 @@ def test_the_faster_precision_is_measured_once_and_kept(bank: Path, tmp_path: Pa
 
 
 def test_the_faster_precision_is_that_of_the_shorter_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(precision, "multiplies_tiles", lambda: False)
     for faster in ("bf16", "fp32"):
         seconds = {torch.bfloat16: 2.0 - (faster == "bf16"), torch.float32: 1.5}
         monkeypatch.setattr(precision, "product_seconds", lambda dtype, seconds=seconds: seconds[dtype])

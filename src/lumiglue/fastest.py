@@ -1,4 +1,4 @@
-"""Which backend matches fastest on this machine: measured once, then remembered."""
+"""Which backend and precision match fastest on this machine: measured once, then remembered."""
 
 import hashlib
 import json
@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import torch
 
 from lumiglue.matcher.lightglue import LightGlueConfig
+from lumiglue.matcher.precision import faster_precision, multiplies_tiles
 from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.types import Features, Matches
 from lumiglue.weights import cache_folder
@@ -45,6 +46,21 @@ def fastest(makers: Mapping[Name, Callable[[], Match]], config: LightGlueConfig,
     _log.info("a pair of %d points: %s; %s is used here from now on (%s)", _POINTS, shown, best, file)
     _write(file, {**known, key: best})
     return best
+
+
+def usual_precision(device: torch.device) -> Precision:
+    """bf16 where the device multiplies it faster (`faster_precision`), else fp32. What must be measured is measured once a
+    machine, so that its matches are the same each time."""
+    if device.type != "cpu" or multiplies_tiles():
+        return faster_precision(device)
+    file, key = cache_folder() / "backends.json", _key(["precision"])
+    known = _read(file)
+    for precision in get_args(Precision):
+        if precision == known.get(key):
+            return precision
+    chosen = faster_precision(device)
+    _write(file, {**known, key: chosen})
+    return chosen
 
 
 def machine() -> str:
@@ -115,4 +131,4 @@ def _write(file: Path, known: Mapping[str, str]) -> None:
         unfinished.write_text(json.dumps(known, indent=1))
         unfinished.replace(file)
     except OSError as error:
-        _log.warning("%s cannot be written (%s), so backends are measured again next time", file, error.strerror)
+        _log.warning("%s cannot be written (%s), so this is measured again next time", file, error.strerror)

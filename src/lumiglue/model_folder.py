@@ -10,6 +10,7 @@ import torch
 
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher.models import MatcherModel, model_name
+from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.weights import FOLDER_FILES, check_folder, file_sha256, read_metadata, save_weights
 
@@ -38,8 +39,8 @@ def write_model_folder(
     folder: str | Path, model: MatcherModel, settings: MatchSettings, metadata: Mapping[str, Any], name: str
 ) -> None:
     """Writes the three files; the folder is made where there is none. name: what the card calls it."""
-    if any(parameter.dtype == torch.bfloat16 for parameter in model.parameters()):
-        raise InputError("in bf16 the weights are rounded; make the pipeline with precision='fp32' to write them")
+    if any(tensor.dtype == torch.bfloat16 for tensor in unrounded_state(model).values()):
+        raise InputError("the weights were rounded to bfloat16; write those that they were rounded from")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS, metadata)

@@ -21,12 +21,13 @@ from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, Tiled, create_extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.extras import require
+from lumiglue.fastest import usual_precision
 from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, weights_sha256
-from lumiglue.matcher.precision import faster_precision, set_precision
+from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.model_folder import CARD, read_model_folder, write_model_folder
 from lumiglue.robust import estimate
@@ -128,7 +129,7 @@ class Pipeline:
         weights: str | Path | None = None,
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
-        precision: Precision | Literal["auto"] = "fp32",
+        precision: Precision | Literal["auto"] = "auto",
         backend: Backend | Literal["auto"] | None = None,
         tile: int | None = None,
     ) -> "Pipeline":
@@ -139,11 +140,10 @@ class Pipeline:
         max_keypoints, resize: see the extractor. tile: side in pixels of the tiles in which larger photos are shown to the
         extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
         settings hold.
-        device: None takes the GPU if there is one. precision: "auto" is the one that the device multiplies faster in;
-        bf16 is PyTorch's alone.
+        device: None takes the GPU if there is one. precision: "auto" is bf16 where the device multiplies it faster, which
+        keeps all but a few of a thousand matches, else fp32, which gives every machine the same; bf16 is PyTorch's alone.
         backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
-        machine. Neither is the default, so that the same weights give the same matches on every machine; float32 backends
-        differ by rounding alone. Raises InputError, WeightsError.
+        machine; in float32 they differ by rounding alone. Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
         shown = resize if tile is None else None
@@ -153,7 +153,7 @@ class Pipeline:
         file = pretrained_path(features) if weights is None else resolve(weights)
         if precision == "auto":
             of_torch = file.suffix != ".onnx" and backend in (None, "torch", "auto")
-            precision = faster_precision(torch.device(chosen)) if of_torch else "fp32"
+            precision = usual_precision(torch.device(chosen)) if of_torch else "fp32"
         if backend == "auto":
             backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch"):
@@ -171,7 +171,7 @@ class Pipeline:
         resize: int | None = 1024,
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
-        precision: Precision = "fp32",
+        precision: Precision | Literal["auto"] = "auto",
         revision: str | None = None,
         token: str | bool | None = None,
         cache_dir: str | Path | None = None,
@@ -200,13 +200,14 @@ class Pipeline:
         chosen = usable_device(device)
         extractor = create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
         model, settings = load_weights(found.weights), settings or found.settings
+        precision = usual_precision(torch.device(chosen)) if precision == "auto" else precision
         return cls(extractor, model, settings, device=chosen, precision=precision, metadata=found.metadata)
 
     def save_pretrained(self, folder: str | Path, *, name: str = "", metadata: Mapping[str, Any] | None = None) -> None:
         """Writes model.safetensors, config.json (features, settings, checksum) and a model card, README.md.
 
         name: what the card calls the matcher; by default the folder. metadata: JSON values for the training record, beside
-        what is known: `licence`, `training_data` and `metrics` go into the card. Raises InputError for bf16 and for ONNX.
+        what is known: `licence`, `training_data` and `metrics` go into the card. Raises InputError for ONNX.
         """
         if not isinstance(self.matcher, nn.Module):
             raise InputError("an ONNX matcher has no weights to write; make the pipeline with backend='torch'")

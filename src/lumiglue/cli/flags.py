@@ -34,15 +34,17 @@ class PipelineFlags:
     """Stop once this share of the points is confident; 0 runs all layers."""
     prune_below: float = 0.01
     """Confident points of lower matchability leave early; 0 keeps all points."""
-    precision: Precision | Literal["auto"] = "fp32"
-    """Arithmetic of the matcher; auto is the one that the processor multiplies faster in."""
+    precision: Precision | Literal["auto"] | None = None
+    """Arithmetic of the matcher; auto is bf16 where the processor multiplies it faster. By default auto to match photos, and
+    fp32, the same on every machine, for files that may be continued on another and for figures."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None
     """What runs the matcher: torch, onnxruntime, openvino, or auto for the fastest here of those that are installed; by
     default torch, and onnxruntime for an .onnx file."""
 
-    def pipeline(self) -> "Pipeline":
+    def pipeline(self, usual_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
+        """usual_precision: where none is asked for."""
         from lumiglue.pipeline import Pipeline
 
         asked = (self.score_threshold, self.exit_ratio, self.prune_below)
@@ -62,7 +64,7 @@ class PipelineFlags:
             weights=self.weights,
             settings=settings,
             device=self.device,
-            precision=self.precision,
+            precision=self.precision or usual_precision,
             backend=self.backend,
         )
 

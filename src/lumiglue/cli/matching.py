@@ -76,7 +76,7 @@ def _match_two(
     for file in filter(None, (target, adaptivity)):
         check_writable(file)
     images = read_image(a), read_image(b)
-    pipeline = flags.pipeline()
+    pipeline = flags.pipeline("auto")
     mask0, mask1 = masks or (None, None)
     result = pipeline.match(*images, rotation=rotation, mask0=mask0, mask1=mask1)
     geometry = None if kind == "none" else result.geometry(kind)
@@ -101,7 +101,7 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
             "a list of pairs is written to an .h5 file; give --out matches.h5" + (f", not {target}" if target else "")
         )
     check_writable(target)
-    pipeline = flags.pipeline()
+    pipeline = flags.pipeline("auto")
     failures: list[str] = []
     total = 0
     pairs = [(root / a, root / b) for a, b in names]
@@ -143,7 +143,7 @@ def sample(
         photos.mkdir(parents=True, exist_ok=True)
         for number, image in enumerate((pair.image0, pair.image1)):
             Image.fromarray(image).save(photos / f"sample{number}.jpg", quality=92)
-    pipeline = flags.pipeline()
+    pipeline = flags.pipeline("auto")
     result = pipeline.match(pair.image0, pair.image1)
     geometry = result.geometry("fundamental")
     right = pair.is_right(result.points0, result.points1)

@@ -14,6 +14,7 @@ from PIL import Image
 
 from lumiglue.errors import InputError
 from lumiglue.extractors import create_extractor
+from lumiglue.fastest import usual_precision
 from lumiglue.images import decode_untrusted, resize_long_side, to_rgb8
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
@@ -94,7 +95,7 @@ def match(request: MatchRequest, max_pixels: int) -> bytes:
     seconds = {"decode": time.perf_counter() - start}
     model = _matcher(request.weights)
     extractor = create_extractor(MODELS[request.weights], max_keypoints=request.max_keypoints)
-    pipeline = Pipeline(extractor, model, request.settings)
+    pipeline = Pipeline(extractor, model, request.settings, precision=usual_precision(torch.device("cpu")))
     result = pipeline.match(images[0], images[1])
     seconds |= result.seconds
     start = time.perf_counter()
