@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import Progress, err, say
-from lumiglue.errors import LumiglueError
+from lumiglue.errors import InputError, LumiglueError
 from lumiglue.matcher.settings import Ablation, Encoding
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def bank(
     rolls: Literal["any", "upright"] = "any",
     tilt: float | None = None,
     zoom: tuple[float, float] | None = None,
+    spread: float | None = None,
     photometric: float | None = None,
     views: int = 6,
     worlds: int = 1500,
@@ -47,6 +48,7 @@ def bank(
         rolls: Homographies: in-plane rotations by any angle, or up to 45 degrees.
         tilt: Homographies: largest angle between camera axis and photo normal in degrees (60).
         zoom: Homographies: smallest and largest magnification (0.6 2.4).
+        spread: Worlds: standard deviation in degrees of the direction from which a camera looks (18).
         photometric: Strength of the changes of light: 0 for none, 1 strong (homographies 1, worlds 0.7).
         views: Views of each photo or world; any two are a training pair.
         worlds: How many worlds.
@@ -61,15 +63,18 @@ def bank(
     from lumiglue.training.worlds import Worlds, WorldSettings
 
     where = str(usable_device(device))
-    given = {"tilt": tilt, "zoom": zoom, "photometric": photometric}
+    homographies, worlds_alone, both = {"tilt": tilt, "zoom": zoom}, {"spread": spread}, {"photometric": photometric}
+    given = both | (homographies if kind == "homographies" else worlds_alone)
     chosen = {name: value for name, value in given.items() if value is not None}
+    for name, value in (worlds_alone if kind == "homographies" else homographies).items():
+        if value is not None:
+            raise InputError(f"--{name} is not of --kind {kind}; leave it out")
     if kind == "homographies":
         view = replace(view_preset(rolls), **chosen)
         source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view, device=where)
     else:
         size = (long_side, round(0.75 * long_side))
-        world = WorldSettings(size=size)
-        world = world if photometric is None else replace(world, photometric=photometric)
+        world = WorldSettings(size=size, **chosen)
         source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=world, device=where)
     unit = "photos" if kind == "homographies" else "worlds"
     return write_bank(source, out, features, max_keypoints, workers, where, unit)

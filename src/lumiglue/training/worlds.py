@@ -50,6 +50,8 @@ class WorldSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.objects[0] <= self.objects[1]:
             raise InputError(f"objects is {self.objects}; give two counts, the smaller first")
+        if not 0 <= self.spread <= 60:
+            raise InputError(f"spread is {self.spread} degrees; give 0 to 60")
         if min(self.size) < 64:
             raise InputError(f"size is {self.size}; give at least 64 x 64 pixels")
 
