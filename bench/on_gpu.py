@@ -46,6 +46,9 @@ class Job:
         self._run("speed-adaptive", *bench, "--sizes", *sizes[:3], "--adaptive", "--against", "lumiglue bf16")
         if not self.dry_run:
             self._run("speed-compiled", *bench, "--sizes", "512", "1024", "--against", "compiled", "bf16 compiled")
+            graphs = ("graphs", "bf16 graphs")
+            self._run("speed-graphs", *bench, "--sizes", *sizes, "--against", "lumiglue bf16", *graphs)
+            self._run("speed-graphs-adaptive", *bench, "--sizes", *sizes[:3], "--adaptive", "--against", *graphs)
 
     def train(self) -> None:
         """As many pairs as fit."""

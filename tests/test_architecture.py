@@ -13,6 +13,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "lumiglue"
 ARROWS: dict[str, set[str]] = {
     "errors": set(),
     "extras": set(),
+    "device": set(),
     "cache": set(),
     "hub": set(),
     "memory": set(),
@@ -35,6 +36,7 @@ ARROWS: dict[str, set[str]] = {
     "pipeline": {
         "types",
         "backends",
+        "device",
         "images",
         "extractors",
         "extras",

@@ -88,7 +88,7 @@ def test_contenders_on_a_gpu_find_the_cpus_matches(settings: MatchSettings) -> N
     pairs = [(a, make_features(60, 1, like=a)), (make_features(30, 2), make_features(70, 3))]
     expected = model.match(pack(pairs, model.config), settings)
     on_gpu = [(a.to("cuda"), b.to("cuda")) for a, b in pairs]
-    names = ["lumiglue", "one by one", "lumiglue bf16", "kornia", "kornia half", "transformers"]
+    names = ["lumiglue", "one by one", "lumiglue bf16", "graphs", "bf16 graphs", "kornia", "kornia half", "transformers"]
     jobs = speed.contenders(names, model.to("cuda"), on_gpu, settings)
     with torch.inference_mode():
         for job in jobs.values():

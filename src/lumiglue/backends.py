@@ -31,8 +31,8 @@ def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMat
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
     if precision == "bf16":  # OpenVINO rounds positions, scores and rows along with the layers: 72 % of the matches are left
         raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
-    if backend == "torch":
-        raise InputError(f"{file} runs on onnxruntime or openvino, not on torch; choose one, or give .safetensors weights")
+    if backend in ("torch", "cudagraphs"):
+        raise InputError(f"{file} runs on onnxruntime or openvino, not on {backend}; choose one, or give .safetensors")
     require("onnx_ir", backend)
     from lumiglue.onnx.runtime import OnnxMatcher
 

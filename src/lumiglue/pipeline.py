@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.backends import fastest_backend, onnx_matcher
+from lumiglue.device import usable_device
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, Tiled, create_extractor
 from lumiglue.extractors.regions import extract_inside
@@ -24,6 +25,7 @@ from lumiglue.extras import require
 from lumiglue.fastest import usual_precision
 from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
+from lumiglue.matcher.graphs import replay_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, weights_sha256
@@ -143,7 +145,8 @@ class Pipeline:
         device: None takes the GPU if there is one. precision: "auto" is bf16 where the device multiplies it faster, which
         keeps all but a few of a thousand matches, else fp32, which gives every machine the same; bf16 is PyTorch's alone.
         backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
-        machine; in float32 they differ by rounding alone. Raises InputError, WeightsError.
+        machine; in float32 they differ by rounding alone. "cudagraphs" is "torch" on a GPU with the layers of single pairs
+        started at once (`matcher.graphs`). Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
         shown = resize if tile is None else None
@@ -152,13 +155,16 @@ class Pipeline:
             extractor = Tiled(extractor=extractor, tile=tile, max_keypoints=max_keypoints, resize=resize)
         file = pretrained_path(features) if weights is None else resolve(weights)
         if precision == "auto":
-            of_torch = file.suffix != ".onnx" and backend in (None, "torch", "auto")
+            of_torch = file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs", "auto")
             precision = usual_precision(torch.device(chosen)) if of_torch else "fp32"
         if backend == "auto":
             backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
-        if file.suffix != ".onnx" and backend in (None, "torch"):
+        if file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs"):
             record = read_metadata(file)[1]
-            return cls(extractor, load_weights(file), settings, device=chosen, precision=precision, metadata=record)
+            found = cls(extractor, load_weights(file), settings, device=chosen, precision=precision, metadata=record)
+            if backend == "cudagraphs":
+                replay_layers(found.matcher)  # pyright: ignore[reportArgumentType]
+            return found
         return cls(extractor, onnx_matcher(file, backend or "onnxruntime", precision), settings)
 
     @classmethod
@@ -381,17 +387,6 @@ def _numpy(points: Tensor) -> np.ndarray:
 def _key(image: ImageLike) -> str | None:
     """What tells paths apart; arrays and tensors are not kept."""
     return str(image) if isinstance(image, str | Path) else None
-
-
-def usable_device(device: torch.device | str | None) -> torch.device | str:
-    """The device, or for None the GPU if there is one, else the CPU. Raises InputError for one that cannot be used here."""
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        torch.zeros(1, device=chosen)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
-    return chosen
 
 
 def _to_cpu(matches: Matches) -> Matches:

@@ -40,8 +40,8 @@ class PipelineFlags:
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None
-    """What runs the matcher: torch, onnxruntime, openvino, or auto for the fastest here of those that are installed; by
-    default torch, and onnxruntime for an .onnx file."""
+    """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest here of
+    those that are installed; by default torch, and onnxruntime for an .onnx file."""
 
     def pipeline(self, usual_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
         """usual_precision: where none is asked for."""

@@ -48,7 +48,7 @@ def posed_bank(
         workers: Processes; 0 takes one per core.
         device: Where light and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.pipeline import usable_device
+    from lumiglue.device import usable_device
     from lumiglue.training.overlap import OverlapSettings
     from lumiglue.training.posed import PosedFrames
     from lumiglue.training.posed_formats import read_posed

@@ -24,7 +24,7 @@ def bench(
     """Time matching beside other implementations, in turns in one process, full depth or adaptive.
 
     Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, compiled, bf16 compiled, onnxruntime, int8,
-    openvino, openvino bf16, kornia, kornia half (on a GPU), transformers.
+    openvino, openvino bf16, kornia, transformers; on a GPU also graphs, bf16 graphs, kornia half.
 
     Args:
         sizes: Keypoints of each image.

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
@@ -58,17 +58,17 @@ def bank(
         workers: Processes; 0 takes one per core.
         device: Where pixels and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.pipeline import usable_device
+    from lumiglue.device import usable_device
     from lumiglue.training.homographies import PhotoViews, view_preset
     from lumiglue.training.worlds import Worlds, WorldSettings
 
     where = str(usable_device(device))
-    homographies, worlds_alone, both = {"tilt": tilt, "zoom": zoom}, {"spread": spread}, {"photometric": photometric}
-    given = both | (homographies if kind == "homographies" else worlds_alone)
-    chosen = {name: value for name, value in given.items() if value is not None}
-    for name, value in (worlds_alone if kind == "homographies" else homographies).items():
+    of_kind: dict[str, dict[str, Any]] = {"homographies": {"tilt": tilt, "zoom": zoom}, "worlds": {"spread": spread}}
+    for name, value in of_kind["worlds" if kind == "homographies" else "homographies"].items():
         if value is not None:
             raise InputError(f"--{name} is not of --kind {kind}; leave it out")
+    given = {"photometric": photometric, **of_kind[kind]}
+    chosen = {name: value for name, value in given.items() if value is not None}
     if kind == "homographies":
         view = replace(view_preset(rolls), **chosen)
         source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view, device=where)

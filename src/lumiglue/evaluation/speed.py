@@ -20,6 +20,7 @@ from torch import nn
 
 from lumiglue.errors import InputError
 from lumiglue.many import FeatureCache, match_in_threads, pool
+from lumiglue.matcher.graphs import replay_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.precision import set_precision
@@ -34,7 +35,7 @@ Job = Callable[[], object]
 # A matcher, what it is to match, and that in words.
 MatchingJob = tuple[LightGlue, list[tuple[Features, Features]], str]
 _ON_A_CPU = {"in threads", "bf16 in threads", "onnxruntime", "int8", "openvino", "openvino bf16"}
-_NOT_ON_A_CPU = {"kornia half"}
+_NOT_ON_A_CPU = {"kornia half", "graphs", "bf16 graphs"}
 
 
 @dataclass(frozen=True)
@@ -147,8 +148,9 @@ def contenders(
 
     Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "in threads" (each pair in a thread of its own,
     as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "bf16 compiled",
-    "onnxruntime", "openvino", "openvino bf16", "int8" (ONNX Runtime), "kornia", "kornia half" (its mixed precision, on a
-    GPU), "transformers". Raises InputError for an unknown name, for one that the device has not, and for a missing package.
+    "graphs" and "bf16 graphs" (CUDA graphs of single pairs, on a GPU), "onnxruntime", "openvino", "openvino bf16", "int8"
+    (ONNX Runtime), "kornia", "kornia half" (its mixed precision, on a GPU), "transformers". Raises InputError for an unknown
+    name, for one that the device has not, and for a missing package.
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
@@ -156,6 +158,8 @@ def contenders(
         "one by one": lambda: _one_by_one(model, pairs, settings),
         "compiled": lambda: _compiled(_copied(model), pairs, settings),
         "bf16 compiled": lambda: _compiled(_in_bf16(model), pairs, settings),
+        "graphs": lambda: _replayed(_copied(model), pairs, settings),
+        "bf16 graphs": lambda: _replayed(_in_bf16(model), pairs, settings),
         "in threads": lambda: _in_threads(model, pairs, settings),
         "bf16 in threads": lambda: _in_threads(_in_bf16(model), pairs, settings),
         "onnxruntime": lambda: _exported(model, pairs, settings, "onnxruntime"),
@@ -225,6 +229,11 @@ def _ours(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings
 
 def _one_by_one(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
     return lambda: [model.match(pack([pair], model.config), settings) for pair in pairs]
+
+
+def _replayed(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
+    replay_layers(model)
+    return _one_by_one(model, pairs, settings)
 
 
 def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:

@@ -36,7 +36,7 @@ class AdaptiveRun:
         for layer in range(self.model.config.n_layers):
             if not self.open:
                 break
-            self.x = self.model.layers[layer](self.x, (self.cosine, self.sine), self.lengths)
+            self.x = self.model.run_layer(layer, self.x, (self.cosine, self.sine), self.lengths)
             self._count_layer()
             if self.by_layer:
                 starts = offsets_of(self.lengths)

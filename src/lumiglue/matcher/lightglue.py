@@ -5,7 +5,7 @@ Equation and section numbers are the paper's.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
@@ -16,12 +16,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError
 from lumiglue.matcher.adaptive import AdaptiveRun
 from lumiglue.matcher.kernel import norm_gelu_, rotated
-from lumiglue.matcher.packed import (
-    PackedPairs,
-    cross_attention,
-    partner_attention,
-    self_attention,
-)
+from lumiglue.matcher.packed import Lengths, PackedPairs, cross_attention, partner_attention, self_attention
 from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.memory import keep_scratch_memory
@@ -147,9 +142,7 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(d, d)
         self.ffn = FeedForward(d)
 
-    def forward(
-        self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
-    ) -> Float[Tensor, "t d"]:
+    def forward(self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qkv.weight)
         qk, v = self.qkv(inside).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
         q, k = rotate(qk, *rotation).chunk(2, dim=1)
@@ -172,7 +165,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(d, d)
         self.ffn = FeedForward(d)
 
-    def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
+    def forward(self, x: Float[Tensor, "t d"], lengths: Lengths) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qk.weight)
         qk, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
         if self.query is None:
@@ -191,7 +184,7 @@ class Layer(nn.Module):
         self.self_attention = SelfAttention(d, heads)
         self.cross_attention = CrossAttention(d, heads, full_cross_attention)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Tensor:
         return self.cross_attention(self.self_attention(x, rotation, lengths), lengths)
 
 
@@ -219,6 +212,10 @@ class Head(nn.Module):
         return self.matchability(x).squeeze(-1)
 
 
+# The states after a layer, or None where it is to be run as it is: number of the layer, states, rotation, lengths.
+ReplayedLayer = Callable[[int, Tensor, tuple[Tensor, Tensor], Sequence[int]], Tensor | None]
+
+
 class LightGlue(nn.Module):
     """The matcher: L layers, a head after each, a confidence classifier after each but the last."""
 
@@ -239,6 +236,7 @@ class LightGlue(nn.Module):
         self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads, full) for _ in range(config.n_layers)))
         self.heads = cast(Sequence[Head], nn.ModuleList(Head(d, matchability) for _ in range(config.n_layers)))
         self.confidences = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(d, 1) for _ in range(config.n_layers - 1)))
+        self.replayed: ReplayedLayer | None = None  # `matcher.graphs`
         self._initialise()
 
     def _initialise(self) -> None:
@@ -283,6 +281,13 @@ class LightGlue(nn.Module):
     def exit_threshold(self, layer: int) -> float:
         """lambda_l of Equation 11; layer counts from 0."""
         return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
+
+    def run_layer(
+        self, layer: int, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
+    ) -> Float[Tensor, "t d"]:
+        """The states after a layer, which counts from 0."""
+        found = self.replayed(layer, x, rotation, lengths) if self.replayed else None
+        return self.layers[layer](x, rotation, lengths) if found is None else found
 
     def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
         """The state after each layer, all layers and all points: what training supervises."""

@@ -68,6 +68,27 @@ class PackedPairs:
         return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
 
 
+@dataclass(frozen=True, eq=False)
+class FilledPair:
+    """The lengths of one pair whose images are filled up to n tokens each, tokens 0 to n and n to 2n.
+
+    counts: how many of either are real; the first ones. They lie on the device, so that nothing that is computed depends on
+    them by its shape.
+    """
+
+    n: int
+    counts: Int[Tensor, " 2"]
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, partners: bool) -> Tensor:
+        """Attention of each (2n, h, c) query to the real tokens of its image or of the other."""
+        real = torch.arange(self.n, device=q.device) < self.counts[:, None]
+        q, k, v = (x.unflatten(0, (2, self.n)).transpose(1, 2) for x in (q, k, v))  # (2, h, n, c)
+        return _attend_masked(q, k, v, real, partners=partners).flatten(0, 1)
+
+
+Lengths = Sequence[int] | FilledPair
+
+
 def offsets_of(lengths: Sequence[int]) -> list[int]:
     """Where each segment starts, and the end of the last: one more than there are segments."""
     return [0, *accumulate(lengths)]
@@ -88,9 +109,11 @@ def keep_segments(lengths: Sequence[int], segments: Sequence[int], device: torch
 
 
 def self_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
 ) -> Float[Tensor, "t h c"]:
     """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
+    if isinstance(lengths, FilledPair):
+        return lengths.attend(q, k, v, partners=False)
     if n := _dense_length(lengths, q):
         q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
         return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
@@ -101,9 +124,11 @@ def self_attention(
 
 
 def partner_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
 ) -> Float[Tensor, "t h c"]:
     """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner."""
+    if isinstance(lengths, FilledPair):
+        return lengths.attend(q, k, v, partners=True)
     if n := _dense_length(lengths, q):
         q, k, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (q, k, v))  # (P, 2, h, n, c)
         return _attend(q, k.flip(1), v.flip(1)).transpose(2, 3).flatten(0, 2)
@@ -113,8 +138,10 @@ def partner_attention(
     return torch.cat([_attend_segment(q_parts[s], k_parts[s ^ 1], v_parts[s ^ 1]) for s in range(len(lengths))])
 
 
-def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Sequence[int]) -> Float[Tensor, "t h c"]:
+def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths) -> Float[Tensor, "t h c"]:
     """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
+    if isinstance(lengths, FilledPair):
+        return lengths.attend(qk, qk, v, partners=True)
     if n := _dense_length(lengths, qk):
         qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
         a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
@@ -160,14 +187,19 @@ def _attend_filled_up(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *
         real = column < torch.tensor(counts, device=q.device)[:, None]  # (2P, n)
         rows = torch.where(real, starts[torch.tensor(segments, device=q.device)][:, None] + column, 0)
         queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
-        seen = real
-        if partners:
-            keys, values, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (keys, values, real))
-        some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
-        mask = (seen | ~some[:, None])[:, None, None].expand(-1, 1, len(column), -1)
-        message = F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask).transpose(1, 2)  # (2P, n, h, c)
-        out[rows[real]] = (message * some[:, None, None, None]).to(out.dtype)[real]
+        out[rows[real]] = _attend_masked(queries, keys, values, real, partners=partners).to(out.dtype)[real]
     return out
+
+
+def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: bool) -> Tensor:
+    """(2P, n, h, c) messages to the (2P, h, n, c) queries of segments from the (2P, n) real tokens of them or of partners."""
+    seen = real
+    if partners:
+        k, v, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
+    some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
+    mask = (seen | ~some[:, None])[:, None, None].expand(-1, 1, q.shape[2], -1)
+    message = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
+    return message * some[:, None, None, None]
 
 
 def _pairs_of_like_size(lengths: Sequence[int]) -> list[list[int]]:

@@ -7,8 +7,9 @@ from lumiglue.errors import InputError
 
 # The names that settings are chosen by. They lie here, without PyTorch, so that the command line explains itself at once.
 Precision = Literal["bf16", "fp32"]
-# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; the others run its ONNX form.
-Backend = Literal["torch", "onnxruntime", "openvino"]
+# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; on a GPU it can replay CUDA graphs; the others run
+# its ONNX form.
+Backend = Literal["torch", "cudagraphs", "onnxruntime", "openvino"]
 # What LightGlue's rotary encoding can see of a keypoint; SuperGlue's MLP sees the detector's score beside the position.
 Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
 # The paper's ablations (Table 3): each leaves out one thing.

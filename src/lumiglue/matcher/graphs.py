@@ -1,0 +1,133 @@
+"""CUDA graphs: on a GPU a layer of one pair is some forty small kernels, and starting them takes longer than they run.
+
+A graph starts them all at once, but for fixed shapes. So the pair's images are filled up to one of a few numbers of points
+and what was filled in is masked; early exit and pruning happen between the layers, as always. Larger images, and several
+pairs at a time, which keep a GPU busy by themselves, run as they do without.
+"""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.packed import FilledPair
+
+# Computes the same again, of whatever its inputs' memory holds by then, into the same output; returns both.
+Recorded = tuple[Callable[[], Any], Tensor]
+Record = Callable[[Callable[[], Tensor]], Recorded]
+
+# Up to so many points images are filled up to a multiple of so many; beyond the last they are not.
+STEPS = ((512, 128), (2048, 256), (4096, 512))
+_log = logging.getLogger(__name__)
+
+
+def filled_length(points: int) -> int | None:
+    """How many points an image of so many is filled up to; None where it is too large to be worth it."""
+    for limit, step in STEPS:
+        if points <= limit:
+            return -(-points // step) * step
+    return None
+
+
+def replay_layers(model: nn.Module) -> None:
+    """Has the model run the layers of single pairs as CUDA graphs; once it is on its device and in its precision.
+
+    Raises InputError for another model than LightGlue, and where it is not on a GPU.
+    """
+    if not isinstance(model, LightGlue):
+        raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
+    if not next(model.parameters()).is_cuda:
+        raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
+    model.replayed = ReplayedLayers(model, record_cuda_graph())
+
+
+def record_cuda_graph() -> Record:
+    """Records on the current GPU. All records of one recorder share their scratch memory, so they take turns."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(run: Callable[[], Tensor]) -> Recorded:
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
+            for _ in range(2):
+                run()
+        torch.cuda.current_stream().wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            output = run()
+        return graph.replay, output
+
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """Where the recorded layers of one filled length find their input: 2n tokens, and how many of either image are real."""
+
+    x: Float[Tensor, "t d"]
+    cosine: Float[Tensor, "t q"]
+    sine: Float[Tensor, "t q"]
+    pair: FilledPair
+
+    def fill(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> None:
+        n, first = self.pair.n, lengths[0]
+        self.x.zero_()  # what is filled in must be finite, as the mask multiplies it by 0
+        for memory, values in ((self.x, x), (self.cosine, rotation[0]), (self.sine, rotation[1])):
+            memory[:first].copy_(values[:first])
+            memory[n : n + lengths[1]].copy_(values[first:])
+        for side in (0, 1):
+            self.pair.counts[side].fill_(lengths[side])
+
+
+class ReplayedLayers:
+    """Runs a model's layers, recording each the first time that a filled length occurs. Threads take turns."""
+
+    def __init__(self, model: LightGlue, record: Record) -> None:
+        self._model, self._record = model, record
+        self._inputs: dict[int, _Inputs] = {}
+        self._recorded: dict[tuple[int, int], Recorded] = {}
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReplayedLayers":
+        """A copied model records layers of its own."""
+        return ReplayedLayers(copy.deepcopy(self._model, memo), self._record)
+
+    def __call__(self, layer: int, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor | None:
+        """The states after that layer; None where the pair is to be computed without a graph."""
+        n = filled_length(max(lengths))
+        if len(lengths) != 2 or n is None:
+            return None
+        # Memory made in inference mode could not be filled outside of it.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            inputs = self._inputs.get(n) or self._inputs.setdefault(n, _inputs_like(x, rotation, n))
+            inputs.fill(x, rotation, lengths)
+            recorded = self._recorded.get((layer, n)) or self._recorded_anew(layer, inputs)
+            if recorded is None:
+                return None
+            replay, output = recorded
+            replay()
+            return torch.cat([output[: lengths[0]], output[n : n + lengths[1]]])
+
+    def _recorded_anew(self, layer: int, inputs: _Inputs) -> Recorded | None:
+        module = self._model.layers[layer]
+        try:
+            recorded = self._record(lambda: module(inputs.x, (inputs.cosine, inputs.sine), inputs.pair))
+        except RuntimeError as error:
+            _log.warning("layers cannot be recorded as CUDA graphs (%s), so they run without", str(error).splitlines()[0])
+            self._model.replayed = None
+            return None
+        self._recorded[layer, inputs.pair.n] = recorded
+        return recorded
+
+
+def _inputs_like(x: Tensor, rotation: tuple[Tensor, Tensor], n: int) -> _Inputs:
+    x, cosine, sine = (tensor.new_zeros(2 * n, tensor.shape[1]) for tensor in (x, *rotation))
+    return _Inputs(x, cosine, sine, FilledPair(n, torch.zeros(2, dtype=torch.int64, device=x.device)))
