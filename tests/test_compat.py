@@ -90,7 +90,7 @@ def test_fewer_layers_are_kornias(tmp_path: Path) -> None:
 
 
 def test_matches_are_the_pipelines() -> None:
-    pipeline = Pipeline.pretrained("sift", max_keypoints=256)
+    pipeline = Pipeline.pretrained("sift", max_keypoints=256, precision="fp32")
     a, b = (pipeline.extract(draw_photo(seed)) for seed in (1, 2))
     pairs = [(a, b), (b, a), (a, a)]
     matcher = LightGlue("sift")
