@@ -54,7 +54,7 @@ ARROWS: dict[str, set[str]] = {
     "visualization": {"types", "images", "writing"},
     "samples": set(),
     "export": {"types", "reading", "writing", "pipeline"},
-    "diagnosis": {"__init__", "extras", "matcher", "pipeline", "weights"},
+    "diagnosis": {"__init__", "extras", "fastest", "matcher", "pipeline", "weights"},
     "demo": {
         "types",
         "images",

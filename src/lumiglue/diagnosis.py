@@ -146,16 +146,17 @@ def _gpus() -> dict[str, Any]:
 
 
 def _products() -> dict[str, Any]:
-    """Rates of matrix products on the CPU, as training's --precision auto measures them."""
+    """Rates of matrix products on the CPU, and the precision in which photos are matched there."""
     import torch
 
+    from lumiglue.fastest import usual_precision
     from lumiglue.matcher.kernel import library
-    from lumiglue.matcher.precision import faster_precision, product_rate
+    from lumiglue.matcher.precision import product_rate
 
     rates = {name: round(product_rate(dtype) / 1e9) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
     return {
         "gflops": rates,
-        "faster_here": faster_precision(torch.device("cpu")),
+        "precision": usual_precision(torch.device("cpu")),
         "bf16_attention_kernel": found if isinstance(found := library(), str) else "compiled",
     }
 
