@@ -192,7 +192,7 @@ def _attend_filled_up(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *
 
 
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: bool) -> Tensor:
-    """(2P, n, h, c) messages to the (2P, h, n, c) queries of segments from the (2P, n) real tokens of them or of partners."""
+    """(2P, n, h, c) messages to the (2P, h, n, c) queries of segments from the (2P, n) real tokens of them or partners."""
     seen = real
     if partners:
         k, v, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
