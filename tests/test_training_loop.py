@@ -261,8 +261,8 @@ def test_the_faster_precision_is_measured_once_and_kept(bank: Path, tmp_path: Pa
 
 def test_the_faster_precision_is_that_of_the_shorter_product(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "multiplies_tiles", lambda: False)
-    for faster in ("bf16", "fp32"):
-        seconds = {torch.bfloat16: 2.0 - (faster == "bf16"), torch.float32: 1.5}
+    for bf16, faster in ((1.0, "bf16"), (1.3, "fp32"), (2.0, "fp32")):  # 1.3: conversions would eat what is gained
+        seconds = {torch.bfloat16: bf16, torch.float32: 1.5}
         monkeypatch.setattr(precision, "product_seconds", lambda dtype, seconds=seconds: seconds[dtype])
         assert precision.faster_precision(torch.device("cpu")) == faster
     monkeypatch.undo()
