@@ -48,8 +48,8 @@ def faster_precision(device: torch.device) -> Precision:
 
     bf16 on a CPU with AMX, which is made for it. Measured on another, in a few milliseconds: processors that know bfloat16
     instructions may run them at half the rate of float32 (a 2-core Xeon with AVX512-BF16: 83 against 150 GFLOP/s a core) or
-    at twice (an EPYC). It must take less than three quarters of the time, as numbers are converted on the way. A GPU is asked
-    whether it has them.
+    at twice (an EPYC). It must take less than three quarters of the time, as numbers are converted on the way. A GPU is
+    asked whether it has them.
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
