@@ -141,7 +141,7 @@ def draw_packing(lengths: list[tuple[int, int]]) -> Figure:
 
 def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int = 1024) -> None:
     """out: folder of the pictures."""
-    pipeline = Pipeline.pretrained("sift", max_keypoints=max_keypoints, resize=None)
+    pipeline = Pipeline.pretrained("sift", max_keypoints=max_keypoints, resize=None, precision="fp32")
     model, exit_ratio = pipeline.matcher, MatchSettings().exit_ratio
     assert isinstance(model, LightGlue)
     assert exit_ratio is not None

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=10_000)
     parser.add_argument("--points", type=int, default=48)
     options = parser.parse_args()
-    pipeline = lumiglue.Pipeline.pretrained("sift")
+    pipeline = lumiglue.Pipeline.pretrained("sift", precision="fp32")
     sizes = [options.points // 2 + k % options.points for k in range(options.pairs)]
     every, start = max(1, options.pairs // 10), time.perf_counter()
 

@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--max-keypoints", type=int, default=1024)
     parser.add_argument("--forms", default="", help="only forms whose name holds this")
     options = parser.parse_args()
-    usual = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None)
+    usual = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="fp32")
     rough = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="bf16")
     model = usual.matcher
     assert isinstance(model, LightGlue)

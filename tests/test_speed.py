@@ -114,6 +114,14 @@ def test_what_is_not_known_is_refused() -> None:
         speed.random_job("huge", 64)
 
 
+def test_trained_weights_are_timed_in_float32_wherever_photos_are_matched_in_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumiglue.pipeline.usual_precision", lambda device: "bf16")
+    model, pairs, note = speed.trained_job("sift", 64)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert len(pairs) == 1
+    assert "sift, adaptive, 64 x 64 points" in note
+
+
 def test_a_batch_has_unequal_pairs() -> None:
     model, pairs, note = speed.random_job("compact", 100, batch=4)
     assert isinstance(model, LightGlue)

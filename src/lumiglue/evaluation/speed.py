@@ -128,7 +128,7 @@ def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
     from lumiglue.pipeline import Pipeline
     from lumiglue.samples import sample_pair
 
-    pipeline = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights, device=device)
+    pipeline = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights, device=device, precision="fp32")
     sample = sample_pair()
     pair = pipeline.extract(sample.image0).to(device), pipeline.extract(sample.image1).to(device)
     model = pipeline.matcher
