@@ -44,26 +44,33 @@ def replay_layers(model: nn.Module) -> None:
     """
     if not isinstance(model, LightGlue):
         raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
-    if not next(model.parameters()).is_cuda:
+    device = next(model.parameters()).device
+    if device.type != "cuda":
         raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
-    model.replayed = ReplayedLayers(model, record_cuda_graph())
+    model.replayed = ReplayedLayers(model, record_cuda_graph(device))
 
 
-def record_cuda_graph() -> Record:
-    """Records on the current GPU. All records of one recorder share their scratch memory, so they take turns."""
+def record_cuda_graph(device: torch.device) -> Record:
+    """Records on that GPU. All records of one recorder share their scratch memory, so they take turns."""
     pool = torch.cuda.graph_pool_handle()
 
     def record(run: Callable[[], Tensor]) -> Recorded:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
-            for _ in range(2):
-                run()
-        torch.cuda.current_stream().wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = run()
-        return graph.replay, output
+        with torch.cuda.device(device):
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
+                for _ in range(2):
+                    run()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+                output = run()
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return replay, output
 
     return record
 
@@ -121,7 +128,8 @@ class ReplayedLayers:
         try:
             recorded = self._record(lambda: module(inputs.x, (inputs.cosine, inputs.sine), inputs.pair))
         except RuntimeError as error:
-            _log.warning("layers cannot be recorded as CUDA graphs (%s), so they run without", str(error).splitlines()[0])
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            _log.warning("layers cannot be recorded as CUDA graphs (%s), so they run without", reason)
             self._model.replayed = None
             return None
         self._recorded[layer, inputs.pair.n] = recorded
