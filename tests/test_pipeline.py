@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from conftest import draw_photo
 from lumiglue import Features, ImageError, InputError, MatchResult, MatchSettings, Pipeline, Sift, many
@@ -247,3 +248,16 @@ def test_pictures_of_empty_results(pipeline: Pipeline, tmp_path: Path) -> None:
     save_figure(draw_matches(black, photo, *features, found.matches, found.geometry()), tmp_path / "m.png")
     save_figure(draw_adaptivity(black, photo, *features, found.matches, 5), tmp_path / "a.png")
     assert isinstance(Sift()(black).scales, torch.Tensor)
+
+
+@pytest.mark.parametrize("stacked", [False, True])
+def test_a_long_title_stays_in_the_picture(result: MatchResult, views: tuple, stacked: bool) -> None:
+    features = (result.features0, result.features1)
+    title = f"{'holiday_' * 20}1.jpg and another_photo.jpg: 2048 and 2048 keypoints, 702 matches, 588 inliers (fundamental)"
+    figure = draw_matches(views[0], views[1], *features, result.matches, None, title, stacked=stacked)
+    FigureCanvasAgg(figure).draw()
+    drawn = figure.axes[0].title
+    assert drawn.get_text().replace("\n", "").replace(" ", "") == title.replace(" ", "")
+    box, page = drawn.get_window_extent(), figure.bbox
+    assert page.x0 <= box.x0 < box.x1 <= page.x1
+    assert page.y0 <= box.y0 < box.y1 <= page.y1

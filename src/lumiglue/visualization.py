@@ -2,6 +2,7 @@
 
 import io
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -24,6 +25,7 @@ ColourBy = Literal["score", "inlier"]
 _GAP = 0.02  # between the photos, as a share of their width together
 _MAX_WIDTH = 15.0  # inches
 _DPI = 110
+_TITLE_POINTS = 11
 
 
 def draw_matches(
@@ -53,7 +55,7 @@ def draw_matches(
     good, bad = order[inliers[order]], order[~inliers[order]]
     # A thousand solid lines would hide the photos: the more there are, the fainter each is.
     opacity = min(0.75, max(0.25, 200 / max(1, len(good))))
-    axes.set_title(title or f"{len(matches)} matches, {len(good)} inliers", fontsize=11)
+    _set_title(axes, title or f"{len(matches)} matches, {len(good)} inliers")
     if colour_by == "inlier":
         for rows, colour in ((bad, OUTLIER_COLOUR), (good, INLIER_COLOUR)):
             _lines(axes, ends0[rows], ends1[rows], colors=colour, alpha=max(opacity, 0.45), linewidths=0.8)
@@ -120,7 +122,7 @@ def draw_layer(
         text = f"layer {layer} of {n_layers} did not run: the pair was done after layer {stop}, shown here;{end}{text}"
     else:
         text = f"after layer {layer} of {n_layers}{', where the pair was done' if layer == stop else ''}:{end}{text}"
-    axes.set_title(text, fontsize=11)
+    _set_title(axes, text)
     return figure
 
 
@@ -144,11 +146,8 @@ def draw_adaptivity(
     figure.colorbar(drawn, ax=axes, fraction=0.02, pad=0.01, label="layers run", ticks=range(1, n_layers + 1))
     pruned = int((matches.layers0 < matches.stop_layer).sum() + (matches.layers1 < matches.stop_layer).sum())
     total = max(1, len(features0) + len(features1))
-    axes.set_title(
-        f"stopped after layer {matches.stop_layer} of {n_layers}; {pruned} of {total} points"
-        f" ({100 * pruned / total:.0f} %) pruned on the way (crosses)",
-        fontsize=11,
-    )
+    text = f"stopped after layer {matches.stop_layer} of {n_layers}; {pruned} of {total} points"
+    _set_title(axes, f"{text} ({100 * pruned / total:.0f} %) pruned on the way (crosses)")
     return figure
 
 
@@ -240,6 +239,15 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=_DPI, format=suffix)
     write_whole(path, buffer.getvalue())
+
+
+def _set_title(axes: Axes, text: str) -> None:
+    """In as many lines as the figure's width asks for: names of files may be long."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    fitting = int(0.9 * 72 * figure.get_figwidth() / (0.58 * _TITLE_POINTS))  # a tenth is the colour bar's
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, max(fitting, 20))]
+    axes.set_title("\n".join(lines), fontsize=_TITLE_POINTS)
 
 
 def _on_one_canvas(
