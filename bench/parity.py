@@ -29,12 +29,13 @@ Match = Callable[[tuple[Features, Features]], Matches]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--features", default="sift")
     parser.add_argument("--every", type=int, default=11)
     parser.add_argument("--max-keypoints", type=int, default=1024)
     parser.add_argument("--forms", default="", help="only forms whose name holds this")
     options = parser.parse_args()
-    usual = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="fp32")
-    rough = Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="bf16")
+    usual = Pipeline.pretrained(options.features, max_keypoints=options.max_keypoints, resize=None, precision="fp32")
+    rough = Pipeline.pretrained(options.features, max_keypoints=options.max_keypoints, resize=None, precision="bf16")
     model = usual.matcher
     assert isinstance(model, LightGlue)
     partly = {part: _partly_in_bf16(model, part) for part in ("self_attention", "cross_attention")}

@@ -319,6 +319,9 @@ def test_it_trains_like_lightglue(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert len(steps[-1].layers) == 1
     weights = tmp_path / "run" / "weights.safetensors"
     photo = draw_photo(50)
+    monkeypatch.setattr("lumiglue.pipeline.usual_precision", lambda device: "bf16")  # for LightGlue, whose matches it keeps
+    usual = Pipeline.pretrained("sift", max_keypoints=100, weights=weights)
+    assert {p.dtype for p in usual.matcher.parameters()} == {torch.float32}  # pyright: ignore[reportAttributeAccessIssue]
     result = Pipeline(Sift(max_keypoints=100), load_weights(weights)).match(photo, photo)
     assert len(result) > 20
     assert (abs(result.points0 - result.points1).max(1) < 1).mean() > 0.8

@@ -27,7 +27,7 @@ from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
 from lumiglue.many import FeatureCache, Image, Matched, match_in_batches, match_in_threads, pool
 from lumiglue.matcher.graphs import replay_layers
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, weights_sha256
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
@@ -143,7 +143,8 @@ class Pipeline:
         extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
         settings hold.
         device: None takes the GPU if there is one. precision: "auto" is bf16 where the device multiplies it faster, which
-        keeps all but a few of a thousand matches, else fp32, which gives every machine the same; bf16 is PyTorch's alone.
+        keeps all but a few of a thousand of LightGlue's matches; else, and for SuperGlue, whose were not measured, fp32,
+        which gives every machine the same. bf16 is PyTorch's alone.
         backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
         machine; in float32 they differ by rounding alone. "cudagraphs" is "torch" on a GPU with the layers of single pairs
         started at once (`matcher.graphs`). Raises InputError, WeightsError.
@@ -156,7 +157,8 @@ class Pipeline:
         file = pretrained_path(features) if weights is None else resolve(weights)
         if precision == "auto":
             of_torch = file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs", "auto")
-            precision = usual_precision(torch.device(chosen)) if of_torch else "fp32"
+            measured = of_torch and isinstance(read_metadata(file)[0], LightGlueConfig)
+            precision = usual_precision(torch.device(chosen)) if measured else "fp32"
         if backend == "auto":
             backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         if file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs"):
@@ -206,7 +208,8 @@ class Pipeline:
         chosen = usable_device(device)
         extractor = create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
         model, settings = load_weights(found.weights), settings or found.settings
-        precision = usual_precision(torch.device(chosen)) if precision == "auto" else precision
+        if precision == "auto":
+            precision = usual_precision(torch.device(chosen)) if isinstance(model, LightGlue) else "fp32"
         return cls(extractor, model, settings, device=chosen, precision=precision, metadata=found.metadata)
 
     def save_pretrained(self, folder: str | Path, *, name: str = "", metadata: Mapping[str, Any] | None = None) -> None:
