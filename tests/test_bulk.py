@@ -308,7 +308,8 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, desc
     assert done.returncode == 0, done.stderr[-2000:]
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["cores"] == said["actors"][0] == 2
-    assert said["failed"] == [["east/00.png gone.png", "there are no features of 'gone.png'"]]
+    reason = f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`"
+    assert said["failed"] == [["east/00.png gone.png", reason]]
     assert same(contents(out), contents(whole))
 
 
@@ -467,3 +468,207 @@ def test_photos_of_different_places_are_refused(photos: Path, tmp_path: Path, ca
     write(tmp_path / "two" / "a.png", draw_photo(1))
     assert main(["sfm", str(tmp_path / "two"), "-o", str(tmp_path / "m2")]) == 2
     assert "needs at least 3" in capsys.readouterr().err.replace("\n", " ")
+
+
+def numbered(folder: Path, source: Path, names: list[str]) -> Path:
+    """A folder with the scene's photos under other names."""
+    for name, photo in zip(names, sorted(source.glob("*.png")), strict=False):
+        write(folder / name, read_image(photo))
+    return folder
+
+
+def test_a_reconstruction_removes_nothing_that_it_did_not_write(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photos by the year, a project with its photos inside, another program's database."""
+    photos = numbered(tmp_path / "holiday", scene[0], [f"2024/{number}.png" for number in range(4)])
+    command = ["sfm", str(photos), "--max-keypoints", "400", "--single-camera", "-o"]
+    assert main([*command, str(photos)]) == 2
+    assert "is the folder of the photos" in capsys.readouterr().err
+    assert main([*command, str(photos / "2024")]) == 2  # all photos lie in what is to be written
+    (tmp_path / "2023").mkdir()
+    write(tmp_path / "2023" / "a.png", draw_photo(1))
+    assert main([*command, str(tmp_path)]) == 2
+    assert "holds other things than a model" in capsys.readouterr().err
+    assert len(list_images(tmp_path)) == 5
+    project = tmp_path / "project"
+    photos.rename(project.with_name("moved"))
+    (tmp_path / "moved").rename(tmp_path / "images")
+    project.mkdir()
+    (tmp_path / "images").rename(project / "images")
+    command = ["sfm", str(project / "images"), "--max-keypoints", "400", "--single-camera", "-o", str(project)]
+    (project / "database.db").write_text("of another program")
+    assert main(command) == 2
+    assert "is not of an earlier run" in capsys.readouterr().err
+    (project / "database.db").unlink()
+    for _ in range(2):  # the second run replaces the first one's model
+        assert main(command) == 0
+        assert sorted(path.name for path in (project / "0").iterdir())[0] == "cameras.bin"
+    assert [path.name for path in project.iterdir() if path.name.startswith("mapping-")] == []
+    assert len(list_images(project / "images")) == 4
+
+
+def test_names_with_spaces_reach_the_model(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    import pycolmap
+
+    photos = numbered(tmp_path / "photos", scene[0], [f"my photo {number}.png" for number in range(4)])
+    out = tmp_path / "out"
+    assert main(["sfm", str(photos), "-o", str(out), "--max-keypoints", "400", "--single-camera"]) == 0
+    model = pycolmap.Reconstruction(str(out / "0"))
+    assert sorted(image.name for image in model.images.values()) == [f"my photo {number}.png" for number in range(4)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_keypoints_lie_where_colmap_reads_the_photo(orientation: int, tmp_path: Path) -> None:
+    """COLMAP does not turn photos by their EXIF orientation; a bright dot is found at its stored place again."""
+    from lumiglue.images import as_stored
+
+    stored = np.zeros((40, 60, 3), np.uint8)
+    stored[7, 13] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    y, x = np.argwhere(upright[..., 0] > 128)[0]
+    height, width = upright.shape[:2]
+    assert (height, width) == ((40, 60) if orientation < 5 else (60, 40))
+    assert as_stored(tmp_path / "a.png", np.array([[x, y]]), (width, height)).tolist() == [[13, 7]]
+
+
+def test_a_turned_photo_has_colmaps_camera(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """Photos stored on their side give the same cameras and poses as upright ones, in the pixels that COLMAP reads."""
+    import pycolmap
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(scene[0].glob("*.png"))[:5]:
+        Image.fromarray(np.rot90(read_image(path)).copy()).save(photos / path.name, exif=exif)
+    assert main(["sfm", str(photos), "-o", str(tmp_path / "out"), "--max-keypoints", "500", "--single-camera"]) == 0
+    model = pycolmap.Reconstruction(str(tmp_path / "out" / "0"))
+    camera = next(iter(model.cameras.values()))
+    assert model.num_reg_images() == 5
+    assert (camera.width, camera.height) == (360, 480)
+    assert model.compute_mean_reprojection_error() < 1.0
+    assert camera.focal_length == pytest.approx(520, rel=0.1)
+
+
+def test_what_colmap_cannot_take_is_said_first(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sfm", str(scene[0]), "-o", str(tmp_path / "out"), "--camera-model", "simple_radial"]) == 2
+    assert "unknown camera model 'simple_radial'; choose from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(scene[0].glob("*.png"))[:3]:
+        Image.fromarray(read_image(path)).save(photos / f"{path.stem}.webp", lossless=True)
+    assert main(["sfm", str(photos), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "left out: 0.webp: this COLMAP reads no WebP; convert it" in said
+    assert "holds 0 photos to use" in said
+
+
+def test_matches_of_other_features_are_not_used(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, photos: Path
+) -> None:
+    """A photo was corrected and the features were written again: the matches are of rows that are gone."""
+    from lumiglue.bulk.reconstruction import write_database
+
+    names, features, matches = list_images(scene[0])[:3], tmp_path / "f.h5", tmp_path / "m.h5"
+    list(describe_collection(scene[0], names, Sift(max_keypoints=300), features))
+    list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    corrected = numbered(tmp_path / "corrected", scene[0], names)
+    write(corrected / names[1], read_image(corrected / names[1])[:120, :160])
+    features.unlink()
+    list(describe_collection(corrected, names, Sift(max_keypoints=300), features))
+    with pytest.raises(InputError, match=r"m\.h5 was made with other settings"):
+        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    with pytest.raises(InputError, match="are of other features; delete it"):
+        write_database(corrected, names, features, matches, exhaustive(names), tmp_path / "d.db")
+
+
+# -- damage and mistakes -----------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_part_costs_that_part_alone(tmp_path: Path) -> None:
+    """What the message on a damaged part advises."""
+    path = tmp_path / "x.h5"
+
+    def add(growing: GrowingFile, name: str) -> None:
+        with growing.part() as group:
+            group(name).create_dataset("numbers", data=[1])
+
+    with GrowingFile(path, "record") as growing:
+        for name in "abcd":
+            add(growing, name)
+    (path.with_name("x.h5.parts") / "part-000001.h5").unlink()
+    with GrowingFile(path, "record") as growing:
+        assert growing.missing(list("abcd")) == ["b"]
+        add(growing, "b")
+        growing.finish()
+    assert sorted(contents(path)) == [f"{name}/numbers" for name in "abcd"]
+
+
+def test_a_kill_after_joining_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.h5"
+    with GrowingFile(path, "record") as growing:
+        with growing.part() as group:
+            group("a").create_dataset("numbers", data=[1])
+        monkeypatch.setattr(growing, "_remove_parts", lambda: None)
+        growing.finish()
+    before = contents(path)
+    with GrowingFile(path, "record") as growing:
+        assert growing.missing(["a"]) == []
+        growing.finish()
+    assert same(contents(path), before)
+    assert not path.with_name("x.h5.parts").exists()
+
+
+def test_features_of_other_masks_are_refused(photos: Path, tmp_path: Path) -> None:
+    names, out = list_images(photos)[:2], tmp_path / "f.h5"
+    for folder, columns in (("left", slice(0, 160)), ("right", slice(160, None))):
+        mask = np.zeros((240, 320, 3), np.uint8)
+        mask[:, columns] = 255
+        write(tmp_path / folder / f"{names[0]}.png", mask)
+    for _ in range(2):  # the second run has nothing to do
+        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "left"))
+    with pytest.raises(InputError, match=r"made with another mask of east/00\.png"):
+        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "right"))
+
+
+def test_images_that_share_a_key_are_refused(tmp_path: Path, photos: Path) -> None:
+    names = ["a/b.png", "a-b.png", "c.png"]
+    for seed, name in enumerate(names):
+        write(tmp_path / "p" / name, draw_photo(seed))
+    features = tmp_path / "f.h5"
+    list(describe_collection(tmp_path / "p", names, Sift(max_keypoints=100), features))
+    with pytest.raises(InputError, match=r"'a/b\.png' and 'a-b\.png' share one place"):
+        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), tmp_path / "m.h5"))
+    list_file = tmp_path / "pairs.txt"
+    list_file.write_text("a/b.png c.png\na-b.png c.png\n")
+    assert main(["match", str(list_file), "--root", str(tmp_path / "p"), "-o", str(tmp_path / "m.h5")]) == 2
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_a_pair_both_ways_round_is_matched_once(described: Path, tmp_path: Path) -> None:
+    out, a, b = tmp_path / "m.h5", "east/00.png", "east/01.png"
+    list(match_collection(described, [(a, b), (a, b), (b, a)], Pipeline.pretrained("sift"), out))
+    steps = list(match_collection(described, [(b, a)], Pipeline.pretrained("sift"), out))
+    assert [(step.done, step.total) for step in steps] == [(1, 1)]
+    with h5py.File(out) as file:
+        assert list(file) == ["east-00.png"]
+
+
+def test_matching_all_bad_pairs_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("gone.png lost.png\n")
+    (tmp_path / "m.h5").write_bytes(b"kept")
+    assert main(["match", str(tmp_path / "pairs.txt"), "-o", str(tmp_path / "m.h5")]) == 2
+    assert (tmp_path / "m.h5").read_bytes() == b"kept"
+
+
+def test_features_need_no_weights(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumiglue.pipeline.load_weights", lambda *_: pytest.fail("weights were loaded"))
+    assert main(["features", str(photos), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "50"]) == 0
+    assert main(["features", str(photos), "-o", str(tmp_path / "g.h5"), "--workers", "-2"]) == 2

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from lumiglue.errors import ImageError, InputError, TooLargeError
@@ -48,6 +48,30 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     if not pixels.size:
         raise ImageError(f"{path} has no pixels, its size is {pixels.shape[1]} x {pixels.shape[0]}; copy it again")
     return pixels
+
+
+def as_stored(path: str | Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Points (n x 2, pixels) of a photo of (width, height) `size`, upright as `read_image` gives it, in the pixels as they
+    lie in the file, which COLMAP and others read without regard to the EXIF orientation. Raises as `read_image`."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except UnidentifiedImageError:  # read with OpenCV, which does not turn it
+        return points
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read ({reason(error)}); copy it again") from None
+    x, y = points[:, 0], points[:, 1]
+    right, bottom = size[0] - 1 - x, size[1] - 1 - y
+    turned = {
+        2: (right, y),
+        3: (right, bottom),
+        4: (x, bottom),
+        5: (y, x),
+        6: (y, right),
+        7: (bottom, right),
+        8: (bottom, x),
+    }
+    return np.stack(turned.get(orientation, (x, y)), axis=1)
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -108,21 +132,20 @@ def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarra
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore", UserWarning)
             image = Image.open(io.BytesIO(data), formats=UNTRUSTED_FORMATS)
             width, height = image.size
             if width * height <= max_pixels:
-                image.load()
+                return to_rgb8(ImageOps.exif_transpose(image))
     except Image.DecompressionBombError:
         raise TooLargeError(f"{name} is above the limit of {max_pixels / 1e6:g} megapixels; downscale it first") from None
     except UnidentifiedImageError:
         raise ImageError(f"{name} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
     except Exception as error:  # as in read_image
         raise ImageError(f"{name} is damaged ({str(error) or type(error).__name__}); send it again") from None
-    if width * height > max_pixels:
-        raise TooLargeError(
-            f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:g} megapixels; downscale it first"
-        )
-    return to_rgb8(ImageOps.exif_transpose(image))
+    raise TooLargeError(
+        f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:g} megapixels; downscale it first"
+    )
 
 
 def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:

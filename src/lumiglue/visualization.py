@@ -3,6 +3,7 @@
 import io
 import json
 import textwrap
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -237,7 +238,9 @@ def save_figure(figure: Figure, path: str | Path) -> None:
     if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
         raise InputError(f"{path} has no picture suffix that can be written; use .png, .jpg, .pdf or .svg")
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=_DPI, format=suffix)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file's name; a box is drawn
+        figure.savefig(buffer, dpi=_DPI, format=suffix)
     write_whole(path, buffer.getvalue())
 
 
@@ -247,7 +250,7 @@ def _set_title(axes: Axes, text: str) -> None:
     assert figure is not None
     fitting = int(0.9 * 72 * figure.get_figwidth() / (0.58 * _TITLE_POINTS))  # a tenth is the colour bar's
     lines = [part for line in text.splitlines() for part in textwrap.wrap(line, max(fitting, 20))]
-    axes.set_title("\n".join(lines), fontsize=_TITLE_POINTS)
+    axes.set_title("\n".join(lines), fontsize=_TITLE_POINTS, parse_math=False)  # a file's name may hold a $
 
 
 def _on_one_canvas(

@@ -1,6 +1,7 @@
 """Weights on disk: safetensors with their config beside the tensors, strict loading, download with SHA-256."""
 
 import hashlib
+import http.client
 import json
 import os
 import urllib.error
@@ -127,7 +128,7 @@ def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 
         with urllib.request.urlopen(url, timeout=timeout) as response, unfinished.open("wb") as file:
             while block := response.read(1 << 20):
                 file.write(block)
-    except (OSError, ValueError) as error:  # urllib's errors are OSErrors; ValueError for a malformed address
+    except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's are OSErrors; the others of a bad address
         unfinished.unlink(missing_ok=True)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
@@ -178,7 +179,7 @@ def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         expected = config["sha256"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not one of Lumiglue's ({type(error).__name__}: {error}); write it again") from None
     if (found := file_sha256(weights)) != expected:
         raise WeightsError(f"{weights} has SHA-256 {found}, its config.json says {expected}; delete it and fetch it again")

@@ -1,7 +1,7 @@
 """Matching on a Ray cluster: actors hold the matcher, objects the features; what is lost with a machine is done again."""
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,13 +29,16 @@ class _Matcher:
     def __init__(self, make_pipeline: Callable[[], Pipeline]) -> None:
         self.pipeline = make_pipeline()
 
-    def match(self, pairs: Sequence[Pair], names: Sequence[str], objects: Sequence[Any]) -> tuple[list[Row | None], list]:
+    def match(
+        self, pairs: Sequence[Pair], names: Sequence[str], objects: Sequence[Any], reasons: Mapping[str, str]
+    ) -> tuple[list[Row | None], list]:
+        """reasons: why the features of other images could not be read."""
         features: dict[str, Features] = dict(zip(names, ray.get(list(objects)), strict=True))
         failed: list[tuple[str, str]] = []
 
         def describe(name: str) -> Features:
-            if name not in features:
-                raise InputError(f"there are no features of {name!r}")
+            if name in reasons:
+                raise InputError(reasons[name])
             return features[name]
 
         def on_error(number: int, error: LumiglueError) -> None:
@@ -84,8 +87,14 @@ def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: in
             return actor
 
         def start(task: _Task) -> None:
-            names = [name for name in dict.fromkeys(n for pair in task.chunk for n in pair) if name in file]
-            running[task.actor.match.remote(task.chunk, names, [objects.put(name) for name in names])] = task
+            there: dict[str, Any] = {}
+            reasons: dict[str, str] = {}
+            for name in dict.fromkeys(n for pair in task.chunk for n in pair):
+                try:
+                    there[name] = objects.put(name)
+                except LumiglueError as error:
+                    reasons[name] = str(error)
+            running[task.actor.match.remote(task.chunk, list(there), list(there.values()), reasons)] = task
 
         try:
             while waiting or running:
@@ -123,7 +132,7 @@ class _Objects:
         self.kept: OrderedDict[str, Any] = OrderedDict()
 
     def put(self, name: str) -> Any:
-        reference = self.kept.pop(name, None)
+        reference = self.kept.pop(name, None)  # raises what reading the features raises
         self.kept[name] = ray.put(self.file.read(name)) if reference is None else reference
         if len(self.kept) > self.size:
             self.kept.popitem(last=False)

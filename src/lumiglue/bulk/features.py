@@ -1,9 +1,10 @@
 """Features of a collection in one HDF5 file, in hloc's layout: a group for each image with keypoints, descriptors, scores
 and image_size; beside them scales and oris where the features have them."""
 
+import hashlib
 import json
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,7 +74,8 @@ def describe_collection(
 
     An image that cannot be read stops nothing else; it is in `failed`, and tried again by the next run. note: what the
     features depend on beside the extractor's own record, such as how many are kept. masks: folder of masks, see `mask_file`.
-    workers: threads. Raises InputError where `out` holds other features, no image could be read, or none has a mask.
+    workers: threads. Raises InputError where `out` holds other features or those of other masks, no image could be read, or
+    none has a mask.
     """
     folder = Path(folder)
     made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": PIXELS}
@@ -82,11 +84,13 @@ def describe_collection(
         if not any(mask_file(masks, name) for name in names):
             raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
 
-    def describe(name: str) -> Features:
+    def describe(name: str) -> tuple[Features, str]:
         image, mask = read_image(folder / name), mask_file(masks, name)
-        return extractor(image) if mask is None else extract_inside(extractor, image, read_mask(mask))
+        if mask is None:
+            return extractor(image), ""
+        return extract_inside(extractor, image, read_mask(mask)), _digest(mask)
 
-    workers = workers or torch.get_num_threads()
+    workers = torch.get_num_threads() if workers is None else workers
     with (
         GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
         pool(workers, one_thread_each=workers > 1) as threads,
@@ -94,6 +98,8 @@ def describe_collection(
         odd = tuple((name.encode("utf-8", "backslashreplace").decode(), _ODD_NAME) for name in names if not _is_text(name))
         names = [name for name in names if _is_text(name)]
         todo = growing.missing(names)
+        if masks is not None:
+            _same_masks(growing, masks, set(names) - set(todo))
         count = len(names) + len(odd)
         done = count - len(todo)
         yield Step(done, count, odd)
@@ -104,17 +110,33 @@ def describe_collection(
             with growing.part() as group:
                 for name in todo[start : start + IMAGES_IN_A_PART]:
                     try:
-                        features = next(described).result()
+                        features, mask = next(described).result()
                     except (LumiglueError, OSError) as error:
                         failed.append((name, str(error)))
                         continue
-                    _write(group(name), features)
+                    written = group(name)
+                    _write(written, features)
+                    if mask:
+                        written.attrs["mask"] = mask
                     read += 1
             done += min(IMAGES_IN_A_PART, len(todo) - start)
             yield Step(done, count, tuple(failed))
         if len(todo) == len(names) and not read:
             raise InputError(f"none of the {len(names)} images in {folder} could be read")
         growing.finish()
+
+
+def _digest(path: Path | None) -> str:
+    return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _same_masks(growing: GrowingFile, masks: str | Path, names: Iterable[str]) -> None:
+    noted = growing.notes("mask")
+    for name in sorted(names):
+        if noted[name] != _digest(mask_file(masks, name)):
+            raise InputError(
+                f"{growing.path} was made with another mask of {name}; delete it to begin again, or choose another name"
+            )
 
 
 def _is_text(name: str) -> bool:
@@ -127,9 +149,9 @@ def _is_text(name: str) -> bool:
 
 
 def _ahead(
-    threads: Executor, describe: Callable[[str], Features], names: Sequence[str], ahead: int
-) -> Iterator["Future[Features]"]:
-    waiting: deque[Future[Features]] = deque()
+    threads: Executor, describe: Callable[[str], tuple[Features, str]], names: Sequence[str], ahead: int
+) -> Iterator["Future[tuple[Features, str]]"]:
+    waiting: deque[Future[tuple[Features, str]]] = deque()
     for name in names:
         waiting.append(threads.submit(describe, name))
         if len(waiting) > ahead:

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 
 from lumiglue.bulk.features import FeaturesFile, Step
-from lumiglue.bulk.pairs import Pair
+from lumiglue.bulk.pairs import Pair, check_keys, unique
 from lumiglue.bulk.parts import GrowingFile, Reader
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.many import Matched
@@ -79,16 +79,21 @@ def match_collection(
     """Matches the pairs and writes `out`; yields after each part. Run again after a kill, or with more pairs: it does what
     is missing.
 
-    A pair that cannot be matched stops nothing else; it is in `failed`, and tried again by the next run. The order of the
-    pairs is best such that images recur soon. engine: by default threads. Raises InputError where `out` holds matches of
-    other features, weights or settings.
+    A pair that cannot be matched stops nothing else; it is in `failed`, and tried again by the next run. A pair that is
+    given twice, or both ways round, is matched once. The order of the pairs is best such that images recur soon. engine: by
+    default threads. Raises InputError where `out` holds matches of other features, weights or settings, or two images share
+    their key in hloc's layout.
     """
-    engine = engine or in_threads()
+    engine, pairs = engine or in_threads(), unique(pairs)
+    check_keys(pairs)
     with FeaturesFile(features) as file:
-        settings = {"features": file.record, "matching": str(pipeline.settings), "weights": pipeline.fingerprint()}
+        settings = {"features": file.record, "made": file.made} if file.made else {"features": file.record}
+        settings |= {"matching": str(pipeline.settings), "weights": pipeline.fingerprint()}
+        settings |= {"precision": pipeline.precision} if pipeline.precision != "fp32" else {}
         with GrowingFile(out, json.dumps(settings, sort_keys=True)) as growing:
-            missing = set(growing.missing([pair_key(*pair) for pair in pairs]))
-            todo = [pair for pair in pairs if pair_key(*pair) in missing]
+            keys = [pair_key(*ends) for a, b in pairs for ends in ((a, b), (b, a))]
+            missing = set(growing.missing(keys))
+            todo = [(a, b) for a, b in pairs if pair_key(a, b) in missing and pair_key(b, a) in missing]
             done = len(pairs) - len(todo)
             yield Step(done, len(pairs))
             chunks = [todo[start : start + PAIRS_IN_A_PART] for start in range(0, len(todo), PAIRS_IN_A_PART)]

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import combinations
+from itertools import chain, combinations
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +75,17 @@ def unique(pairs: Iterable[Pair]) -> list[Pair]:
         if a != b:
             seen.setdefault(frozenset((a, b)), (a, b))
     return list(seen.values())
+
+
+def check_keys(pairs: Iterable[Pair]) -> None:
+    """Raises InputError where two images share their place in hloc's layout, as a/b.jpg and a-b.jpg do."""
+    images: dict[str, str] = {}
+    for name in chain.from_iterable(pairs):
+        other = images.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise InputError(
+                f"{other!r} and {name!r} share one place in a file of matches (slashes become dashes); rename one"
+            )
 
 
 def by_position(positions: Mapping[str, tuple[float, float]], neighbours: int = 20, metres: float = 100.0) -> list[Pair]:

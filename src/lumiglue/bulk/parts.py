@@ -4,11 +4,12 @@ FILE.parts/ holds finished parts; a part is written aside, flushed to the disk a
 the end the parts become FILE, in hloc's layout.
 """
 
+import hashlib
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,6 +40,9 @@ class Reader:
         with _readable(self.path, self.written_by):
             self._file = h5py.File(self.path, "r")
             self.record = str(self._file.attrs.get("record", ""))
+            self.made = str(
+                self._file.attrs.get("made", "")
+            )  # a file that is made again has another, one that grows does not
 
     def __enter__(self: "AnyReader") -> "AnyReader":
         return self
@@ -86,6 +90,22 @@ class GrowingFile:
         with _readable(self.path), h5py.File(self.path, "r") as file:
             return [name for name in left if name not in file]
 
+    def notes(self, attribute: str) -> dict[str, str]:
+        """Of every name that is in the file or a part, the attribute of its group; the empty text where it has none."""
+        found: dict[str, str] = {}
+
+        def read(path: Path) -> None:
+            with _readable(path), h5py.File(path, "r") as file:
+                file.visititems(
+                    lambda name, item: (
+                        found.update({name: str(item.attrs.get(attribute, ""))}) if isinstance(item, h5py.Group) else None
+                    )
+                )
+
+        for path in [*self._parts(), *([self.path] if self.path.exists() else [])]:
+            read(path)
+        return found
+
     def __enter__(self) -> "GrowingFile":
         return self
 
@@ -113,7 +133,8 @@ class GrowingFile:
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
             aside.write_bytes(whole.getbuffer())
             _flush(aside)
-            aside.replace(self.folder / f"part-{len(self._parts()):06d}.h5")
+            last = max((int(part.stem.removeprefix("part-")) for part in self._parts()), default=-1)
+            aside.replace(self.folder / f"part-{last + 1:06d}.h5")  # not their count: a damaged one may have been deleted
         except (OSError, RuntimeError) as error:
             if disk_is_full(error):
                 raise InputError(
@@ -137,9 +158,13 @@ class GrowingFile:
             shutil.copyfile(self.path, aside)
         with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
+            if "made" not in file.attrs:
+                file.attrs["made"] = _digest(self._parts())
             for part in self._parts():
                 with _readable(part), h5py.File(part, "r") as source:
                     for name in _names(part):
+                        if name in file:  # joined before a kill that left the parts
+                            continue
                         parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
                         source.copy(source[name], parent, name.rpartition("/")[2])
         _flush(aside)
@@ -147,8 +172,19 @@ class GrowingFile:
         self._remove_parts()
 
     def _remove_parts(self) -> None:
+        """While the lock is held, so that no other process begins in a folder that vanishes."""
+        lock = self.folder / "lock"
+        for path in self.folder.iterdir():
+            if path != lock:
+                path.unlink()
+        try:
+            lock.unlink(missing_ok=True)
+        except PermissionError:  # Windows keeps files that are open
+            self._lock.release()
+            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has just begun
+            self.folder.rmdir()
         self._lock.release()
-        shutil.rmtree(self.folder)
 
 
 def _record_of(path: Path) -> str:
@@ -177,6 +213,14 @@ def _readable(path: Path, written_by: str = "") -> Iterator[None]:
         raise InputError(
             f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
         ) from None
+
+
+def _digest(parts: Sequence[Path]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
 
 
 def _flush(path: Path) -> None:

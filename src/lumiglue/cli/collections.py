@@ -13,7 +13,7 @@ from lumiglue.errors import InputError
 if TYPE_CHECKING:
     from lumiglue.bulk.features import Step
     from lumiglue.bulk.pairs import Pair
-    from lumiglue.pipeline import Pipeline
+    from lumiglue.extractors import Extractor
 
 HDF5 = (".h5", ".hdf5")
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
@@ -39,7 +39,7 @@ def features(
     from lumiglue.bulk.features import list_images
 
     check_writable(out, *HDF5)
-    return _describe(photos, list_images(photos), out, flags, flags.pipeline(), masks, workers)
+    return _describe(photos, list_images(photos), out, flags, flags.extractor(), masks, workers)
 
 
 def pairs(
@@ -133,6 +133,7 @@ def sfm(
     Args:
         photos: Folder, searched with all its folders.
         out: Folder to write: features.h5, pairs.txt, matches.h5, database.db, 0/ (the model, in COLMAP's format), model.png.
+            Not the folder of the photos; what lies in it is not taken for photos.
         flags: Features, weights and adaptivity.
         by: exhaustive, sequential, retrieval or position (see `lumiglue pairs`); by default exhaustive up to 60 photos, then
             retrieval.
@@ -147,16 +148,36 @@ def sfm(
     from lumiglue.bulk.features import FeaturesFile, list_images
     from lumiglue.bulk.matching import in_threads, match_collection
     from lumiglue.bulk.pairs import write_pairs
-    from lumiglue.bulk.reconstruction import draw_model, map_scene, write_database
+    from lumiglue.bulk.reconstruction import (
+        check_camera_model,
+        draw_model,
+        earlier_models,
+        map_scene,
+        unreadable,
+        write_database,
+    )
     from lumiglue.visualization import save_figure
 
+    check_camera_model(camera_model)
+    if out.resolve() == photos.resolve():
+        raise InputError(f"{out} is the folder of the photos; give another folder to write, such as {out / 'sfm'}")
+    earlier_models(out)
+    for file in ("database.db", "pairs.txt"):
+        if (out / file).exists() and not (out / "features.h5").exists():
+            raise InputError(f"{out / file} is not of an earlier run, and would be replaced; choose another folder")
     names = list_images(photos)
+    if photos.resolve() in out.resolve().parents:
+        names = [name for name in names if out.resolve() not in (photos / name).resolve().parents]
+    dropped = unreadable(photos, names)
+    for name in dropped:
+        err.print(f"left out: {name}: this COLMAP reads no WebP; convert it to JPEG or PNG", markup=False)
+    names = [name for name in names if name not in set(dropped)]
     if len(names) < 3:
-        raise InputError(f"{photos} holds {len(names)} photos; a reconstruction needs at least 3")
+        raise InputError(f"{photos} holds {len(names)} photos to use; a reconstruction needs at least 3")
     out.mkdir(parents=True, exist_ok=True)
     pipeline = flags.pipeline()
     described = out / "features.h5"
-    left_out = _describe(photos, names, described, flags, pipeline, masks, workers)
+    left_out = max(2 if dropped else 0, _describe(photos, names, described, flags, pipeline.extractor, masks, workers))
     with FeaturesFile(described) as file:
         names = file.names()
     by = by or ("exhaustive" if len(names) <= 60 else "retrieval")
@@ -195,14 +216,14 @@ def _describe(
     names: list[str],
     out: Path,
     flags: PipelineFlags,
-    pipeline: "Pipeline",
+    extractor: "Extractor",
     masks: Path | None,
     workers: int | None,
 ) -> int:
     from lumiglue.bulk.features import describe_collection, mask_file
 
     note = f"{flags.max_keypoints} keypoints, long side {flags.resize}" + (f", tiles of {flags.tile}" if flags.tile else "")
-    steps = describe_collection(photos, names, pipeline.extractor, out, note=note, masks=masks, workers=workers)
+    steps = describe_collection(photos, names, extractor, out, note=note, masks=masks, workers=workers)
     left_out = _follow("images", steps, out)
     if masks is not None:
         say(f"{sum(mask_file(masks, name) is not None for name in names)} of {len(names)} photos have a mask in {masks}")

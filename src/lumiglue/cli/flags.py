@@ -9,6 +9,7 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
 if TYPE_CHECKING:
+    from lumiglue.extractors import Extractor
     from lumiglue.pipeline import Pipeline
 
 
@@ -42,6 +43,19 @@ class PipelineFlags:
     backend: Backend | Literal["auto"] | None = None
     """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest here of
     those that are installed; by default torch, and onnxruntime for an .onnx file."""
+
+    def extractor(self) -> "Extractor":
+        """The features alone, which need no weights of a matcher."""
+        from lumiglue.device import usable_device
+        from lumiglue.extractors import tiled_extractor
+
+        return tiled_extractor(
+            self.features,
+            max_keypoints=self.max_keypoints,
+            resize=self.resize or None,
+            tile=self.tile,
+            device=str(usable_device(self.device)),
+        )
 
     def pipeline(self, usual_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
         """usual_precision: where none is asked for."""

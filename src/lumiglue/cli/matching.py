@@ -40,7 +40,7 @@ def match(
             A list: the .h5 file to write.
         root: Folder that the paths of a list are relative to.
         geometry: Model that separates inliers from outliers in the summary and the picture.
-        adaptivity: Also save a picture of where the matcher stopped and which points it pruned.
+        adaptivity: Two photos: also save a picture of where the matcher stopped and which points it pruned.
         rotation: Two photos: search also tries the second after each quarter turn, for features or weights that know upright
             photos alone.
         masks: Two photos: an image of the same size for each, black where nothing is to be matched.
@@ -48,8 +48,8 @@ def match(
     """
     if len(inputs) == 2:
         return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation, masks)
-    if len(inputs) == 1 and (rotation != "none" or masks is not None):
-        given = "--masks" if masks is not None else "--rotation search"
+    only_two = {"--masks": masks, "--adaptivity": adaptivity, "--rotation search": rotation == "search" or None}
+    if len(inputs) == 1 and (given := next((flag for flag, value in only_two.items() if value is not None), None)):
         raise InputError(f"{given} is for two photos; leave it out for a list")
     if len(inputs) == 1:
         return _match_list(inputs[0], root, flags, out, workers)
@@ -75,6 +75,10 @@ def _match_two(
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
     for file in filter(None, (target, adaptivity)):
         check_writable(file)
+        if file.resolve() in (a.resolve(), b.resolve()):
+            raise InputError(f"{file} is one of the photos; give another file to write")
+    if adaptivity is not None and adaptivity.resolve() == target.resolve():
+        raise InputError(f"--out and --adaptivity both name {target}; give two files")
     images = read_image(a), read_image(b)
     pipeline = flags.pipeline("auto")
     mask0, mask1 = masks or (None, None)
@@ -88,11 +92,12 @@ def _match_two(
     if adaptivity is not None:
         layers = pipeline.matcher.config.n_layers
         save_figure(draw_adaptivity(*images, result.features0, result.features1, result.matches, layers), adaptivity)
-    _print_summary(summary, result, [path for path in (target, adaptivity) if path])
+    _print_summary(summary, result, [path for path in (target, adaptivity) if path], masked=masks is not None)
     return 0
 
 
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
+    from lumiglue.bulk.pairs import check_keys
     from lumiglue.export.files import MatchesFile
 
     names = _read_list(list_file)
@@ -101,12 +106,14 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
             "a list of pairs is written to an .h5 file; give --out matches.h5" + (f", not {target}" if target else "")
         )
     check_writable(target)
+    check_keys(names)
     pipeline = flags.pipeline("auto")
     failures: list[str] = []
     total = 0
     pairs = [(root / a, root / b) for a, b in names]
     results = pipeline.match_many(pairs, workers=workers, on_error=lambda _, error: failures.append(str(error)))
-    with Progress("matching pairs", len(names)) as advance, MatchesFile(target) as file:
+    file = MatchesFile(target)
+    with Progress("matching pairs", len(names)) as advance, file:
         for (a, b), result in zip(names, results, strict=True):
             if result is not None:
                 file.write(a, b, result)
@@ -114,7 +121,7 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
             advance(1, f"{total} matches")
     say(f"{len(names) - len(failures)} pairs, {total} matches -> {target}")
     if failures:
-        err.print(f"error: {len(failures)} of {len(names)} pairs were left out; the first: {failures[0]}")
+        err.print(f"error: {len(failures)} of {len(names)} pairs were left out; the first: {failures[0]}", markup=False)
         return 2
     return 0
 
@@ -168,8 +175,9 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         words = names_in(line)
         if not words:
             continue
-        if len(words) < 2:
-            raise InputError(f"{path} line {number} holds one path; give two, with a space or a tab between them")
+        if len(words) != 2:
+            remedy = "give two, with a tab between them where one holds a space"
+            raise InputError(f"{path} line {number} holds {len(words)} paths; {remedy}")
         names.append((words[0], words[1]))
     if not names:
         raise InputError(f"{path} holds no pairs; give two image paths on each line")
@@ -185,11 +193,12 @@ def _summary(result: "MatchResult", geometry: "Geometry | None", layers: int) ->
     return ", ".join(parts)
 
 
-def _print_summary(summary: str, result: "MatchResult", files: list[Path]) -> None:
+def _print_summary(summary: str, result: "MatchResult", files: list[Path], *, masked: bool = False) -> None:
     say(summary)
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
     if not len(result.features0) or not len(result.features1):
-        err.print("note: an image has no keypoints (blank, or under 8 pixels), so there is nothing to match")
+        reason = "its mask leaves none" if masked else "blank, or under 8 pixels"
+        err.print(f"note: an image has no keypoints ({reason}), so there is nothing to match")
     for file in files:
         say(f"saved {file}")
 

@@ -106,5 +106,5 @@ def posed_from_sfm(
             advance(1, f"{len(missing)} unreadable", step.photos)
     say(f"{len(known)} photos, depth on {sum(known) / len(known):.0%} of their pixels -> {out}")
     if missing:
-        err.print(f"{len(missing)} photos could not be read and were left out; the first: {missing[0]}")
+        err.print(f"{len(missing)} photos could not be read and were left out; the first: {missing[0]}", markup=False)
     return 0

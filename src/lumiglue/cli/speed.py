@@ -42,6 +42,8 @@ def bench(
     from lumiglue.evaluation import speed
     from lumiglue.matcher.settings import MatchSettings
 
+    if rounds < 1 or batch < 1 or min(sizes, default=0) < 1:
+        raise InputError("rounds, batch and sizes are at least 1")
     if memory and adaptive:
         raise InputError("memory is measured at full depth, with random weights; leave --adaptive out")
     speed.check_device(device)

@@ -96,7 +96,7 @@ def write_bank(
             done, skipped = part.items_done, part.skipped
     say(f"{done - len(skipped)} {unit} -> {out}")
     if skipped:
-        err.print(f"{len(skipped)} {unit} could not be read and were left out; the first: {skipped[0]}")
+        err.print(f"{len(skipped)} {unit} could not be read and were left out; the first: {skipped[0]}", markup=False)
     return 0
 
 

@@ -53,6 +53,8 @@ class Example:
 
 def read_runs(files: Sequence[str | Path]) -> list[Run]:
     """The runs of some .csv files. Raises InputError where one is missing, damaged or empty, or two have one name."""
+    if not files:
+        raise InputError("no file of scores was given; give the .csv files of `lumiglue eval --out`")
     runs = [Run(Path(file).stem, read_scores(file), read_record(file)) for file in files]
     for run, file in zip(runs, files, strict=True):
         if not run.scores:

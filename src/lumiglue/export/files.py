@@ -28,8 +28,8 @@ def result_arrays(result: MatchResult, geometry: Geometry | None = None) -> dict
         "points1": result.points1,
         "scores": result.scores,
         "matches": result.matches.pairs.numpy(),
-        "keypoints0": result.features0.keypoints.numpy(),
-        "keypoints1": result.features1.keypoints.numpy(),
+        "keypoints0": result.features0.keypoints.detach().float().cpu().numpy(),
+        "keypoints1": result.features1.keypoints.detach().float().cpu().numpy(),
         "image_size0": np.array(result.features0.image_size),
         "image_size1": np.array(result.features1.image_size),
         "stop_layer": np.array(result.matches.stop_layer),
@@ -55,9 +55,9 @@ def encode_result(suffix: str, result: MatchResult, geometry: Geometry | None = 
 def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:
     """Writes one pair as .npz or .json, by the suffix; see `result_arrays` for what is in it."""
     path = Path(path)
-    if path.suffix not in DATA_SUFFIXES:
+    if path.suffix.lower() not in DATA_SUFFIXES:
         raise InputError(f"{path} has no suffix that matches can be written to; choose from {list(DATA_SUFFIXES)}")
-    write_whole(path, encode_result(path.suffix, result, geometry))
+    write_whole(path, encode_result(path.suffix.lower(), result, geometry))
 
 
 class MatchesFile:
@@ -70,7 +70,7 @@ class MatchesFile:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._unfinished = self.path.with_name(self.path.name + ".unfinished")
+        self._unfinished, self._written = self.path.with_name(self.path.name + ".unfinished"), False
         with self._writing():
             self._file = h5py.File(self._unfinished, "w")
 
@@ -85,6 +85,7 @@ class MatchesFile:
             self._write(name0, name1, result)
 
     def _write(self, name0: str, name1: str, result: MatchResult) -> None:
+        self._written = True
         key = "/".join(name.replace("/", "-") for name in (name0, name1))
         if key in self._file:
             del self._file[key]
@@ -100,7 +101,7 @@ class MatchesFile:
         try:
             with self._writing():
                 self._file.close()
-                if kind is None:
+                if kind is None and (self._written or not self.path.exists()):  # nothing does not replace something
                     self._unfinished.replace(self.path)
         finally:
             self._unfinished.unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
 from lumiglue.types import Features
 
-__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor"]
+__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
 
 @runtime_checkable
@@ -93,3 +93,13 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
         return factory(**settings)
     except TypeError as error:
         raise InputError(f"the extractor {name!r} cannot be made: {error}") from error
+
+
+def tiled_extractor(
+    name: str, *, max_keypoints: int, resize: int | None, tile: int | None, device: str | None = None
+) -> Extractor:
+    """`create_extractor`, shown larger photos in tiles of so many pixels a side where `tile` says so; see `Tiled`."""
+    if tile is None:
+        return create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=device)
+    whole = create_extractor(name, max_keypoints=max_keypoints, resize=None, device=device)
+    return Tiled(extractor=whole, tile=tile, max_keypoints=max_keypoints, resize=resize)

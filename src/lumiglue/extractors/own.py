@@ -89,9 +89,17 @@ class OwnExtractor:
         if found.descriptors.shape[1] != self.descriptor_dim:
             given, said = found.descriptors.shape[1], self.descriptor_dim
             raise InputError(f"{self.source} returned descriptors of {given} channels; its descriptor_dim is {said}")
+        found = _plain(found)
         if small.shape != image.shape:
             found = rescaled(found, width / small.shape[1], height / small.shape[0])
         return replace(strongest(found, self.max_keypoints), image_size=(width, height), extractor=self.name)
+
+
+def _plain(features: Features) -> Features:
+    """On the CPU and in float32, wherever and in whatever precision the class computed them."""
+    names = ("keypoints", "descriptors", "scores", "scales", "orientations")
+    tensors = {name: tensor for name in names if (tensor := getattr(features, name)) is not None}
+    return replace(features, **{name: tensor.detach().cpu().float() for name, tensor in tensors.items()})
 
 
 def _make(source: str, max_keypoints: int | None, resize: int | None, device: str | None) -> OwnExtractor:
