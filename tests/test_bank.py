@@ -1,6 +1,8 @@
 """Views of photos, banks of them, and batches from banks."""
 
 import errno
+import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -427,3 +429,58 @@ def test_scenes_are_drawn_as_the_square_root_of_their_pairs(bank: Path) -> None:
     _, counts = np.unique(others, return_counts=True)
     expected = 20 / (20 + np.sqrt(counts).sum())
     assert np.mean(np.array(drawn) == 0) == pytest.approx(expected, abs=0.03)
+
+
+# -- labels are exact --------------------------------------------------------------------------------------------------
+
+
+def test_labels_do_not_depend_on_autocast(bank: Path, worlds: Path) -> None:
+    """In bfloat16 points would move by pixels: of worlds a third of the matches would be lost, of posed photos all."""
+    sampler = PairSampler([Bank(bank), Bank(worlds)], SIFT, split="training", seed=4, negatives=0.1)
+    batch = sampler.batch(0, 16, 32)
+    exact = batch.labels()
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = batch.labels()
+    assert len(exact.matches) > 20
+    assert torch.equal(inside.matches, exact.matches)
+    assert torch.equal(inside.unmatchable0, exact.unmatchable0)
+    assert torch.equal(inside.unmatchable1, exact.unmatchable1)
+
+
+def test_labels_where_a_corner_lies_behind_the_camera(bank: Path) -> None:
+    """The last entry of a homography between two views is the depth of a corner pixel, which may be negative."""
+    batch = PairSampler([Bank(bank)], SIFT, split="training", seed=0, negatives=0.0).batch(0, 1, 24)
+    points = torch.stack(torch.meshgrid(torch.arange(200.0, 320, 24), torch.arange(150.0, 240, 18), indexing="ij"), -1)
+    points = points.flatten(0, 1)[:24][None]
+    way = torch.tensor([[1.0, 0.02, 30], [0.01, 1.1, 20], [0.008, 0.008, -1.0]], dtype=torch.float64)
+    there = transform(way, points[0].double())
+    assert bool(torch.isfinite(there).all())
+    side0 = replace(batch.side0, keypoints=points, view_from_scene=torch.eye(3, dtype=torch.float64)[None])
+    side1 = replace(batch.side1, keypoints=there.float()[None], view_from_scene=way[None])
+    labels = replace(batch, side0=side0, side1=side1).labels()
+    assert labels.matches[:, 1:].tolist() == [[row, row] for row in range(24)]
+
+
+def test_worlds_are_no_strangers(worlds: Path, bank: Path) -> None:
+    """Dozens of the photos hang in each world, so that two worlds, or a world and a photo, may show the same."""
+    alone = PairSampler([Bank(worlds)], SIFT, split="training", seed=0, negatives=0.9).batch(0, 16, 24)
+    assert bool(alone.related.all())
+    both = PairSampler([Bank(bank), Bank(worlds)], SIFT, split="training", seed=0, negatives=0.9).batch(0, 32, 24)
+    assert float((~both.related).float().mean()) > 0.6
+    assert bool(both.planar[~both.related].all())
+
+
+class Killed(Worlds):
+    """A source whose third item ends the process that makes it, as a system without memory does."""
+
+    def views(self, item: int, extractor: Any, max_keypoints: int) -> Any:
+        if item == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().views(item, extractor, max_keypoints)
+
+
+def test_a_killed_worker_ends_the_build_with_a_sentence(bank: Path, tmp_path: Path) -> None:
+    source = Killed.of_folder(bank.parent / "photos", count=4, n_views=2, settings=WorldSettings(size=(160, 120)))
+    one_each = replace(SMALL_BANK, items_per_part=1)
+    with pytest.raises(BankError, match="was killed, for want of memory perhaps; run it again with fewer --workers"):
+        finish(build_bank(source, tmp_path / "w.h5", Sift(max_keypoints=80), one_each, workers=2))

@@ -1,8 +1,15 @@
 """Where to compute."""
 
+import os
+
 import torch
 
 from lumiglue.errors import InputError
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: fewer than the machine has, in a container or under taskset."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:

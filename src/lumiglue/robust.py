@@ -58,7 +58,8 @@ def relative_pose(
     threshold: float = 1.5,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rotation (3 x 3), unit translation (3) with X_1 = R X_0 + t, and inliers (k); None with under 5 matches.
+    """Rotation (3 x 3), unit translation (3) with X_1 = R X_0 + t, and inliers (k); None with under 5 matches, and where
+    fewer than 5 fit one pose.
 
     Intrinsics are 3 x 3 pinhole matrices in the pixel convention of the points.
     """
@@ -67,7 +68,10 @@ def relative_pose(
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     options = {"max_epipolar_error": threshold, "seed": seed}
     pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), options)
-    return np.asarray(pose.R), np.asarray(pose.t), np.asarray(info["inliers"], dtype=bool)
+    inliers = np.asarray(info["inliers"], dtype=bool)
+    if inliers.sum() < MINIMUM_POSE or not np.any(pose.t):  # PoseLib's way to say that it found none: no turn, no step
+        return None
+    return np.asarray(pose.R), np.asarray(pose.t), inliers
 
 
 def relative_pose_opencv(

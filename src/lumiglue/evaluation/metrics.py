@@ -65,7 +65,10 @@ def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 
 def pose_error(
     rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"], true_rotation: Tensor, true_translation: Tensor
 ) -> float:
-    """The larger of the angles between rotations and between translation directions (its sign is unknown), in degrees."""
+    """The larger of the angles between rotations and between translation directions (its sign is unknown), in degrees;
+    infinite for a translation of zero, which has no direction."""
+    if not bool(translation.any()):
+        return float("inf")
     turn = rotation_angle(rotation, true_rotation)
     heading = direction_angle(translation, true_translation)
     return max(turn, min(heading, 180.0 - heading))

@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import torch
 from filelock import FileLock, Timeout
 
+from lumiglue.device import usable_cores
 from lumiglue.errors import BankError, ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.geometry import transfer, transform
@@ -125,12 +128,22 @@ def _build_in(
     done = count - sum(len(job.items) for job in waiting)
     skipped: list[str] = []
     yield BankProgress(done, count, ())
-    workers = min(workers or os.cpu_count() or 1, len(waiting))
+    workers = min(workers or usable_cores(), len(waiting))
     if workers > 1:
-        with multiprocessing.get_context("spawn").Pool(workers) as pool:
-            for finished, bad in pool.imap_unordered(_build_part, waiting):
-                done, skipped = done + finished, skipped + bad
-                yield BankProgress(done, count, tuple(skipped))
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(_build_part, job) for job in waiting]
+            try:
+                for future in as_completed(running):
+                    finished, bad = future.result()
+                    done, skipped = done + finished, skipped + bad
+                    yield BankProgress(done, count, tuple(skipped))
+            except BrokenProcessPool:
+                raise BankError(
+                    f"one of {workers} processes was killed, for want of memory perhaps; run it again with fewer --workers"
+                ) from None
+            finally:
+                for future in running:
+                    future.cancel()
     else:
         for job in waiting:
             finished, bad = _build_part(job)
@@ -263,6 +276,11 @@ def _pair_up(bank: h5py.File, source: ViewSource) -> tuple[np.ndarray, np.ndarra
             for group in groups
             for a, b in combinations(group.tolist(), 2)
         ]
+    if not kept and (limits := source.plan().get("pairing")):
+        raise BankError(
+            f"no two of {len(source.items)} frames overlap by {limits['min_overlap']:g} to {limits['max_overlap']:g}; "
+            "give --min-overlap and --max-overlap that are wider, or more frames"
+        )
     if not kept:
         raise BankError(f"no two views of {len(source.items)} items show the same scene; give more views or more frames")
     return np.array([pair[:2] for pair in kept], dtype=np.int64), np.array([pair[2] for pair in kept], dtype=np.float32)

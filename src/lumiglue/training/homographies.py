@@ -141,7 +141,9 @@ def photo_names(root: Path) -> list[str]:
 
 def rng_for(seed: int, name: str) -> np.random.Generator:
     """A generator that depends on a seed and a name only."""
-    return np.random.default_rng(int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:8], "little"))
+    return np.random.default_rng(
+        int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogateescape")).digest()[:8], "little")
+    )
 
 
 def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSettings) -> Float64[np.ndarray, "3 3"]:

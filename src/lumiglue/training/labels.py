@@ -36,9 +36,14 @@ def labels_from_homographies(
     match_px: float = 3.0,
     unmatchable_px: float = 3.0,
 ) -> Labels:
-    """Labels of pairs related by a homography; pairs that are not `related` (two photos) have no match at all."""
-    in1 = _distances(transform(image1_from_image0, keypoints0), keypoints1)  # (B, m, n) pixels of image 1
-    in0 = _distances(keypoints0, transform(torch.linalg.inv(image1_from_image0), keypoints1))  # pixels of image 0
+    """Labels of pairs related by a homography; pairs that are not `related` (two photos) have no match at all.
+
+    Points are mapped in float64, which neither autocast nor a GPU's TF32 rounds: bfloat16 would move them by pixels.
+    """
+    image1_from_image0 = image1_from_image0.double()
+    image0_from_image1 = torch.linalg.inv(image1_from_image0)
+    in1 = _distances(transform(image1_from_image0, keypoints0.double()).float(), keypoints1)  # (B, m, n) pixels of image 1
+    in0 = _distances(keypoints0, transform(image0_from_image1, keypoints1.double()).float())  # pixels of image 0
     far = torch.full_like(in1, torch.inf)
     distance = torch.where(related[:, None, None], torch.maximum(in0, in1).nan_to_num(torch.inf), far)
     nearest = torch.where(related[:, None, None], torch.minimum(in0, in1).nan_to_num(torch.inf), far)
@@ -65,10 +70,19 @@ def labels_from_depths(
     Two points are surely different when a known depth puts them more than `unmatchable_px` apart or twice the tolerance
     in front of one another, or when one lies that far from the other's epipolar line; a point that surely differs from
     every point of the other image is unmatchable. So points of unknown depth are judged by the epipolar lines alone.
+    Points are carried over in float64, as for homographies.
     """
+    intrinsics0, intrinsics1, camera1_from_camera0 = (
+        matrix.double() for matrix in (intrinsics0, intrinsics1, camera1_from_camera0)
+    )
+    exact0, exact1 = keypoints0.double(), keypoints1.double()
     camera0_from_camera1 = torch.linalg.inv(camera1_from_camera0)
-    seen1, carried0 = transfer(keypoints0, depths0, intrinsics0, intrinsics1, camera1_from_camera0)
-    seen0, carried1 = transfer(keypoints1, depths1, intrinsics1, intrinsics0, camera0_from_camera1)
+    seen1, carried0 = (
+        found.float() for found in transfer(exact0, depths0.double(), intrinsics0, intrinsics1, camera1_from_camera0)
+    )
+    seen0, carried1 = (
+        found.float() for found in transfer(exact1, depths1.double(), intrinsics1, intrinsics0, camera0_from_camera1)
+    )
     in1, in0 = _distances(seen1, keypoints1), _distances(keypoints0, seen0)  # (B, m, n), NaN where unknown
     disagree = torch.maximum(
         (carried0[..., :, None] - depths1[..., None, :]).abs() / depths1[..., None, :],
@@ -78,7 +92,7 @@ def labels_from_depths(
 
     rotation, translation = camera1_from_camera0[..., :3, :3], camera1_from_camera0[..., :3, 3]
     fundamental = fundamental_from_pose(intrinsics0, intrinsics1, rotation, translation)
-    off_line = torch.maximum(*epipolar_distances(fundamental, keypoints0, keypoints1)) > unmatchable_px
+    off_line = torch.maximum(*epipolar_distances(fundamental, exact0, exact1)) > unmatchable_px
     # Comparisons with NaN are false: an unknown depth excludes nothing.
     different = (in1 > unmatchable_px) | (in0 > unmatchable_px) | (disagree > 2 * depth_tolerance) | off_line
     return Labels(mutual_nearest(distance, match_px), different.all(2), different.all(1))

@@ -64,8 +64,9 @@ class Batch:
         return Labels(found, *unmatchable.unbind())
 
     def _planar_labels(self, rows: Tensor) -> Labels:
+        # Both turn what is in front of a camera into positive depths, and so does their product: it is not rescaled, as its
+        # last entry is the depth of a corner, which may lie behind.
         homographies = self.side1.view_from_scene[rows] @ torch.linalg.inv(self.side0.view_from_scene[rows])
-        homographies = (homographies / homographies[:, 2:, 2:]).float()
         related = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         return labels_from_homographies(self.keypoints0[rows], self.keypoints1[rows], homographies, related)
 
@@ -74,7 +75,7 @@ class Batch:
         camera1_from_camera0 = b.camera_from_world[rows] @ torch.linalg.inv(a.camera_from_world[rows])
         matrices = (a.intrinsics[rows], b.intrinsics[rows], camera1_from_camera0)
         points = (a.keypoints[rows], b.keypoints[rows], a.depths[rows], b.depths[rows])
-        return labels_from_depths(*points, *(matrix.float() for matrix in matrices))
+        return labels_from_depths(*points, *matrices)
 
 
 @dataclass(frozen=True)
@@ -105,7 +106,8 @@ class PairSampler:
     square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out.
     split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
     whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
-    A negative's two scenes come from two folders where there are several, as photos of one folder may show one place.
+    A negative's two scenes come from two folders where there are several, as photos of one folder may show one place, and
+    from no bank of worlds, as two worlds show some of the same photos.
     """
 
     def __init__(
@@ -159,26 +161,27 @@ class PairSampler:
         which = int(rng.choice(len(self.banks), p=chances))
         a, b = rng.permutation(usable[which].draw(rng)).tolist()
         views = ((which, a), (which, b))
-        if rng.random() < self.negatives:
-            stranger = self._stranger(rng, usable, chances, views[0])
-            if stranger is not None:
-                views = (views[0], stranger)
-        related = views[0][0] == views[1][0] and self._scene(views[0]) == self._scene(views[1])
+        related = True
+        if rng.random() < self.negatives and (strangers := self._strangers(rng, usable, chances)):
+            views, related = strangers, False
         return _Drawn(views, (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng)), related)
 
-    def _stranger(
-        self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, view: tuple[int, int]
-    ) -> tuple[int, int] | None:
-        """A view of another scene, if a few draws find one."""
+    def _strangers(
+        self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray
+    ) -> tuple[tuple[int, int], tuple[int, int]] | None:
+        """Views of two scenes, if a few draws find some. Never of worlds, in each of which dozens of the photos hang."""
+        chances = chances * [bank.plan["settings"].get("source") != "worlds" for bank in self.banks]
+        if not chances.sum():
+            return None
+        chances /= chances.sum()
         for _ in range(8):
-            which = int(rng.choice(len(self.banks), p=chances))
-            other = int(rng.choice(usable[which].draw(rng)))
-            if which != view[0] or self.folders[which][other] != self.folders[which][view[1]]:
-                return which, other
+            a, b = (
+                (which, int(rng.choice(usable[which].draw(rng))))
+                for which in rng.choice(len(chances), 2, p=chances).tolist()
+            )
+            if self.folders[a[0]][a[1]] != self.folders[b[0]][b[1]]:
+                return a, b
         return None
-
-    def _scene(self, view: tuple[int, int]) -> int:
-        return int(self.banks[view[0]].view_scenes[view[1]])
 
     def _rows(self, which: int, view: int, points: int, rng: np.random.Generator) -> np.ndarray:
         """`points` of the view's keypoints in random order: mostly the strongest, but never twice the same set."""
@@ -222,7 +225,7 @@ class PairSampler:
             for name, array in bank.gather(np.concatenate([images[number][1] for number in mine])).items():
                 if name not in found:
                     found[name] = array.new_empty(len(images) * points, *array.shape[1:], device=device)
-                found[name][index] = array.to(device, non_blocking=True)
+                found[name][index] = array.to(device)  # waits: what a GPU sends later would be read too early
         return found
 
     def _of_views(self, name: str, images: list[tuple[tuple[int, int], np.ndarray]], device: torch.device | str) -> Tensor:
@@ -241,8 +244,6 @@ def _in_split(bank: Bank, split: str) -> np.ndarray:
 
 
 def _folders(bank: Bank) -> np.ndarray:
-    """For each view a number of its scene's folder; of its scene where all lie in one folder."""
+    """For each view its scene's folder; its scene where all lie in one folder."""
     parents = [str(PurePosixPath(name).parent) for name in bank.scenes]
-    names = parents if len(set(parents)) > 1 else bank.scenes
-    _, numbers = np.unique(np.array(names), return_inverse=True)
-    return numbers[bank.view_scenes]
+    return np.array(parents if len(set(parents)) > 1 else bank.scenes)[bank.view_scenes]
