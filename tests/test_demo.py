@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,17 @@ def bomb(side: int = 20_000) -> bytes:
         + chunk(b"IDAT", rows)
         + chunk(b"IEND", b"")
     )
+
+
+def bad_exif(photo: Path) -> bytes:
+    """A JPEG on its side, with a part of its EXIF of a wrong type."""
+    entries = ((0x0112, 3, 1, b"\0\x06\0\0"), (0xA005, 2, 4, b"\xff\xff\xff\xff"))
+    table = b"".join(struct.pack(">HHI", *entry[:3]) + entry[3] for entry in entries)
+    exif = b"Exif\0\0MM\0*\0\0\0\x08" + struct.pack(">H", len(entries)) + table + bytes(4)
+    image = cv2.imread(str(photo))
+    assert image is not None
+    whole = cv2.imencode(".jpg", image)[1].tobytes()
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(exif) + 2) + exif + whole[2:]
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +178,7 @@ def test_api_refuses_in_one_sentence(client: Any, photos: list[Photos]) -> None:
     for status, words, sent, form in [
         (400, "photo B is not an image", (good, b"no image at all"), {}),
         (400, "photo A is damaged", (good.read_bytes()[:3000], good), {}),
+        (400, "photo A is damaged", (bad_exif(good), good), {}),
         (400, "photo A is empty", (b"", good), {}),
         (400, "photo A is not an image", (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", good), {}),
         (413, "photo B has 1500 x 1500 pixels, above the limit of 2 megapixels", (good, wide), {}),
@@ -188,10 +201,14 @@ def test_api_refuses_in_one_sentence(client: Any, photos: list[Photos]) -> None:
     assert client.post("/api/match").status_code == 400
     chunked = client.post(
         "/api/match",
-        content=(bytes(100_000) for _ in range(40)),
+        content=chain(
+            [b'--x\r\nContent-Disposition: form-data; name="image0"; filename="a.png"\r\n\r\n'],
+            (bytes(100_000) for _ in range(40)),
+        ),
         headers={"content-type": "multipart/form-data; boundary=x"},
     )
-    assert chunked.status_code in (400, 413)
+    assert chunked.status_code == 413
+    assert "larger than two photos" in chunked.json()["error"]
     assert post(client, good, good).status_code == 200  # the server goes on
 
 

@@ -2,6 +2,7 @@
 for shapes fixed when it was recorded, whatever lies in the memory of its inputs, into one output."""
 
 import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -146,3 +147,24 @@ def test_cuda_graphs_match_as_the_gpu_does_without(settings: MatchSettings) -> N
         assert torch.equal(found.pairs, expected.pairs)
         assert found.stop_layer == expected.stop_layer
         assert torch.allclose(found.scores, expected.scores, atol=1e-3)
+
+
+def test_layers_that_were_changed_are_recorded_again() -> None:
+    """A graph reads weights where they lay when it was recorded."""
+    recorder = Recorder()
+    model, pair, settings = make_model(2), related(100, 90, 3), MatchSettings()
+    fast = replayed(model, recorder)
+    assert same(match(fast, pair, settings), match(model, pair, settings))
+    before = recorder.recorded
+    for either in (fast, model):
+        either.load_state_dict(make_model(5).state_dict(), assign=True)
+    assert same(match(fast, pair, settings), match(model, pair, settings))
+    assert recorder.recorded > before
+
+
+def test_a_model_with_graphs_travels_without_them() -> None:
+    fast = replayed(make_model(2), Recorder())
+    other = pickle.loads(pickle.dumps(fast))
+    assert other.replayed is None
+    pair = related(60, 50, 1)
+    assert same(match(other, pair, MatchSettings()), match(fast, pair, MatchSettings()))

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from conftest import draw_photo
 from lumiglue import Features, ImageError, InputError, MatchResult, MatchSettings, Pipeline, Sift, many
 from lumiglue.export.files import MatchesFile, save_result
 from lumiglue.geometry import transform
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
 from lumiglue.visualization import draw_adaptivity, draw_matches, save_figure
 
@@ -261,3 +264,71 @@ def test_a_long_title_stays_in_the_picture(result: MatchResult, views: tuple, st
     box, page = drawn.get_window_extent(), figure.bbox
     assert page.x0 <= box.x0 < box.x1 <= page.x1
     assert page.y0 <= box.y0 < box.y1 <= page.y1
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_callers_autocast_changes_nothing(pipeline: Pipeline, result: MatchResult, dtype: torch.dtype) -> None:
+    with torch.autocast("cpu", dtype):
+        (found,) = pipeline.match_features([(result.features0, result.features1)])
+        layers = pipeline.match_by_layer(result.features0, result.features1)
+    assert torch.equal(found.pairs, result.matches.pairs)
+    assert torch.equal(layers[-1].pairs, result.matches.pairs)
+
+
+def test_positions_and_states_stay_float32_in_training(result: MatchResult) -> None:
+    model = Pipeline.pretrained("sift", precision="fp32").matcher
+    assert isinstance(model, LightGlue)
+    packed = pack([(result.features0, result.features1)], model.config)
+    exact, (cosine, _) = model.begin(packed)
+    with torch.autocast("cpu", torch.bfloat16):
+        begun, (rounded, _) = model.begin(packed)
+        states = list(model.states(packed))
+    assert torch.equal(begun, exact)
+    assert torch.equal(rounded, cosine)
+    assert {state.dtype for state in states} == {torch.float32}
+
+
+def test_a_pair_that_cannot_be_matched_stops_no_batch(pipeline: Pipeline, result: MatchResult) -> None:
+    """As on a GPU, where pairs are matched in batches."""
+    good = (result.features0, result.features1)
+    bare = replace(result.features0, scales=None, orientations=None)
+    failed: list[tuple[int, str]] = []
+    with many.pool(2, one_thread_each=False) as threads:
+        cache: many.FeatureCache[Features] = many.FeatureCache(lambda features: features, threads, 8, lambda _: None)
+        pairs = [good, (bare, result.features1), good]
+        found = list(
+            many.match_in_batches(
+                pairs, cache, pipeline.match_features, lambda number, error: failed.append((number, str(error))), 10**6
+            )
+        )
+    assert [number for number, _ in failed] == [1]
+    assert found[1] is None
+    for pair in (found[0], found[2]):
+        assert pair is not None
+        assert torch.equal(pair.matches.pairs, result.matches.pairs)
+
+
+def test_pools_side_by_side_give_the_threads_back() -> None:
+    before = torch.get_num_threads()
+    with ThreadPoolExecutor(2) as outer:
+
+        def run() -> None:
+            with many.pool(2, one_thread_each=True) as threads:
+                list(threads.map(lambda _: torch.get_num_threads(), range(4)))
+
+        list(outer.map(lambda _: run(), range(6)))
+    with ThreadPoolExecutor(1) as fresh:
+        assert fresh.submit(torch.get_num_threads).result() == before
+    assert torch.get_num_threads() == before
+
+
+def test_a_dollar_in_a_name_is_no_formula(result: MatchResult, views: tuple, tmp_path: Path) -> None:
+    figure = draw_matches(views[0], views[1], result.features0, result.features1, result.matches, title="cost$^$ 照片.jpg")
+    save_figure(figure, tmp_path / "m.png")
+    assert (tmp_path / "m.png").stat().st_size > 1000
+
+
+def test_results_in_half_precision_are_written(result: MatchResult, tmp_path: Path) -> None:
+    half = replace(result, features0=replace(result.features0, keypoints=result.features0.keypoints.bfloat16()))
+    save_result(tmp_path / "m.NPZ", half)
+    assert np.load(tmp_path / "m.NPZ")["keypoints0"].dtype == np.float32

@@ -5,6 +5,7 @@ batches of about so many keypoints, whatever the number of pairs.
 """
 
 import contextlib
+import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -14,10 +15,12 @@ from typing import Generic, TypeVar
 
 import torch
 
-from lumiglue.errors import LumiglueError
+from lumiglue.errors import InputError, LumiglueError
 from lumiglue.types import Features, Matches
 
 Image = TypeVar("Image")
+_lock = threading.Lock()
+_threads_before: list[int] = []  # PyTorch's threads before the first of the pools that are open, for each of them
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,7 +107,7 @@ def match_in_batches(
 ) -> Iterator[Matched | None]:
     """Matches pairs in order, in batches of about `tokens` keypoints; the images of the next are described meanwhile."""
     waiting: deque[tuple[int, Future[Described], Future[Described]]] = deque()
-    ready: list[tuple[Described, Described] | None] = []
+    ready: list[tuple[int, tuple[Described, Described] | None]] = []
     held = 0
     numbered = enumerate(pairs)
     ahead = max(1, cache.size // 2)
@@ -115,22 +118,47 @@ def match_in_batches(
         if waiting:
             number, *futures = waiting.popleft()
             images = _described(number, futures, on_error)
-            ready.append(images)
+            ready.append((number, images))
             held += 0 if images is None else sum(len(image.features) for image in images)
         if ready and (held >= tokens or not waiting):
-            yield from _match_ready(ready, match)
+            yield from _match_ready(ready, match, on_error)
             ready, held = [], 0
         elif not waiting and not ready:
             return
 
 
-def _match_ready(ready: Sequence[tuple[Described, Described] | None], match: Match) -> Iterator[Matched | None]:
-    usable = [images for images in ready if images is not None]
+def _match_ready(
+    ready: Sequence[tuple[int, tuple[Described, Described] | None]], match: Match, on_error: OnError | None
+) -> Iterator[Matched | None]:
+    """All pairs at once; where one of them cannot be matched, one by one."""
+    usable = [images for _, images in ready if images is not None]
     start = time.perf_counter()
-    found = iter(match([(a.features, b.features) for a, b in usable]) if usable else [])
+    try:
+        found: Iterator[Matches] | None = iter(match([(a.features, b.features) for a, b in usable]) if usable else [])
+    except LumiglueError:
+        if on_error is None:
+            raise
+        found = None
     share = (time.perf_counter() - start) / max(1, len(usable))
-    for images in ready:
-        yield None if images is None else _matched(images, next(found), share)
+    for number, images in ready:
+        if images is None:
+            yield None
+        elif found is not None:
+            yield _matched(images, next(found), share)
+        else:
+            yield _match_alone(number, images, match, on_error)
+
+
+def _match_alone(number: int, images: tuple[Described, Described], match: Match, on_error: OnError | None) -> Matched | None:
+    start = time.perf_counter()
+    try:
+        (matches,) = match([(images[0].features, images[1].features)])
+    except LumiglueError as error:
+        if on_error is None:
+            raise
+        on_error(number, error)
+        return None
+    return _matched(images, matches, time.perf_counter() - start)
 
 
 def _described(
@@ -163,13 +191,25 @@ def _matched(images: tuple[Described, Described], matches: Matches, seconds: flo
 
 @contextlib.contextmanager
 def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
-    """Threads that compute, if so wished, each on one core; PyTorch has its threads back afterwards."""
-    before = torch.get_num_threads()
-    start = (lambda: torch.set_num_threads(1)) if one_thread_each else (lambda: None)
-    threads = ThreadPoolExecutor(workers, initializer=start)
+    """Threads that compute, if so wished, each on one core; PyTorch has its threads back afterwards. Raises InputError for
+    fewer than one."""
+    if workers < 1:
+        raise InputError(f"workers is {workers}; give at least 1")
+    if not one_thread_each:
+        with ThreadPoolExecutor(workers) as threads:
+            try:
+                yield threads
+            finally:
+                threads.shutdown(cancel_futures=True)
+        return
+    with _lock:  # what a thread sets is also what new threads begin with: a pool beside another would take its 1 for all
+        before = _threads_before[0] if _threads_before else torch.get_num_threads()
+        _threads_before.append(before)
+    threads = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
     try:
         yield threads
     finally:
         threads.shutdown(cancel_futures=True)
-        if torch.get_num_threads() != before or one_thread_each:
+        with _lock:
+            _threads_before.pop()
             torch.set_num_threads(before)

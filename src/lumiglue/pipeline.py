@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from lumiglue.backends import fastest_backend, onnx_matcher
 from lumiglue.device import usable_device
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.extractors import EXTRACTORS, Extractor, Tiled, create_extractor
+from lumiglue.extractors import EXTRACTORS, Extractor, create_extractor, tiled_extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.extras import require
 from lumiglue.fastest import usual_precision
@@ -93,12 +93,13 @@ class Pipeline:
         matcher: "MatcherModel | OnnxMatcher",
         settings: MatchSettings | None = None,
         *,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         precision: Precision = "fp32",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """device, precision: of a PyTorch matcher. metadata: its training record, as JSON values. Raises InputError where
-        the matcher was made for other features."""
+        """device, precision: of a PyTorch matcher, which is brought there in place: give each pipeline its own. device: None
+        is where the matcher lies. metadata: its training record, as JSON values. Raises InputError where the matcher was
+        made for other features."""
         config = matcher.config
         if config.extractor and config.extractor != extractor.name:
             raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
@@ -109,10 +110,12 @@ class Pipeline:
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")
-        device = usable_device(device)
+        if device is None and isinstance(matcher, nn.Module):
+            device = next(matcher.parameters()).device
+        device = usable_device(device or "cpu")
         _compute_on_one_thread_in_forks()
         self.extractor = extractor
-        self.metadata = dict(metadata or {})
+        self.metadata, self.precision = dict(metadata or {}), precision
         if isinstance(matcher, nn.Module):
             set_precision(matcher, precision)
             self.matcher = matcher.eval().to(device)
@@ -150,10 +153,9 @@ class Pipeline:
         started at once (`matcher.graphs`). Raises InputError, WeightsError.
         """
         chosen = usable_device(device)
-        shown = resize if tile is None else None
-        extractor = create_extractor(features, max_keypoints=max_keypoints, resize=shown, device=str(chosen))
-        if tile is not None:
-            extractor = Tiled(extractor=extractor, tile=tile, max_keypoints=max_keypoints, resize=resize)
+        extractor = tiled_extractor(
+            features, max_keypoints=max_keypoints, resize=resize, tile=tile, device=str(chosen)
+        )  # fmt: skip
         file = pretrained_path(features) if weights is None else resolve(weights)
         if precision == "auto":
             of_torch = file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs", "auto")

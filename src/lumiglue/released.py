@@ -10,6 +10,7 @@ from torch import Tensor
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build_for
+from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.superglue import SuperGlueConfig
 from lumiglue.reading import reason
 from lumiglue.weights import read_tensors
@@ -132,7 +133,7 @@ def released_names(model: LightGlue) -> dict[str, Tensor]:
         found = config.ablation or f"encoding {config.encoding!r}"
         raise InputError(f"the released LightGlue has no {found}; only matchers without it have released names")
     half, released = config.d // config.heads // 2, {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in unrounded_state(model).items():
         tensor = _planes_together(tensor, config.heads, half) if ".qkv." in name else tensor
         released[_released_name(name)] = tensor
     return released

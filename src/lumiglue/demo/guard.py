@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Awaitable, Callable, MutableMapping
+from contextlib import suppress
 from typing import Any
 
 Message = MutableMapping[str, Any]
@@ -58,15 +59,16 @@ class Guard:
 
         async def noted(message: Message) -> None:
             nonlocal answered
+            if received > limit and not answered:  # what the app makes of the error: 413 comes instead
+                return
             answered = True
             await send(message)
 
-        try:
+        with suppress(_TooLargeError):
             await self.app(scope, counted, noted)
-        except _TooLargeError:
-            if not answered:
-                await _drain(receive, 4 * limit)
-                await _answer(send, 413, sentence)
+        if received > limit and not answered:
+            await _drain(receive, 4 * limit)
+            await _answer(send, 413, sentence)
 
 
 async def _drain(receive: Receive, most: int) -> None:

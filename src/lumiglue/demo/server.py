@@ -32,13 +32,11 @@ def serve(host: str, port: int, limits: Limits, ready: Callable[[str], None]) ->
 
         from lumiglue.demo.api import create_app
         from lumiglue.demo.guard import Guard
-        from lumiglue.demo.matching import available_models
         from lumiglue.demo.page import mount
 
-        models = available_models()
         service = Service(limits)
         stack.callback(service.close)
-        app = Guard(mount(create_app(service), service, models), limits.upload_bytes)  # pyright: ignore[reportArgumentType]
+        app = Guard(mount(create_app(service), service, service.models), limits.upload_bytes)  # pyright: ignore[reportArgumentType]
         # uvicorn stops in order, then raises the signal again: with this, the folder and the workers go too.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host

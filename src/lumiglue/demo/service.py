@@ -48,6 +48,7 @@ class Service:
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pool = self._new_pool()
+        self.models = matching.available_models()
         self.under_way = 0
         self.kept: OrderedDict[str, Kept] = OrderedDict()
 
@@ -60,6 +61,8 @@ class Service:
                     f"{name} has {len(photo) / 1e6:.1f} MB, above the limit of {limits.max_upload_mb:g} MB; "
                     "send a smaller file"
                 )
+        if request.weights not in self.models:  # others would have to be downloaded first
+            raise InputError(f"the weights {request.weights!r} are not on this machine; choose from {self.models}")
         if request.max_keypoints > limits.most_keypoints:
             raise InputError(f"max_keypoints is {request.max_keypoints}; give at most {limits.most_keypoints}")
         pickled = await self._run(matching.match, request, int(limits.max_megapixels * 1e6))

@@ -10,7 +10,7 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -26,6 +26,8 @@ Record = Callable[[Callable[[], Tensor]], Recorded]
 
 # Up to so many points images are filled up to a multiple of so many; beyond the last they are not.
 STEPS = ((512, 128), (2048, 256), (4096, 512))
+# PyTorch records one graph of a process at a time.
+_recording = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -47,23 +49,24 @@ def replay_layers(model: nn.Module) -> None:
     device = next(model.parameters()).device
     if device.type != "cuda":
         raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
-    model.replayed = ReplayedLayers(model, record_cuda_graph(device))
+    model.replayed = ReplayedLayers(model, record_cuda_graph(device), device)
 
 
 def record_cuda_graph(device: torch.device) -> Record:
     """Records on that GPU. All records of one recorder share their scratch memory, so they take turns."""
     pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()  # of this GPU: the one that PyTorch would take is the first GPU's that recorded
 
     def record(run: Callable[[], Tensor]) -> Recorded:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(device):
-            aside = torch.cuda.Stream()
+        with _recording, torch.cuda.device(device):
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
                 for _ in range(2):
                     run()
             torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
                 output = run()
 
         def replay() -> None:
@@ -97,15 +100,22 @@ class _Inputs:
 class ReplayedLayers:
     """Runs a model's layers, recording each the first time that a filled length occurs. Threads take turns."""
 
-    def __init__(self, model: LightGlue, record: Record) -> None:
-        self._model, self._record = model, record
+    def __init__(self, model: LightGlue, record: Record, device: torch.device | None = None) -> None:
+        """device: the only one that `record` records on."""
+        self._model, self._record, self._device = model, record, device
         self._inputs: dict[int, _Inputs] = {}
         self._recorded: dict[tuple[int, int], Recorded] = {}
+        self._weights: tuple[torch.device, torch.dtype, int] | None = None
+        self._done: torch.cuda.Event | None = None
         self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Nothing, in another process: the model runs its layers without graphs there."""
+        return _nothing, ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ReplayedLayers":
         """A copied model records layers of its own."""
-        return ReplayedLayers(copy.deepcopy(self._model, memo), self._record)
+        return ReplayedLayers(copy.deepcopy(self._model, memo), self._record, self._device)
 
     def __call__(self, layer: int, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor | None:
         """The states after that layer; None where the pair is to be computed without a graph."""
@@ -114,6 +124,14 @@ class ReplayedLayers:
             return None
         # Memory made in inference mode could not be filled outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
+            if (weights := _where(self._model)) != self._weights:  # moved or rounded: the graphs read where they lay
+                self._recorded.clear()
+                self._inputs.clear()
+                self._weights = weights
+            if self._device not in (None, x.device):
+                return None
+            if self._done is not None:  # another stream may still be reading what is filled next
+                torch.cuda.current_stream(x.device).wait_event(self._done)
             inputs = self._inputs.get(n) or self._inputs.setdefault(n, _inputs_like(x, rotation, n))
             inputs.fill(x, rotation, lengths)
             recorded = self._recorded.get((layer, n)) or self._recorded_anew(layer, inputs)
@@ -121,7 +139,11 @@ class ReplayedLayers:
                 return None
             replay, output = recorded
             replay()
-            return torch.cat([output[: lengths[0]], output[n : n + lengths[1]]])
+            states = torch.cat([output[: lengths[0]], output[n : n + lengths[1]]])
+            if x.is_cuda:
+                self._done = self._done or torch.cuda.Event()
+                self._done.record(torch.cuda.current_stream(x.device))
+            return states
 
     def _recorded_anew(self, layer: int, inputs: _Inputs) -> Recorded | None:
         module = self._model.layers[layer]
@@ -134,6 +156,16 @@ class ReplayedLayers:
             return None
         self._recorded[layer, inputs.pair.n] = recorded
         return recorded
+
+
+def _where(model: LightGlue) -> tuple[torch.device, torch.dtype, int]:
+    """Where the layers' weights lie, and in which precision."""
+    weights = next(cast(nn.ModuleList, model.layers).parameters())
+    return weights.device, weights.dtype, weights.data_ptr()
+
+
+def _nothing() -> None:
+    return None
 
 
 def _inputs_like(x: Tensor, rotation: tuple[Tensor, Tensor], n: int) -> _Inputs:

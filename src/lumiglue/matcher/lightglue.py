@@ -17,7 +17,7 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.adaptive import AdaptiveRun
 from lumiglue.matcher.kernel import norm_gelu_, rotated
 from lumiglue.matcher.packed import Lengths, PackedPairs, cross_attention, partner_attention, self_attention
-from lumiglue.matcher.precision import lowered
+from lumiglue.matcher.precision import lowered, own_precision
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.memory import keep_scratch_memory
 from lumiglue.types import Matches
@@ -272,11 +272,13 @@ class LightGlue(nn.Module):
             nn.init.zeros_(confidence.bias)
 
     def begin(self, pairs: PackedPairs) -> tuple[Float[Tensor, "t d"], tuple[Tensor, Tensor]]:
-        """The states before the first layer, and the rotations that every self-attention applies."""
-        x = self.input_projection(pairs.descriptors)
-        if isinstance(self.position_encoding, AbsoluteEncoding):
-            x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
-        return x, self.position_encoding(pairs.positions)
+        """The states before the first layer, and the rotations that every self-attention applies. In float32 under autocast
+        too: half precision would round positions to two pixels of a thousand, and all states to those of the first."""
+        with torch.autocast(pairs.positions.device.type, enabled=False):
+            x = self.input_projection(pairs.descriptors)
+            if isinstance(self.position_encoding, AbsoluteEncoding):
+                x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
+            return x, self.position_encoding(pairs.positions)
 
     def exit_threshold(self, layer: int) -> float:
         """lambda_l of Equation 11; layer counts from 0."""
@@ -303,7 +305,8 @@ class LightGlue(nn.Module):
         if not on_gpu:
             keep_scratch_memory()
         parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
-        return [matches for part in parts for matches in AdaptiveRun(self, part, settings or MatchSettings()).run()]
+        with own_precision(self):
+            return [matches for part in parts for matches in AdaptiveRun(self, part, settings or MatchSettings()).run()]
 
     @torch.no_grad()
     def match_by_layer(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[list[Matches]]:
@@ -313,7 +316,8 @@ class LightGlue(nn.Module):
         `layers0` and `layers1` are below its `stop_layer` exactly where a point had been pruned before. A pair without
         keypoints on a side has one entry, of no layer.
         """
-        run = AdaptiveRun(self, pairs, settings or MatchSettings(), by_layer=True)
-        return [
-            [*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)
-        ]
+        with own_precision(self):
+            run = AdaptiveRun(self, pairs, settings or MatchSettings(), by_layer=True)
+            return [
+                [*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)
+            ]

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
 
 MatcherModel = LightGlue | SuperGlue
@@ -76,9 +77,9 @@ def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherMode
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Of the names and values of a model's tensors, wherever and in whatever precision they lie."""
+    """Of the names and values of a model's tensors, wherever and in whatever precision they lie: before any rounding."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    for name, tensor in sorted(unrounded_state(model).items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

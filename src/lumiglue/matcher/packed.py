@@ -130,8 +130,9 @@ def partner_attention(
     if isinstance(lengths, FilledPair):
         return lengths.attend(q, k, v, partners=True)
     if n := _dense_length(lengths, q):
-        q, k, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (q, k, v))  # (P, 2, h, n, c)
-        return _attend(q, k.flip(1), v.flip(1)).transpose(2, 3).flatten(0, 2)
+        k, v = (x.unflatten(0, (-1, 2, n)).flip(1).flatten(0, 2) for x in (k, v))
+        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c), as fused kernels want it
+        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
     if _fills_up(lengths, q):
         return _attend_filled_up(q, k, v, lengths, partners=True)
     q_parts, k_parts, v_parts = (x.split(list(lengths)) for x in (q, k, v))
@@ -197,7 +198,7 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: b
     if partners:
         k, v, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
     some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
-    mask = (seen | ~some[:, None])[:, None, None].expand(-1, 1, q.shape[2], -1)
+    mask = (seen | ~some[:, None])[:, None, None]  # (2P, 1, 1, n), the same for all heads and queries
     message = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
     return message * some[:, None, None, None]
 

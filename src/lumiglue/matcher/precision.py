@@ -38,6 +38,16 @@ def unrounded_state(model: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def own_precision(model: nn.Module) -> torch.autocast:
+    """Inside, each part of the model computes in the precision it was put in, whatever autocast the caller is under."""
+    return torch.autocast(next(model.parameters()).device.type, enabled=False)
+
+
+def rounded(model: nn.Module) -> bool:
+    """Whether `set_precision` has rounded the layers."""
+    return _KEPT in model.__dict__
+
+
 def lowered(x: Tensor, weights: Tensor) -> Tensor:
     """x in the precision of the weights that it is multiplied by, where theirs is the lower one."""
     return x.to(weights.dtype) if weights.dtype.itemsize < x.dtype.itemsize else x

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
-from lumiglue.matcher.precision import lowered
+from lumiglue.matcher.precision import lowered, own_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.memory import keep_scratch_memory
 from lumiglue.types import Matches
@@ -153,8 +153,9 @@ class SuperGlue(nn.Module):
     def features(self, pairs: PackedPairs) -> Float[Tensor, "t d"]:
         """What the similarity S_ij = <f_i, f_j> is the inner product of: the last states, projected, over d^1/4."""
         positions = pairs.positions * pairs.positions.new_tensor([_POSITION_SCALE, _POSITION_SCALE, 1.0])
-        x = self.input_projection(pairs.descriptors)
-        x = x + self.keypoint_encoder(positions.to(x.dtype))
+        with torch.autocast(positions.device.type, enabled=False):  # as in LightGlue
+            x = self.input_projection(pairs.descriptors)
+            x = x + self.keypoint_encoder(positions.to(x.dtype))
         for layer in self.layers:
             x = layer(x, pairs.lengths)
         features = self.projection(x)
@@ -169,9 +170,10 @@ class SuperGlue(nn.Module):
         pairs = pairs.to(parameter.device, parameter.dtype)
         asked = settings.score_threshold if settings else None
         threshold = self.default_threshold if asked is None else asked
-        features, starts = self.features(pairs), offsets_of(pairs.lengths)
-        ends = zip(starts[0:-1:2], starts[1::2], starts[2::2], strict=True)
-        return [self._match_pair(features[a:b], features[b:c], threshold) for a, b, c in ends]
+        with own_precision(self):
+            features, starts = self.features(pairs), offsets_of(pairs.lengths)
+            ends = zip(starts[0:-1:2], starts[1::2], starts[2::2], strict=True)
+            return [self._match_pair(features[a:b], features[b:c], threshold) for a, b, c in ends]
 
     def _match_pair(self, features0: Tensor, features1: Tensor, threshold: float) -> Matches:
         m, n, depth = len(features0), len(features1), 2 * self.config.n_layers

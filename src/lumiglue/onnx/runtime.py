@@ -59,8 +59,16 @@ class OnnxMatcher:
                 self.config, self.fixed = config, MatchSettings(**said.get("match", {}))
             except (TypeError, ValueError) as error:
                 raise InputError(f"{source} says of itself what cannot be ({reason(error)}); export it again") from None
-        self._sessions: dict[MatchSettings, Session] = {}
+        self._sessions: dict[tuple[MatchSettings, int], Session] = {}
         self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy, or what arrives in another process, opens sessions of its own."""
+        return {name: value for name, value in vars(self).items() if name not in ("_sessions", "_lock")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._sessions, self._lock = {}, threading.Lock()
 
     def match_features(
         self, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings | None = None
@@ -79,12 +87,13 @@ class OnnxMatcher:
     def _session(self, settings: MatchSettings) -> Session:
         if self.fixed is not None and settings != self.fixed:
             raise InputError(f"{self.source} was exported with {self.fixed}; export it again to match with {settings}")
+        key = (settings, torch.get_num_threads())  # as many threads as whoever asks
         with self._lock:
-            if settings not in self._sessions:
-                self._sessions[settings] = self._open(settings)
-            return self._sessions[settings]
+            if key not in self._sessions:
+                self._sessions[key] = self._open(*key)
+            return self._sessions[key]
 
-    def _open(self, settings: MatchSettings) -> Session:
+    def _open(self, settings: MatchSettings, threads: int) -> Session:
         if isinstance(self.source, LightGlue):
             exported = OnnxSettings(match=settings, precision="int8" if self.quantized else "fp32")
             model = ir.to_proto(build(self.source, exported)).SerializeToString()
@@ -92,11 +101,14 @@ class OnnxMatcher:
             model = Path(self.source).read_bytes()
         open_session = _onnxruntime if self.runtime == "onnxruntime" else _openvino
         try:
-            return open_session(model, torch.get_num_threads(), self.precision)
+            session = open_session(model, threads, self.precision)
         except InputError:
             raise
         except Exception as error:  # each runtime raises its own
             raise self._unusable(error) from None
+        # Where the first pair of all has one keypoint in an image, OpenVINO 2026.4 computes every later pair wrongly.
+        self._match(session, *[_two_points(self.config)] * 2)
+        return session
 
     def _unusable(self, error: Exception) -> InputError:
         source = "the exported matcher" if isinstance(self.source, LightGlue) else self.source
@@ -122,6 +134,14 @@ class OnnxMatcher:
         except Exception as error:  # each runtime raises its own
             raise self._unusable(error) from None
         return Matches(pairs, scores.clamp(max=1), stop_layer, layers0, layers1)  # rounding may lift a score above 1
+
+
+def _two_points(config: LightGlueConfig) -> Features:
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0]])
+    descriptors = torch.nn.functional.normalize(torch.ones(2, config.descriptor_dim), dim=1)
+    return Features(
+        keypoints=points, descriptors=descriptors, image_size=(2, 2), scales=torch.ones(2), orientations=torch.zeros(2)
+    )
 
 
 def _onnxruntime(model: bytes, threads: int, precision: Precision) -> Session:
