@@ -114,7 +114,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, good], "3 inputs were given"),
         (["match", "pairs.txt"], "give --out matches.h5"),
         (["match", "lost.txt", "--out", "m.h5"], "lost.txt does not exist"),
-        (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 holds one path"),
+        (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 holds 1 path; give two"),
         (["match", "none.txt", "--out", "m.h5"], "holds no pairs"),
         (["match", good, good, "--out", "m.xyz"], "no known suffix"),
         (["match", good, good, "-o", "nothing"], "no known suffix"),

@@ -177,7 +177,7 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
             continue
         if len(words) != 2:
             remedy = "give two, with a tab between them where one holds a space"
-            raise InputError(f"{path} line {number} holds {len(words)} paths; {remedy}")
+            raise InputError(f"{path} line {number} holds {len(words)} path{'s' * (len(words) > 1)}; {remedy}")
         names.append((words[0], words[1]))
     if not names:
         raise InputError(f"{path} holds no pairs; give two image paths on each line")
