@@ -22,6 +22,7 @@ from lumiglue.evaluation.metrics import (
 from lumiglue.evaluation.pairs import evaluate, read_pairs, summarise
 from lumiglue.evaluation.synthetic import shrunk, turned
 from lumiglue.geometry import transform
+from lumiglue.robust import relative_pose
 
 
 def test_auc_of_known_errors() -> None:
@@ -199,3 +200,30 @@ def test_the_default_beats_the_baselines_on_real_planes(shared: Path) -> None:
     scores = list(evaluate(shared / "eval", pairs, pipeline.extractor, methods))
     f1 = {summary.method: summary.f1 for summary in summarise(scores)}
     assert f1["ours"] > max(f1[name] for name in others) + 2
+
+
+def test_homographies_of_either_sign_are_one(tmp_path: Path) -> None:
+    """A file may have a homography with any factor; as -H all points would lie behind the camera."""
+    matrix = np.array([[0.9, -0.2, 50], [0.2, 0.9, -20], [1e-4, 0, 1]])
+    for factor in (1, -1, -3):
+        pair = {"type": "homography", "group": "g", "a": "a.png", "b": "b.png", "H": (factor * matrix).tolist()}
+        (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
+        read = np.array(read_pairs(tmp_path)[0]["H"])
+        assert np.allclose(read / read[2, 2], matrix)
+        assert read[2, 2] > 0
+    mirror = np.diag([-1.0, 1, 1]) + np.array([[0, 0, 99], [0, 0, 0], [0, 0, 0]])
+    pair = {"type": "homography", "group": "g", "a": "a.png", "b": "b.png", "H": mirror.tolist()}
+    (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
+    assert read_pairs(tmp_path)[0]["H"] == mirror.tolist()
+
+
+def test_a_pose_that_was_not_found_is_none() -> None:
+    """PoseLib answers with no turn and no step; read as a pose, only the true turn would count as its error."""
+    rng = np.random.default_rng(0)
+    intrinsics = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
+    points = rng.uniform(0, 480, (40, 2, 5, 2))
+    found = [relative_pose(a, b, intrinsics, intrinsics) for a, b in points]
+    assert any(pose is None for pose in found)
+    for pose in found:
+        assert pose is None or (pose[2].sum() >= 5 and np.linalg.norm(pose[1]) > 0.5)
+    assert pose_error(torch.eye(3), torch.zeros(3), torch.eye(3), torch.tensor([1.0, 0, 0])) == float("inf")

@@ -40,7 +40,7 @@ def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
             if "1" not in images or target not in images:
                 raise InputError(f"{sequence} has {file.name} but no image {target if '1' in images else 1}")
             matrix = _numbers(read_text(file, "copy it again"), 9, file).reshape(3, 3)
-            check_homography(matrix, file)
+            matrix = check_homography(matrix, file)
             a, b = (images[name].relative_to(folder).as_posix() for name in ("1", target))
             pairs.append({"type": "homography", "group": sequence.name, "a": a, "b": b, "H": matrix.tolist()})
     if not pairs:
@@ -128,12 +128,15 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
     return pairs
 
 
-def check_homography(matrix: np.ndarray, source: object) -> None:
-    """Raises InputError unless this is a 3 x 3 matrix of finite numbers that has an inverse."""
+def check_homography(matrix: np.ndarray, source: object) -> np.ndarray:
+    """The homography with the sign by which depths in front are positive; files may have it with any factor. Raises
+    InputError unless this is a 3 x 3 matrix of finite numbers that has an inverse."""
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > _LARGEST:
         raise InputError(f"{source}: the homography is {matrix.tolist()}; give 3 x 3 finite numbers")
     if np.linalg.matrix_rank(matrix) < 3:
         raise InputError(f"{source}: the homography {matrix.tolist()} has no inverse; give one that has")
+    # The other sign puts the first corner behind the camera and mirrors what it sees; neither alone would tell.
+    return -matrix if matrix[2, 2] < 0 and np.linalg.det(matrix) < 0 else matrix
 
 
 def check_camera(matrix: np.ndarray, source: object) -> None:

@@ -130,7 +130,7 @@ def _check_pair(pair: Any, where: str) -> None:
             raise InputError(f"{where} has no numbers {key!r}; see evaluation/pairs.py") from None
     match pair["type"]:
         case "homography":
-            check_homography(arrays["H"], where)
+            pair["H"] = check_homography(arrays["H"], where).tolist()
         case "pose":
             check_camera(arrays["K_a"], f"{where}, K_a")
             check_camera(arrays["K_b"], f"{where}, K_b")
