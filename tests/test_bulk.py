@@ -463,7 +463,9 @@ def test_photos_of_different_places_are_refused(photos: Path, tmp_path: Path, ca
     for number in range(3):
         write(apart / f"{number}.png", draw_photo(50 + number, 200, 150))
     assert main(["sfm", str(apart), "-o", str(tmp_path / "m"), "--max-keypoints", "150"]) == 2
-    assert "are these photos of one place?" in capsys.readouterr().err.replace("\n", " ")
+    said = capsys.readouterr().err.replace("\n", " ")  # a pair of drawn shapes may agree by chance, three do not
+    assert "are these photos of one place?" in said or "nothing could be reconstructed" in said
+    assert not (tmp_path / "m" / "0").exists()
     (tmp_path / "two").mkdir()
     write(tmp_path / "two" / "a.png", draw_photo(1))
     assert main(["sfm", str(tmp_path / "two"), "-o", str(tmp_path / "m2")]) == 2

@@ -243,7 +243,7 @@ def test_the_command_line_exports_and_matches(tmp_path: Path, capsys: pytest.Cap
         "openvino": ["--backend", "openvino", "--exit-ratio", "0.9"],
     }.items():
         out = tmp_path / f"{name}.npz"
-        assert main(["match", *photos, "--max-keypoints", "300", "--out", str(out), *more]) == 0
+        assert main(["match", *photos, "--precision", "fp32", "--max-keypoints", "300", "--out", str(out), *more]) == 0
         results[name] = np.load(out)["matches"]
     assert len(results["torch"]) > 80
     np.testing.assert_array_equal(results["file"], results["torch"])
