@@ -503,6 +503,12 @@ def test_a_reconstruction_removes_nothing_that_it_did_not_write(
     assert main(command) == 2
     assert "is not of an earlier run" in capsys.readouterr().err
     (project / "database.db").unlink()
+    (project / "0").mkdir()
+    (project / "0" / "cameras.txt").write_text("of another program")
+    assert main(command) == 2
+    assert (project / "0" / "cameras.txt").read_text() == "of another program"
+    (project / "0" / "cameras.txt").unlink()
+    (project / "0").rmdir()
     for _ in range(2):  # the second run replaces the first one's model
         assert main(command) == 0
         assert sorted(path.name for path in (project / "0").iterdir())[0] == "cameras.bin"

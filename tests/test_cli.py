@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import h5py
 import numpy as np
 import pytest
@@ -262,3 +263,21 @@ def test_threads_wait_politely_unless_told_otherwise(asked: dict[str, str], spin
         [sys.executable, "-c", _WAITS], env={**kept, **asked}, capture_output=True, text=True, check=True, timeout=120
     )
     assert run.stdout.split()[-1] == spins
+
+
+def test_nothing_that_was_given_is_overwritten(
+    tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, seed in (("a.png", 1), ("b.png", 2)):
+        assert cv2.imwrite(name, draw_photo(seed))
+    before = Path("a.png").read_bytes()
+    for arguments, message in (
+        (["match", "a.png", "b.png", "-o", "a.png"], "a.png is one of the photos"),
+        (["match", "a.png", "b.png", "-o", "x.png", "--adaptivity", "x.png"], "both name x.png"),
+        (["eval", "report"], "no file of scores was given"),
+        (["bench", "--sizes", "64", "--rounds", "0"], "at least 1"),
+    ):
+        assert main(arguments) == 2, arguments
+        assert message in capsys.readouterr().err.replace("\n", " ")
+    assert Path("a.png").read_bytes() == before

@@ -40,9 +40,8 @@ class Reader:
         with _readable(self.path, self.written_by):
             self._file = h5py.File(self.path, "r")
             self.record = str(self._file.attrs.get("record", ""))
-            self.made = str(
-                self._file.attrs.get("made", "")
-            )  # a file that is made again has another, one that grows does not
+            # Of one that is made again it is another, of one that grows the same.
+            self.made = str(self._file.attrs.get("made", ""))
 
     def __enter__(self: "AnyReader") -> "AnyReader":
         return self

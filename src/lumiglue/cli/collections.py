@@ -161,10 +161,9 @@ def sfm(
     check_camera_model(camera_model)
     if out.resolve() == photos.resolve():
         raise InputError(f"{out} is the folder of the photos; give another folder to write, such as {out / 'sfm'}")
-    earlier_models(out)
-    for file in ("database.db", "pairs.txt"):
-        if (out / file).exists() and not (out / "features.h5").exists():
-            raise InputError(f"{out / file} is not of an earlier run, and would be replaced; choose another folder")
+    for file in (*earlier_models(out), out / "database.db", out / "pairs.txt"):
+        if file.exists() and not (out / "features.h5").exists():
+            raise InputError(f"{file} is not of an earlier run, and would be replaced; choose another folder")
     names = list_images(photos)
     if photos.resolve() in out.resolve().parents:
         names = [name for name in names if out.resolve() not in (photos / name).resolve().parents]

@@ -197,7 +197,7 @@ def _print_summary(summary: str, result: "MatchResult", files: list[Path], *, ma
     say(summary)
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
     if not len(result.features0) or not len(result.features1):
-        reason = "its mask leaves none" if masked else "blank, or under 8 pixels"
+        reason = "its mask leaves none, it is blank, or under 8 pixels" if masked else "blank, or under 8 pixels"
         err.print(f"note: an image has no keypoints ({reason}), so there is nothing to match")
     for file in files:
         say(f"saved {file}")
