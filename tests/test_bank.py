@@ -208,7 +208,7 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
     assert not (tmp_path / "bank.h5").exists()
     with pytest.raises(BankError, match="unfinished"):
         Bank(tmp_path / "bank.h5")
-    with pytest.raises(BankError, match="other photos or settings"):
+    with pytest.raises(BankError, match=r"unfinished build of other photos or settings \(settings.seed 0, now 1\)"):
         finish(build(photos, tmp_path / "bank.h5", seed=1))
     progress = finish(build(photos, tmp_path / "bank.h5"))
     assert progress[0].items_done == 2
@@ -220,6 +220,27 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
     finish(build(photos, tmp_path / "whole.h5"))
     for one, two in zip(contents(tmp_path / "bank.h5"), contents(tmp_path / "whole.h5"), strict=True):
         assert np.array_equal(one, two, equal_nan=True)
+
+
+@pytest.mark.parametrize("kind", [PhotoViews, Worlds])
+def test_a_folder_whose_photos_have_the_same_names_is_another(kind: Any, tmp_path: Path) -> None:
+    plans = []
+    for folder, side in (("one", 120), ("two", 140), ("one again", 120)):
+        (tmp_path / folder).mkdir()
+        for number in range(2):
+            cv2.imwrite(str(tmp_path / folder / f"{number}.png"), np.full((side, side, 3), 40 * number, np.uint8))
+        plans.append(kind.of_folder(tmp_path / folder).plan())
+    assert plans[0] != plans[1]
+    assert plans[0] == plans[2]
+
+
+def test_a_photo_whose_name_is_not_text_is_left_out(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 2)
+    odd = os.fsdecode(b"\xff.png")
+    (photos / "set0/0.png").rename(photos / "set0" / odd)
+    progress = finish(build(photos, tmp_path / "bank.h5"))
+    assert progress[-1].skipped == ("set0/\\udcff.png",)
+    assert len(Bank(tmp_path / "bank.h5").scenes) == 1
 
 
 def test_two_processes_do_not_build_one_bank(tmp_path: Path) -> None:
@@ -406,6 +427,16 @@ def test_validation_holds_out_whole_scenes_where_there_are_many(tmp_path: Path, 
     splits = [PairSampler([few], SIFT, split=s, seed=0, negatives=0).pairs[0] for s in ("training", "validation")]
     assert len(splits[1]) == 1
     assert not {tuple(pair) for pair in splits[0].tolist()} & {tuple(pair) for pair in splits[1].tolist()}
+
+
+def test_a_scene_without_keypoints_is_not_the_one_that_is_held_out(tmp_path: Path) -> None:
+    photos = photo_folder(tmp_path / "photos", 20)
+    for number, photo in enumerate(sorted(photos.rglob("*.png"))):
+        if number % 2:  # half of them are blank
+            cv2.imwrite(str(photo), np.full((240, 320, 3), 90, np.uint8))
+    finish(build(photos, tmp_path / "bank.h5"))
+    held_out = PairSampler([Bank(tmp_path / "bank.h5")], SIFT, split="validation", seed=0, negatives=0)
+    assert held_out.batch(0, 4, 24).pairs.n_pairs == 4
 
 
 def test_a_bank_held_in_memory_gives_the_same(bank: Path) -> None:

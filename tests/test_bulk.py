@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import cv2
 import h5py
@@ -26,6 +27,7 @@ from lumiglue.bulk.pairs import by_position, exhaustive, read_pairs, read_positi
 from lumiglue.bulk.parts import GrowingFile
 from lumiglue.cli import main
 from lumiglue.images import read_image
+from lumiglue.reading import differences
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
 from lumiglue.training.worlds import Camera as WorldCamera
 from lumiglue.training.worlds import WorldSettings, build_world, render
@@ -108,6 +110,25 @@ def test_parts_are_whole_or_not_there(tmp_path: Path) -> None:
     assert not path.with_name("x.h5.parts").exists()
     with pytest.raises(InputError, match=r"x\.h5 was made with other settings"):
         GrowingFile(path, "another")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 2, "b": {"c": [1, 2]}}, "a 1, now 2"),
+        ({"a": 1}, {"a": 1, "b": True}, "b none, now true"),
+        ({"b": {"c": 1, "d": "x"}}, {"b": {"c": 3, "d": "y"}}, 'b.c 1, now 3; b.d "x", now "y"'),
+        ({"banks": [{"seed": 1}, {"seed": 2}]}, {"banks": [{"seed": 1}, {"seed": 3}]}, "banks 2.seed 2, now 3"),
+        ({"items": list("abcdef")}, {"items": list("abcde")}, "items 6 of them, now 5 of them"),
+        ({"items": list("abcdef")}, {"items": list("abcdeg")}, "items 6 of them, now others"),
+        ('{"in": "{\\"text\\": 1}"}', '{"in": "{\\"text\\": 2}"}', "in.text 1, now 2"),
+        (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2), "a 1, now 2; b 1, now 2; c 1, now 2; and 2 more"),
+        ("one", "two", ""),
+        ({"a": 1}, {"a": 1}, ""),
+    ],
+)
+def test_records_say_what_they_do_not_agree_in(before: Any, now: Any, told: str) -> None:
+    assert differences(before, now) == told
 
 
 def test_a_file_belongs_to_one_process_and_one_record(tmp_path: Path) -> None:

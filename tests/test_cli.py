@@ -77,6 +77,9 @@ def test_a_list_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
         assert (file["0.jpg/0.jpg/matches0"][:] >= 0).sum() > 50  # pyright: ignore
         assert len(file["black.png/2.jpg/matches0"]) == 0  # pyright: ignore
     (folder / "pairs.txt").write_text("0.jpg 0.jpg\n0.jpg none.jpg\n")
+    assert run("match", "pairs.txt", "--root", "photos", "--out", "m.hdf5") == 2
+    assert (folder / "m.hdf5").exists()
+    capsys.readouterr()
     assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5") == 2
     captured = capsys.readouterr()
     assert "1 of 2 pairs were left out; the first: photos/none.jpg does not exist" in captured.err

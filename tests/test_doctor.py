@@ -242,6 +242,13 @@ def test_completion_knows_the_flags_that_help_lists(capsys: pytest.CaptureFixtur
         } - {f for f in ours if f.startswith("--no-")}, name
 
 
+def test_completion_offers_all_values_of_a_flag() -> None:
+    offered = flags_of(COMMANDS["match"])
+    assert offered["--precision"] == ("bf16", "fp32", "auto")
+    assert {"torch", "openvino", "auto"} <= set(offered["--backend"])
+    assert offered["--max-keypoints"] == ()
+
+
 def test_the_scripts_are_whole() -> None:
     for shell in get_args(inspect.signature(script).parameters["shell"].annotation):
         text = script(COMMANDS, shell)

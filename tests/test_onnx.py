@@ -1,6 +1,7 @@
 """The exported graph against the matcher itself: the same matches, stop layers and pruning, whatever runs it."""
 
 import copy
+import json
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -181,11 +182,13 @@ def test_positions_are_normalised_as_in_the_matcher() -> None:
     assert (scores[0] - scores[1]).abs().max() > 0.01
 
 
-def test_the_file_says_what_it_is(tmp_path: Path) -> None:
+def test_the_file_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, file = make_model(), tmp_path / "folder" / "m.onnx"
     settings = MatchSettings(score_threshold=0.3, exit_ratio=0.9, prune_below=None)
     export_onnx(model, file, OnnxSettings(match=settings))
     said = read_onnx_metadata(file)
+    assert main(["weights", "show", str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == said
     assert said["config"]["n_layers"] == 5
     assert MatchSettings(**said["match"]) == settings
     assert "top-left pixel at (0, 0)" in said["pixels"]

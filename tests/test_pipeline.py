@@ -14,7 +14,7 @@ import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from conftest import draw_photo
+from conftest import draw_photo, make_features
 from lumiglue import Features, ImageError, InputError, MatchResult, MatchSettings, Pipeline, Sift, many
 from lumiglue.export.files import MatchesFile, save_result
 from lumiglue.geometry import transform
@@ -190,6 +190,10 @@ def test_settings_that_make_no_sense_are_refused(pipeline: Pipeline) -> None:
         pipeline.match(3, 4)  # pyright: ignore[reportArgumentType]
     with pytest.raises(InputError, match="no pairs"):
         pipeline.match_features([])
+    features = make_features(3, 0)
+    for wrong, said in (([features, features], "pair 0 is Features"), ([(features,)], r"pair 0 is \(Features\)")):
+        with pytest.raises(InputError, match=f"{said}; give a list of pairs"):
+            pipeline.match_features(wrong)  # pyright: ignore[reportArgumentType]
 
 
 def test_files_hold_what_was_found(result: MatchResult, tmp_path: Path) -> None:

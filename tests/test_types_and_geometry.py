@@ -8,7 +8,7 @@ import torch
 from torch.testing import assert_close
 
 from conftest import make_features
-from lumiglue import Features, InputError, Matches
+from lumiglue import Features, Geometry, InputError, Matches, MatchResult
 from lumiglue.geometry import (
     direction_angle,
     epipolar_error,
@@ -36,6 +36,17 @@ def test_features_say_what_is_wrong() -> None:
         values = {"keypoints": good.keypoints, "descriptors": good.descriptors, "image_size": good.image_size, **change}
         with pytest.raises(InputError, match=message):
             Features(**values)
+
+
+def test_what_is_printed_fits_on_a_line() -> None:
+    features = make_features(300, 0)
+    matches = Matches(torch.tensor([[0, 1]]), torch.tensor([0.5]), 4)
+    result = MatchResult(features, features[:2], matches)
+    assert repr(features) == "Features(300 keypoints, unknown, image 640 x 480)"
+    assert repr(matches) == "Matches(1, stop_layer=4)"
+    assert repr(result).startswith("MatchResult(Matches(1, stop_layer=4), Features(300 keypoints")
+    assert repr(Geometry("homography", torch.eye(3), torch.tensor([True, False]))) == "Geometry(homography, 1 inliers of 2)"
+    assert repr(Geometry("fundamental", None, torch.zeros(0))) == "Geometry(fundamental, not found)"
 
 
 def test_features_are_picked_by_rows() -> None:

@@ -74,6 +74,9 @@ class MatchResult:
     def __len__(self) -> int:
         return len(self.matches)
 
+    def __repr__(self) -> str:
+        return f"MatchResult({self.matches!r}, {self.features0!r}, {self.features1!r})"
+
     def geometry(self, kind: GeometryKind = "fundamental", *, threshold: float | None = None) -> Geometry:
         """A homography or fundamental matrix that fits the matches, and which of them fit it; see `robust.estimate`."""
         return estimate(kind, self.points0, self.points1, threshold=threshold)

@@ -68,6 +68,10 @@ class Features:
     def __len__(self) -> int:
         return self.keypoints.shape[0]
 
+    def __repr__(self) -> str:
+        width, height = self.image_size
+        return f"Features({len(self)} keypoints, {self.extractor or 'unknown'}, image {width} x {height})"
+
     def __getitem__(self, rows: Int[Tensor, " m"] | slice) -> "Features":
         """The features at `rows`, in that order."""
         picked = {name: value[rows] for name, value in self._rows() if value is not None}
@@ -111,6 +115,9 @@ class Matches:
     def __len__(self) -> int:
         return self.pairs.shape[0]
 
+    def __repr__(self) -> str:
+        return f"Matches({len(self)}, stop_layer={self.stop_layer})"
+
     def matches0(self, n: int) -> Int[Tensor, " n"]:
         """For each of the n points of A, its row in B, or -1: the form that hloc and COLMAP tools store."""
         partner = torch.full((n,), -1, dtype=torch.int64)
@@ -135,3 +142,7 @@ class Geometry:
     kind: GeometryKind
     matrix: Float[Tensor, "3 3"] | None
     inliers: Tensor
+
+    def __repr__(self) -> str:
+        found = "not found" if self.matrix is None else f"{int(self.inliers.sum())} inliers of {len(self.inliers)}"
+        return f"Geometry({self.kind}, {found})"

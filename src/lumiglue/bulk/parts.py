@@ -17,7 +17,7 @@ import h5py
 from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
-from lumiglue.reading import HDF5_ERRORS, read_text, reason
+from lumiglue.reading import HDF5_ERRORS, differences, read_text, reason
 from lumiglue.writing import disk_is_full, has_room
 
 NAMES = "names"
@@ -79,7 +79,10 @@ class GrowingFile:
 
     def _agree(self, where: Path, record: str | None) -> None:
         if record is not None and record != self.record:
-            raise InputError(f"{where} was made with other settings; delete it to begin again, or choose another name")
+            raise InputError(
+                f"{where} was made with other settings{_other(record, self.record)}; delete it to begin again, or choose "
+                "another name"
+            )
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the names that are neither in the file nor in a part."""
@@ -184,6 +187,12 @@ class GrowingFile:
         with suppress(OSError):  # another process has just begun
             self.folder.rmdir()
         self._lock.release()
+
+
+def _other(before: str, now: str) -> str:
+    """Which settings, in brackets, where both records can be read."""
+    told = differences(before, now)
+    return f" ({told})" if told else ""
 
 
 def _record_of(path: Path) -> str:

@@ -34,11 +34,20 @@ def show_weights(weights: Positional[str] = "sift") -> int:
     """Print the config, training record, metrics and licence of weights.
 
     Args:
-        weights: A name of built-in weights, or a .safetensors file.
+        weights: A name of built-in weights, a .safetensors file, or an .onnx file of `lumiglue export onnx`.
     """
     from lumiglue.weights import read_metadata, resolve
 
-    config, metadata = read_metadata(resolve(weights))
+    file = resolve(weights)
+    if file.suffix == ".onnx":
+        from lumiglue.extras import require
+
+        require("onnx_ir")
+        from lumiglue.onnx.export import read_onnx_metadata
+
+        say(json.dumps(read_onnx_metadata(file), indent=2))
+        return 0
+    config, metadata = read_metadata(file)
     say(json.dumps({"config": dataclasses.asdict(config), **metadata}, indent=2))
     return 0
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags, check_writable
+from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from lumiglue.bulk.pairs import Pair
     from lumiglue.extractors import Extractor
 
-HDF5 = (".h5", ".hdf5")
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
 
 

@@ -134,7 +134,7 @@ def _bare(hint: Any) -> tuple[Any, tuple[str, ...]]:
 
 def _choices(kind: Any) -> tuple[str, ...]:
     if get_origin(kind) in (Union, types.UnionType):
-        return next((found for part in get_args(kind) if (found := _choices(part))), ())
+        return tuple(dict.fromkeys(value for part in get_args(kind) for value in _choices(part)))
     if get_origin(kind) is Literal:
         return tuple(str(value) for value in get_args(kind))
     return ()

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from lumiglue.extractors import Extractor
     from lumiglue.pipeline import Pipeline
 
+HDF5 = (".h5", ".hdf5")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineFlags:

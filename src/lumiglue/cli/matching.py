@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.flags import PipelineFlags, check_writable
+from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import Progress, err, say
 from lumiglue.errors import InputError
 from lumiglue.extras import require
@@ -101,11 +101,9 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     from lumiglue.export.files import MatchesFile
 
     names = _read_list(list_file)
-    if target is None or target.suffix != ".h5":
-        raise InputError(
-            "a list of pairs is written to an .h5 file; give --out matches.h5" + (f", not {target}" if target else "")
-        )
-    check_writable(target)
+    if target is None:
+        raise InputError("a list of pairs is written to an .h5 file; give --out matches.h5")
+    check_writable(target, *HDF5)
     check_keys(names)
     pipeline = flags.pipeline("auto")
     failures: list[str] = []

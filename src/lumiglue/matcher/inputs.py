@@ -78,6 +78,10 @@ def check_features(pairs: Sequence[tuple[Features, Features]], config: MatcherCo
     """Raises InputError where there are none, or they are not the features that a matcher was made for."""
     if not pairs:
         raise InputError("there are no pairs to match; give at least one")
+    for number, pair in enumerate(pairs):
+        if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(side, Features) for side in pair)):
+            said = f"({', '.join(type(x).__name__ for x in pair)})" if isinstance(pair, Sequence) else type(pair).__name__
+            raise InputError(f"pair {number} is {said}; give a list of pairs (Features, Features)")
     needs_scale = config.encoding in ("xy-scale-orientation", "xy-logscale-angle")
     for features in (features for pair in pairs for features in pair):
         if config.extractor and features.extractor and features.extractor != config.extractor:

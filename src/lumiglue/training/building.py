@@ -23,6 +23,7 @@ from lumiglue.device import usable_cores
 from lumiglue.errors import BankError, ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.geometry import transfer, transform
+from lumiglue.reading import differences
 from lumiglue.training.bank import FORMAT, ROWS, VERSION, VIEWS, Bank, Kind, View, ViewSource, parts_folder, read_array
 from lumiglue.types import Features
 from lumiglue.writing import has_room
@@ -65,8 +66,7 @@ def build_bank(
         "items": list(source.items),
     }
     if out.exists():
-        if Bank(out).plan != json.loads(json.dumps(plan)):
-            raise BankError(f"{out} holds a bank of other photos or settings; delete it or choose another -o")
+        _agree(Bank(out).plan, plan, f"{out} holds a bank")
         yield BankProgress(len(plan["items"]), len(plan["items"]), ())
         return
     try:
@@ -160,9 +160,12 @@ def _build_part(job: _Job) -> tuple[int, list[str]]:
     views: list[tuple[int, View]] = []
     for item in job.items:
         try:
-            views += [(item, view) for view in job.source.views(item, job.extractor, job.settings.max_keypoints)]
-        except ImageError:
-            skipped.append(job.source.items[item])
+            found = job.source.views(item, job.extractor, job.settings.max_keypoints)
+            for view in found:
+                view.scene.encode()
+            views += [(item, view) for view in found]
+        except (ImageError, UnicodeEncodeError):  # HDF5 holds no name that is not UTF-8
+            skipped.append(job.source.items[item].encode("utf-8", "backslashreplace").decode())
     _write_part(job, views, skipped)
     return len(job.items), skipped
 
@@ -302,14 +305,29 @@ def _share_seen(arrays: dict[str, np.ndarray], offsets: np.ndarray, kind: Kind, 
     return float(((seen > -0.5) & (seen < limit)).all(1).double().mean()) if len(seen) else 0.0
 
 
+def _agree(before: Any, plan: dict[str, Any], what: str) -> None:
+    """Raises BankError where a bank, or one that was begun, was planned otherwise."""
+    now = json.loads(json.dumps(plan))
+    if before != now:
+        told = differences(before, now)
+        raise BankError(f"{what} of other photos or settings{f' ({told})' if told else ''}; delete it or choose another -o")
+
+
+def _plan_in(record: Path) -> Any:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
 def _open_parts_folder(out: Path, plan: dict[str, Any]) -> Path:
     """The folder of parts with its plan; refuses to mix two plans in one build."""
     parts = parts_folder(out)
     parts.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plan, sort_keys=True)
     record = parts / "plan.json"
-    if record.exists() and record.read_text() != text:
-        raise BankError(f"{parts} holds an unfinished build of other photos or settings; delete it or choose another -o")
+    if record.exists():
+        _agree(_plan_in(record), plan, f"{parts} holds an unfinished build")
     if not record.exists():
         unfinished = record.with_suffix(".unfinished")
         unfinished.write_text(text)

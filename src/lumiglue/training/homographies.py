@@ -4,6 +4,7 @@ Every view is a homography of the photo, so any two views of one photo are a tra
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -110,7 +111,7 @@ class PhotoViews:
     def plan(self) -> dict[str, Any]:
         return {
             "source": "photos", "views": self.n_views, "long_side": self.long_side, "seed": self.seed, "edge": self.edge,
-            "view": asdict(self.settings),
+            "view": asdict(self.settings), "photos_sha256": photos_sha256(self.root, self.items),
         }  # fmt: skip
 
     def pairs(self) -> None:
@@ -137,6 +138,12 @@ class PhotoViews:
 def photo_names(root: Path) -> list[str]:
     """Names of all photos below a folder, relative to it. Raises InputError where there is none."""
     return [path.relative_to(root).as_posix() for path in list_images(root)]
+
+
+def photos_sha256(root: Path, names: Sequence[str]) -> str:
+    """Of the photos' names and sizes in bytes: a bank of another folder with the same names is not taken for this."""
+    sizes = [(name, file.stat().st_size if (file := root / name).is_file() else None) for name in names]
+    return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
 
 def rng_for(seed: int, name: str) -> np.random.Generator:

@@ -25,6 +25,7 @@ from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
 from lumiglue.matcher.models import MatcherModel
+from lumiglue.reading import differences
 from lumiglue.visualization import save_figure
 from lumiglue.weights import save_weights
 
@@ -40,8 +41,13 @@ class RunFolder:
         self.path = path
         file = path / "settings.json"
         text = json.dumps(record, indent=2, sort_keys=True)
-        if file.exists() and _read_record(file) != _lasting(json.loads(text)):
-            raise TrainingError(f"{path} holds a run with other settings or other banks; choose another folder or delete it")
+        before, now = _read_record(file) if file.exists() else None, _lasting(json.loads(text))
+        if before is not None and before != now:
+            told = differences(before, now)
+            raise TrainingError(
+                f"{path} holds a run with other settings or other banks{f' ({told})' if told else ''}; choose another "
+                "folder or delete it"
+            )
         with self._saying_when_the_disk_is_full():
             path.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(path / "lock")

@@ -236,7 +236,11 @@ def _in_split(bank: Bank, split: str) -> np.ndarray:
     """For each of the bank's pairs, whether it belongs to that split."""
     rng = np.random.default_rng(0)
     if len(bank.scenes) >= 20:
-        held_out = rng.permutation(len(bank.scenes))[: min(len(bank.scenes) // 20, 128)]
+        scenes = rng.permutation(len(bank.scenes))
+        if len(scenes) < 100:  # one or a few: not those in which hardly a keypoint is found
+            total = np.bincount(bank.view_scenes, weights=bank.counts, minlength=len(scenes))[scenes]
+            scenes = scenes[total >= np.median(total)]
+        held_out = scenes[: min(len(bank.scenes) // 20, 128)]
         validation = np.isin(bank.view_scenes[bank.pairs[:, 0]], held_out)
     else:
         validation = np.isin(np.arange(len(bank.pairs)), rng.permutation(len(bank.pairs))[: max(1, len(bank.pairs) // 20)])

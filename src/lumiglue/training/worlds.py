@@ -6,8 +6,6 @@ each textured rectangle is a homography of its photo in every view, and a z-buff
 World frame: x right, y down, z ahead (metres in name only); cameras look along +z of their own frame.
 """
 
-import hashlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
@@ -24,7 +22,7 @@ from lumiglue.extractors import Extractor
 from lumiglue.images import read_image, resize_long_side
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
-from lumiglue.training.homographies import photo_names, rng_for
+from lumiglue.training.homographies import photo_names, photos_sha256, rng_for
 from lumiglue.training.light import change_light
 
 
@@ -261,10 +259,9 @@ class Worlds:
         return [f"world-{number:06d}" for number in range(self.count)]
 
     def plan(self) -> dict[str, Any]:
-        names = hashlib.sha256(json.dumps(list(self.photos)).encode()).hexdigest()
         return {
-            "source": "worlds", "photos": len(self.photos), "photos_sha256": names, "views": self.n_views,
-            "texture_side": self.texture_side, "seed": self.seed, "world": asdict(self.settings),
+            "source": "worlds", "photos": len(self.photos), "photos_sha256": photos_sha256(self.root, self.photos),
+            "views": self.n_views, "texture_side": self.texture_side, "seed": self.seed, "world": asdict(self.settings),
         }  # fmt: skip
 
     def pairs(self) -> None:
