@@ -1,7 +1,9 @@
-"""Where to compute."""
+"""Where to compute, and with how many threads."""
 
+import functools
 import os
 
+import cv2
 import torch
 
 from lumiglue.errors import InputError
@@ -21,3 +23,13 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
         reason = str(error).splitlines()[0]
         raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
     return chosen
+
+
+@functools.cache
+def compute_on_one_thread_in_forks() -> None:
+    """A forked process has none of its parent's OpenMP threads, yet waits for them for ever; one thread needs no others.
+
+    Registered with the first pipeline, as importing changes nothing. What PyTorch's DataLoader does in its workers.
+    """
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=lambda: (torch.set_num_threads(1), cv2.setNumThreads(0)))

@@ -1,8 +1,6 @@
 """Photos in, matches out: one pair, many pairs, or features that are already there."""
 
 import copy
-import functools
-import os
 import tempfile
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
@@ -10,14 +8,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import cv2
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.backends import fastest_backend, onnx_matcher
-from lumiglue.device import usable_device
+from lumiglue.device import compute_on_one_thread_in_forks, usable_device
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, create_extractor, tiled_extractor
 from lumiglue.extractors.regions import extract_inside
@@ -116,7 +113,7 @@ class Pipeline:
         if device is None and isinstance(matcher, nn.Module):
             device = next(matcher.parameters()).device
         device = usable_device(device or "cpu")
-        _compute_on_one_thread_in_forks()
+        compute_on_one_thread_in_forks()
         self.extractor = extractor
         self.metadata, self.precision = dict(metadata or {}), precision
         if isinstance(matcher, nn.Module):
@@ -375,16 +372,6 @@ class Pipeline:
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.fingerprint()
         return weights_sha256(self.matcher)
-
-
-@functools.cache
-def _compute_on_one_thread_in_forks() -> None:
-    """A forked process has none of its parent's OpenMP threads, yet waits for them for ever; one thread needs no others.
-
-    Registered with the first pipeline, as importing changes nothing. What PyTorch's DataLoader does in its workers.
-    """
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=lambda: (torch.set_num_threads(1), cv2.setNumThreads(0)))
 
 
 def _numpy(points: Tensor) -> np.ndarray:

@@ -25,11 +25,12 @@ def reason(error: BaseException) -> str:
 
 
 def differences(before: Any, now: Any, most: int = 3) -> str:
-    """What two records (JSON values) do not agree in, as "name 1, now 2", for a message; "" where that cannot be said."""
+    """What two records (JSON values) do not agree in, for a message: " (name 1, now 2)"; "" where that cannot be said."""
     found = list(_differing(before, now, ""))
     texts = [(name, _short(a), _short(b)) for name, a, b in found[:most]]
     told = [f"{name} {a}, now {'others' if a == b else b}" for name, a, b in texts]
-    return "; ".join(told + ([f"and {len(found) - most} more"] if len(found) > most else []))
+    told += [f"and {len(found) - most} more"] if len(found) > most else []
+    return f" ({'; '.join(told)})" if told else ""
 
 
 def _differing(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

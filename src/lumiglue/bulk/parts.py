@@ -80,8 +80,8 @@ class GrowingFile:
     def _agree(self, where: Path, record: str | None) -> None:
         if record is not None and record != self.record:
             raise InputError(
-                f"{where} was made with other settings{_other(record, self.record)}; delete it to begin again, or choose "
-                "another name"
+                f"{where} was made with other settings{differences(record, self.record)}; delete it to begin again, or "
+                "choose another name"
             )
 
     def missing(self, names: Sequence[str]) -> list[str]:
@@ -187,12 +187,6 @@ class GrowingFile:
         with suppress(OSError):  # another process has just begun
             self.folder.rmdir()
         self._lock.release()
-
-
-def _other(before: str, now: str) -> str:
-    """Which settings, in brackets, where both records can be read."""
-    told = differences(before, now)
-    return f" ({told})" if told else ""
 
 
 def _record_of(path: Path) -> str:

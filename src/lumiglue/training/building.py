@@ -309,8 +309,7 @@ def _agree(before: Any, plan: dict[str, Any], what: str) -> None:
     """Raises BankError where a bank, or one that was begun, was planned otherwise."""
     now = json.loads(json.dumps(plan))
     if before != now:
-        told = differences(before, now)
-        raise BankError(f"{what} of other photos or settings{f' ({told})' if told else ''}; delete it or choose another -o")
+        raise BankError(f"{what} of other photos or settings{differences(before, now)}; delete it or choose another -o")
 
 
 def _plan_in(record: Path) -> Any:

@@ -41,12 +41,11 @@ class RunFolder:
         self.path = path
         file = path / "settings.json"
         text = json.dumps(record, indent=2, sort_keys=True)
-        before, now = _read_record(file) if file.exists() else None, _lasting(json.loads(text))
-        if before is not None and before != now:
-            told = differences(before, now)
+        now = _lasting(json.loads(text))
+        if file.exists() and (before := _read_record(file)) != now:
             raise TrainingError(
-                f"{path} holds a run with other settings or other banks{f' ({told})' if told else ''}; choose another "
-                "folder or delete it"
+                f"{path} holds a run with other settings or other banks{differences(before, now)}; choose another folder or "
+                "delete it"
             )
         with self._saying_when_the_disk_is_full():
             path.mkdir(parents=True, exist_ok=True)
