@@ -1,9 +1,12 @@
-"""How hard a bank's views are for its features: mutual nearest neighbours and an untrained matcher on held-out pairs.
+"""How hard a bank's views are for its features: mutual nearest neighbours, an untrained matcher and, where they are given,
+weights on held-out pairs.
 
 python bench/nearest_in_bank.py orb.h5 sift.h5
+python bench/nearest_in_bank.py repeating.h5 --weights sift run/weights.safetensors
 """
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -14,11 +17,12 @@ from lumiglue.training.bank import Bank
 from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.validation import truth_of, validate
+from lumiglue.weights import load_weights, resolve
 
 BATCHES, PAIRS, POINTS = 8, 8, 384
 
 
-def main(file: Path) -> None:
+def look_at(file: Path, weights: Sequence[str]) -> None:
     bank = Bank(file)
     config = preset("compact", bank.extractor["name"], bank.descriptor_dim, "xy-logscale-angle")
     sampler = PairSampler([bank], config, split="validation", seed=0, negatives=0.0)
@@ -37,10 +41,16 @@ def main(file: Path) -> None:
         f"{file.name}: mutual nearest neighbours, recall {100 * right / true:.1f} %, precision {100 * right / found:.1f} %"
     )
     torch.manual_seed(0)
-    last = validate(LightGlue(config), sampler, TrainSettings(precision="fp32"), 1)[-1]
-    print(f"{file.name}: untrained, " + ", ".join(f"{name} {value:.1f} %" for name, value in last.items()))
+    models = {"untrained": LightGlue(config), **{name: load_weights(resolve(name)) for name in weights}}
+    for name, model in models.items():
+        last = validate(model, sampler, TrainSettings(precision="fp32"), 1)[-1]
+        print(f"{file.name}: {name}, " + ", ".join(f"{figure} {value:.1f} %" for figure, value in last.items()))
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:]:
-        main(Path(name))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("banks", type=Path, nargs="+")
+    parser.add_argument("--weights", nargs="*", default=[], help="names or files, with the encoding of SIFT's")
+    options = parser.parse_args()
+    for bank in options.banks:
+        look_at(bank, options.weights)

@@ -30,6 +30,7 @@ def bank(
     zoom: tuple[float, float] | None = None,
     spread: float | None = None,
     photometric: float | None = None,
+    repeats: float | None = None,
     views: int = 6,
     worlds: int = 1500,
     max_keypoints: int = 512,
@@ -50,6 +51,7 @@ def bank(
         zoom: Homographies: smallest and largest magnification (0.6 2.4).
         spread: Worlds: standard deviation in degrees of the direction from which a camera looks (18).
         photometric: Strength of the changes of light: 0 for none, 1 strong (homographies 1, worlds 0.7).
+        repeats: Share of photos of which a part is made to repeat, as windows and wallpaper do (0).
         views: Views of each photo or world; any two are a training pair.
         worlds: How many worlds.
         max_keypoints: Keypoints kept per view.
@@ -67,7 +69,7 @@ def bank(
     for name, value in of_kind["worlds" if kind == "homographies" else "homographies"].items():
         if value is not None:
             raise InputError(f"--{name} is not of --kind {kind}; leave it out")
-    given = {"photometric": photometric, **of_kind[kind]}
+    given = {"photometric": photometric, "repeats": repeats, **of_kind[kind]}
     chosen = {name: value for name, value in given.items() if value is not None}
     if kind == "homographies":
         view = replace(view_preset(rolls), **chosen)

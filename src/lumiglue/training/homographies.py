@@ -23,6 +23,7 @@ from lumiglue.images import list_images, read_image, resize_long_side
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
 from lumiglue.training.light import change_light, gaussian_blur
+from lumiglue.training.repeats import check_share, sometimes_repeating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +36,7 @@ class ViewSettings:
     zoom: smallest and largest magnification, log-uniform; two views differ by up to their quotient.
     shift: where the camera looks, as a share of the photo's size from its centre.
     photometric: strength of the changes of light; 0 is none, 1 is strong.
+    repeats: share of photos of which a part repeats (training/repeats.py).
     """
 
     roll: float = 20.0
@@ -44,6 +46,7 @@ class ViewSettings:
     zoom: tuple[float, float] = (0.6, 2.4)
     shift: float = 0.35
     photometric: float = 1.0
+    repeats: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.tilt < 80:
@@ -54,6 +57,7 @@ class ViewSettings:
             raise InputError(f"any_roll is {self.any_roll}; give a share between 0 and 1")
         if not 0 < self.largest_roll <= 180:
             raise InputError(f"largest_roll is {self.largest_roll} degrees; give more than 0 up to 180")
+        check_share(self.repeats)
 
 
 def upright() -> ViewSettings:
@@ -119,8 +123,9 @@ class PhotoViews:
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
         name = self.items[item]
-        photo = torch.from_numpy(resize_long_side(read_image(self.root / name), self.long_side).copy()).to(self.device)
+        pixels = resize_long_side(read_image(self.root / name), self.long_side)
         rng = rng_for(self.seed, name)
+        photo = torch.from_numpy(sometimes_repeating(rng, pixels, self.settings.repeats).copy()).to(self.device)
         return [self._view(name, photo, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
     def _view(self, name: str, photo: Tensor, extractor: Extractor, max_keypoints: int, rng: np.random.Generator) -> View:

@@ -24,6 +24,7 @@ from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
 from lumiglue.training.homographies import photo_names, photos_sha256, rng_for
 from lumiglue.training.light import change_light
+from lumiglue.training.repeats import check_share, sometimes_repeating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class WorldSettings:
     objects: fewest and most boxes and boards in front of the backdrop. spread: standard deviation of the direction from
     which a camera looks, so two views differ by about twice that. distance: of the cameras, log-uniform. roll: standard
     deviation of the in-plane rotation; any_roll: share of views with any roll. focal: of the long side, log-uniform.
-    photometric: strength of the changes of light. size: (width, height) of the views in pixels.
+    photometric: strength of the changes of light. repeats: share of photos of which a part repeats (training/repeats.py).
+    size: (width, height) of the views in pixels.
     """
 
     objects: tuple[int, int] = (3, 9)
@@ -43,6 +45,7 @@ class WorldSettings:
     any_roll: float = 0.1
     focal: tuple[float, float] = (0.7, 1.5)
     photometric: float = 0.7
+    repeats: float = 0.0
     size: tuple[int, int] = (480, 360)
 
     def __post_init__(self) -> None:
@@ -52,6 +55,7 @@ class WorldSettings:
             raise InputError(f"spread is {self.spread} degrees; give 0 to 60")
         if min(self.size) < 64:
             raise InputError(f"size is {self.size}; give at least 64 x 64 pixels")
+        check_share(self.repeats)
 
 
 @dataclass(frozen=True, eq=False)
@@ -288,6 +292,7 @@ class Worlds:
                 except ImageError:
                     continue
                 readable = True
+                photo = sometimes_repeating(rng, photo, self.settings.repeats)
                 yield photo[:, ::-1].copy() if mirrored else photo
 
     def _view(
