@@ -268,6 +268,19 @@ def test_threads_wait_politely_unless_told_otherwise(asked: dict[str, str], spin
     assert run.stdout.split()[-1] == spins
 
 
+@pytest.mark.parametrize("words", [["--help"], ["match", "--help"], ["weights", "show", "sift"]])
+def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
+    """As in `lumiglue match --help | head -1`."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "lumiglue", *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(timeout=120) == 1
+
+
 def test_nothing_that_was_given_is_overwritten(
     tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

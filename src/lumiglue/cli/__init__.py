@@ -103,7 +103,16 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     _wait_politely()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    words = sys.argv[1:] if arguments is None else list(arguments)
+    try:
+        code = _run(sys.argv[1:] if arguments is None else list(arguments))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # whoever read the output, such as `| head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1  # as where rich prints
+
+
+def _run(words: list[str]) -> int:
     if words == ["--version"]:
         say(f"lumiglue {__version__}")
         return 0
@@ -125,6 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         err.print(f"error: {remedy(package)}", markup=False)
         return 2
+    except BrokenPipeError:
+        raise
     except OSError as error:
         err.print(f"error: {_of_the_system(error)}", markup=False)
         return 2
