@@ -98,5 +98,7 @@ def test_a_share_is_asked_for(photos: Path, tmp_path: Path, capsys: pytest.Captu
     for settings in (ViewSettings, WorldSettings):
         with pytest.raises(InputError, match=r"repeats is 1\.5; give a share between 0 and 1"):
             settings(repeats=1.5)
+        with pytest.raises(InputError, match=r"any_roll is -0\.1; give a share between 0 and 1"):
+            settings(any_roll=-0.1)
     assert main(["bank", str(photos), "-o", str(tmp_path / "bank.h5"), "--repeats", "-1"]) == 2
     assert "repeats is -1" in capsys.readouterr().err

@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import re
+import select
 import sys
 import textwrap
 from collections.abc import Callable
@@ -88,6 +89,15 @@ def _of_the_system(error: OSError) -> str:
     return f"{what}; check the path, and whether you may write there"
 
 
+def _nobody_reads() -> bool:
+    """Whether standard output is a pipe whose reader, such as `head`, has seen enough; other pipes may break too."""
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    pipe = select.poll()
+    pipe.register(sys.stdout, select.POLLOUT)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
+
+
 def _wait_politely() -> None:
     """Before PyTorch is loaded: its threads (GNU OpenMP's) spin for microseconds when they wait for each other, then sleep.
 
@@ -103,16 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     _wait_politely()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
-    try:
-        code = _run(sys.argv[1:] if arguments is None else list(arguments))
-        sys.stdout.flush()
-        return code
-    except BrokenPipeError:  # whoever read the output, such as `| head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1  # as where rich prints
-
-
-def _run(words: list[str]) -> int:
+    words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         say(f"lumiglue {__version__}")
         return 0
@@ -134,9 +135,10 @@ def _run(words: list[str]) -> int:
             raise
         err.print(f"error: {remedy(package)}", markup=False)
         return 2
-    except BrokenPipeError:
-        raise
     except OSError as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1  # as where rich prints
         err.print(f"error: {_of_the_system(error)}", markup=False)
         return 2
     except KeyboardInterrupt:

@@ -23,7 +23,7 @@ from lumiglue.images import list_images, read_image, resize_long_side
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
 from lumiglue.training.light import change_light, gaussian_blur
-from lumiglue.training.repeats import check_share, sometimes_repeating
+from lumiglue.training.repeats import sometimes_repeating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,16 @@ class ViewSettings:
             raise InputError(f"tilt is {self.tilt} degrees; give 0 up to 80")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise InputError(f"zoom is {self.zoom}; give two positive numbers, the smaller first")
-        if not 0 <= self.any_roll <= 1:
-            raise InputError(f"any_roll is {self.any_roll}; give a share between 0 and 1")
+        check_share("any_roll", self.any_roll)
+        check_share("repeats", self.repeats)
         if not 0 < self.largest_roll <= 180:
             raise InputError(f"largest_roll is {self.largest_roll} degrees; give more than 0 up to 180")
-        check_share(self.repeats)
+
+
+def check_share(name: str, share: float) -> None:
+    """Raises InputError for what is no share."""
+    if not 0 <= share <= 1:
+        raise InputError(f"{name} is {share}; give a share between 0 and 1")
 
 
 def upright() -> ViewSettings:

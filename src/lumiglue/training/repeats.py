@@ -8,19 +8,11 @@ import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-from lumiglue.errors import InputError
-
 PATCH = (0.06, 0.25)  # sides of the patch, as shares of the photo's long side
 REGION = (0.5, 1.0)  # sides of what it papers, as shares of the photo's
 MISSING = 0.1  # share of copies that are left out, as a wall has doors
 SHADE = 0.04  # standard deviation of the logarithm of a copy's brightness
 CANDIDATES = 4  # patches of which the one with most contrast is taken
-
-
-def check_share(repeats: float) -> None:
-    """Raises InputError for what is no share."""
-    if not 0 <= repeats <= 1:
-        raise InputError(f"repeats is {repeats}; give a share between 0 and 1")
 
 
 def sometimes_repeating(

@@ -22,9 +22,9 @@ from lumiglue.extractors import Extractor
 from lumiglue.images import read_image, resize_long_side
 from lumiglue.training.bank import Kind, View
 from lumiglue.training.building import strongest
-from lumiglue.training.homographies import photo_names, photos_sha256, rng_for
+from lumiglue.training.homographies import check_share, photo_names, photos_sha256, rng_for
 from lumiglue.training.light import change_light
-from lumiglue.training.repeats import check_share, sometimes_repeating
+from lumiglue.training.repeats import sometimes_repeating
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ class WorldSettings:
             raise InputError(f"spread is {self.spread} degrees; give 0 to 60")
         if min(self.size) < 64:
             raise InputError(f"size is {self.size}; give at least 64 x 64 pixels")
-        check_share(self.repeats)
+        check_share("any_roll", self.any_roll)
+        check_share("repeats", self.repeats)
 
 
 @dataclass(frozen=True, eq=False)
