@@ -12,7 +12,14 @@ from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.presets import PRESETS, preset
 from lumiglue.training.labels import Labels, labels_from_homographies, mutual_nearest
-from lumiglue.training.loss import confidence_loss, correspondence_loss, layer_scores, matcher_loss, predictions
+from lumiglue.training.loss import (
+    confidence_loss,
+    correspondence_loss,
+    disagreement,
+    layer_scores,
+    matcher_loss,
+    predictions,
+)
 
 
 def test_labels_against_a_slow_twin() -> None:
@@ -100,28 +107,43 @@ def test_the_confidence_stage_touches_only_the_confidences() -> None:
         assert (parameter.grad is not None) == name.startswith("confidences."), name
 
 
-def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike() -> None:
-    """A twin with loops over layers and points."""
+def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike_and_unfinished_pairs_more() -> None:
+    """A twin with loops over layers, pairs and points."""
     model = make_model(n_layers=3)
-    a = make_features(30, 1)
-    packed = pack([(a, make_features(30, 2, like=a))], model.config)
+    pairs = []
+    for seed, partner in ((1, 2), (3, 4)):
+        a = make_features(30, seed)
+        pairs.append((a, make_features(30, partner, like=a if seed == 1 else None)))
+    packed = pack(pairs, model.config)
     with torch.no_grad():
         states = list(model.states(packed))
-        said = [
-            torch.cat(predictions(*layer_scores(h, x, 1), 0.1), 1)[0].tolist()
-            for h, x in zip(model.heads, states, strict=True)
-        ]
-        parts = []
+        said = []  # of each layer, of each pair, of each point of both images
+        for head, x in zip(model.heads, states, strict=True):
+            side0, side1 = predictions(*layer_scores(head, x, 2), 0.1)
+            said.append([[*side0[pair].tolist(), *side1[pair].tolist()] for pair in range(2)])
+        parts, shares = [], set()
         for layer in range(2):
-            logits = model.confidences[layer](states[layer])[:, 0].tolist()
-            groups: dict[bool, list[float]] = {True: [], False: []}
-            for i, (now, last) in enumerate(zip(said[layer], said[-1], strict=True)):
-                groups[now >= 0 or last >= 0].append(np.logaddexp(0, -logits[i] if now == last else logits[i]))
-            assert groups[True]
-            assert groups[False]
-            parts += [np.mean(group) for group in groups.values()]
-        assert any(now != last for now, last in zip(said[0], said[-1], strict=True))
+            logits = model.confidences[layer](states[layer])[:, 0].view(2, 60).tolist()
+            groups: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
+            for pair in range(2):
+                points = list(zip(said[layer][pair], said[-1][pair], strict=True))
+                changed = sum(now != last for now, last in points)
+                share = changed / max(1, sum(now >= 0 or last >= 0 for now, last in points))
+                shares.add(share)
+                for logit, (now, last) in zip(logits[pair], points, strict=True):
+                    loss = float(np.logaddexp(0, -logit if now == last else logit))
+                    groups[now >= 0 or last >= 0].append((1 + 2 * share, loss))
+            for group in groups.values():
+                assert group
+                parts.append(sum(weight * loss for weight, loss in group) / sum(weight for weight, _ in group))
+        assert len(shares) > 2
         assert float(confidence_loss(model, packed)) == pytest.approx(np.mean(parts), rel=1e-4)
+
+
+def test_disagreement_is_of_the_points_that_either_matches() -> None:
+    first = torch.tensor([3, -1, 5, -1, -1, -1, -1, -1])
+    second = torch.tensor([3, -1, 6, 0, -1, -1, -1, -1])
+    assert disagreement(first, second, 2).tolist() == pytest.approx([2 / 3] * 4 + [0.0] * 4)
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from lumiglue.matcher.assignment import log_assignment
@@ -101,6 +101,15 @@ def predictions(
     return partner0.where(best0 > limit, -1), partner1.where(best1 > limit, -1)
 
 
+def disagreement(first: Int[Tensor, " t"], second: Int[Tensor, " t"], n_pairs: int) -> Float[Tensor, " t"]:
+    """Of each pair, repeated for its points: the share of the points that either prediction matches on which the two differ;
+    0 where neither matches any."""
+    first, second = first.view(n_pairs, -1), second.view(n_pairs, -1)
+    matched = (first >= 0) | (second >= 0)
+    share = (first != second).sum(1) / matched.sum(1).clamp_min(1)
+    return share.repeat_interleave(first.shape[1])
+
+
 def confidence_loss(
     model: LightGlue,
     pairs: PackedPairs,
@@ -111,7 +120,8 @@ def confidence_loss(
 
     Points that either layer matches count as much, all together, as the points that both leave unmatched. Most points
     of most pairs have no match, and their label is nearly always true: unbalanced, they teach that a pair is done before
-    its matches are found.
+    its matches are found. Points count up to three times as much where the layer's matches are not yet the last layer's
+    (`disagreement`): to stop such a pair too soon costs matches, to run a finished one further costs time alone.
 
     average: where several processes share the batch, replaces a tensor by its mean over them; the mean of their losses
     is then the loss of the whole batch.
@@ -127,11 +137,12 @@ def confidence_loss(
         with torch.autocast(x.device.type, enabled=False):
             logits = confidence(x.float()).squeeze(-1)
         each = F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float(), reduction="none")
+        weights = 1 + 2 * disagreement(prediction, said[-1], pairs.n_pairs)
         matched = (prediction >= 0) | (said[-1] >= 0)
         for group in (matched, ~matched):
-            sums.append((each * group).sum())
-            counts.append(group.sum())
-    shared = torch.stack(counts).to(torch.float32)
+            sums.append((each * weights * group).sum())
+            counts.append((weights * group).sum())
+    shared = torch.stack(counts)
     if average is not None:
         average(shared)
     return (torch.stack(sums) / shared.clamp_min(1e-6)).mean()  # an empty group's sum is 0

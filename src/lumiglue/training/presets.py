@@ -46,7 +46,7 @@ class TrainSettings:
     long_share: float = 0.2
     schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
-    confidence_learning_rate: float = 3e-3
+    confidence_learning_rate: float = 1e-2
     warmup_pairs: int = 2_000
     weight_decay: float = 0.01
     clip: float = 1.0
