@@ -132,7 +132,7 @@ def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike_and_unfin
                 shares.add(share)
                 for logit, (now, last) in zip(logits[pair], points, strict=True):
                     loss = float(np.logaddexp(0, -logit if now == last else logit))
-                    groups[now >= 0 or last >= 0].append((1 + 2 * share, loss))
+                    groups[now >= 0 or last >= 0].append((1 + 4 * share, loss))
             for group in groups.values():
                 assert group
                 parts.append(sum(weight * loss for weight, loss in group) / sum(weight for weight, _ in group))

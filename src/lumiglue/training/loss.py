@@ -120,7 +120,7 @@ def confidence_loss(
 
     Points that either layer matches count as much, all together, as the points that both leave unmatched. Most points
     of most pairs have no match, and their label is nearly always true: unbalanced, they teach that a pair is done before
-    its matches are found. Points count up to three times as much where the layer's matches are not yet the last layer's
+    its matches are found. Points count up to five times as much where the layer's matches are not yet the last layer's
     (`disagreement`): to stop such a pair too soon costs matches, to run a finished one further costs time alone.
 
     average: where several processes share the batch, replaces a tensor by its mean over them; the mean of their losses
@@ -137,7 +137,7 @@ def confidence_loss(
         with torch.autocast(x.device.type, enabled=False):
             logits = confidence(x.float()).squeeze(-1)
         each = F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float(), reduction="none")
-        weights = 1 + 2 * disagreement(prediction, said[-1], pairs.n_pairs)
+        weights = 1 + 4 * disagreement(prediction, said[-1], pairs.n_pairs)
         matched = (prediction >= 0) | (said[-1] >= 0)
         for group in (matched, ~matched):
             sums.append((each * weights * group).sum())
