@@ -112,6 +112,29 @@ def same_weights(one: Path, two: Path) -> bool:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
+def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values: dict[str, Any] = {
+        "model": "lightglue", "ablation": "no-matchability", "deep_supervision": False, "preset": "base", "encoding": "xy",
+        "start_from": "sift", "pairs": 32, "confidence_pairs": 16, "batch_size": 8, "points": 64, "long_points": 96,
+        "long_share": 0.5, "schedule": "paper", "learning_rate": 0.1, "confidence_learning_rate": 0.2, "warmup_pairs": 6,
+        "weight_decay": 0.3, "clip": 0.4, "negatives": 0.6, "ema": 7.0, "precision": "fp32", "compile": True,
+        "evaluate_every": 9, "checkpoint_every": 10, "draw_every": 11, "keep_every": 12, "seed": 13,
+    }  # fmt: skip
+    wanted = TrainSettings(**values)
+    usual = asdict(TrainSettings())
+    assert {name for name, value in asdict(wanted).items() if value == usual[name]} == {"model"}
+    asked: list[TrainSettings] = []
+
+    def run(_: object, __: object, settings: TrainSettings, **___: object) -> Iterator[TrainProgress]:
+        asked.append(settings)
+        return iter(())
+
+    monkeypatch.setattr(loop, "train", run)
+    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    assert main(["train", "bank.h5", "-o", str(tmp_path), *flags]) == 0
+    assert asked == [wanted]
+
+
 def test_cosine_schedule() -> None:
     settings = TrainSettings(pairs=1600, confidence_pairs=160, batch_size=16, warmup_pairs=160, learning_rate=1.0)
     assert settings.matcher_steps == 100

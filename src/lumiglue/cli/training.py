@@ -118,8 +118,13 @@ def train(
     batch_size: int | None = None,
     points: int | None = None,
     long_points: int | None = None,
+    long_share: float | None = None,
     schedule: Literal["cosine", "paper"] | None = None,
     learning_rate: float | None = None,
+    confidence_learning_rate: float | None = None,
+    warmup_pairs: int | None = None,
+    weight_decay: float | None = None,
+    clip: float | None = None,
     negatives: float | None = None,
     ema: float | None = None,
     precision: Literal["auto", "bf16", "fp32"] | None = None,
@@ -150,9 +155,14 @@ def train(
         confidence_pairs: Pairs seen in stage 2 (exit classifier).
         batch_size: Pairs per step, of all processes together.
         points: Keypoints per image.
-        long_points: Keypoints per image in the last fifth of stage 1 and in stage 2.
+        long_points: Keypoints per image in the last part of stage 1 and in stage 2.
+        long_share: How large that last part is (0.2).
         schedule: Of the learning rate: cosine, or the paper's constant, then exponential.
-        learning_rate: Its peak.
+        learning_rate: Its peak in stage 1.
+        confidence_learning_rate: Its peak in stage 2.
+        warmup_pairs: Pairs over which it rises to its peak in stage 1.
+        weight_decay: Of AdamW, in stage 1.
+        clip: Largest norm of a step's gradient.
         negatives: Share of pairs of two different scenes.
         ema: Half-life, in pairs, of a running mean of the weights, kept if it measures better.
         precision: Of the forward and backward pass; auto measures which is faster on this machine.
