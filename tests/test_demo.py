@@ -338,6 +338,8 @@ def test_page_matches_draws_and_hands_out(page: Any, photos: list[Photos], expec
     shown(page, "#picture")
 
     page.get_by_role("tab", name="Layer by layer").click()
+    shown(page, "#layer-picture")  # of the last layer; on a busy machine the tab takes input before it has its own
+    assert page.get_by_label("number input for Layer").input_value() == str(mine.matches.stop_layer)
     page.get_by_label("number input for Layer").fill("1")
     page.get_by_label("number input for Layer").press("Tab")
     page.wait_for_selector("#layer-picture img[src*='layer-1.jpg']")
