@@ -1,5 +1,5 @@
 """What early exit costs, free of RANSAC's luck: each weights file at full depth and with its exit classifiers, on the pairs
-of a folder with a known pose or homography, every error taken as the mean AUC over several seeds of RANSAC.
+of a folder with a known pose or homography; every AUC is the mean over several seeds of RANSAC.
 
 One seed is not enough to see half a point: on a hard pair the pose changes from seed to seed on the same matches. Errors
 of full depth are measured once for all files of one matcher, so give files that differ in their classifiers alone.
@@ -18,8 +18,8 @@ import torch
 from lumiglue import Features, Matches
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.evaluation.formats import only_groups, read_upright
-from lumiglue.evaluation.metrics import auc, corner_error, homography_precision_recall, pose_error
-from lumiglue.evaluation.pairs import PIXEL_THRESHOLDS, POSE_THRESHOLDS, read_pairs
+from lumiglue.evaluation.metrics import auc, corner_error, homography_precision_recall
+from lumiglue.evaluation.pairs import PIXEL_THRESHOLDS, POSE_THRESHOLDS, error_of_pose, read_pairs
 from lumiglue.robust import estimate, relative_pose
 
 SEEDS = 5
@@ -47,16 +47,9 @@ def measure(pair: dict, features: tuple[Features, Features], matches: Matches) -
         shares = homography_precision_recall(a.keypoints, b.keypoints, matches.pairs, true)
     else:
         cameras = [np.array(pair[key], np.float64) for key in ("K_a", "K_b")]
-        errors = [_pose_error(pair, relative_pose(*ends, *cameras, seed=s)) for s in range(SEEDS)]
+        errors = [error_of_pose(pair, relative_pose(*ends, *cameras, seed=s)) for s in range(SEEDS)]
     matched = {(i, j) for i, j in matches.pairs.tolist()}
     return Outcome(pair["type"], errors, shares, matched, matches.stop_layer)
-
-
-def _pose_error(pair: dict, found: tuple | None) -> float:
-    if found is None:
-        return float("inf")
-    rotation, translation = (torch.tensor(pair[key], dtype=torch.float64).squeeze() for key in ("R", "t"))
-    return pose_error(torch.tensor(found[0]), torch.tensor(found[1]), rotation, translation)
 
 
 def summary(outcomes: Sequence[Outcome], full: Sequence[Outcome]) -> str:

@@ -228,23 +228,31 @@ def _pose_figures(
     pair: dict[str, Any], points: tuple[np.ndarray, np.ndarray], protocol: Protocol, factor: float
 ) -> dict[str, Any]:
     intrinsics = np.array(pair["K_a"], dtype=np.float64), np.array(pair["K_b"], dtype=np.float64)
-    rotation, translation = (torch.tensor(pair[key], dtype=torch.float64).squeeze() for key in ("R", "t"))
     (points_a, points_b), (intrinsics_a, intrinsics_b) = points, intrinsics
     views = (points_a, points_b, intrinsics_a, intrinsics_b)
     found = relative_pose(*views, threshold=factor * protocol.pose_px)
     opencv = relative_pose_opencv(*views, threshold=factor * protocol.opencv_px)
-    errors = [
-        float("inf") if pose is None else pose_error(torch.tensor(pose[0]), torch.tensor(pose[1]), rotation, translation)
-        for pose in (found, opencv)
-    ]
     k_a, k_b = (torch.from_numpy(k) for k in intrinsics)
-    fundamental = fundamental_from_pose(k_a, k_b, rotation, translation)
+    fundamental = fundamental_from_pose(k_a, k_b, *_true_pose(pair))
     in_a, in_b = (torch.from_numpy(side).double() for side in points)
     distance = epipolar_error(fundamental, in_a, in_b)
     return {
-        "error": errors[0], "error_plain": errors[1], "inliers": 0 if found is None else int(found[2].sum()),
+        "error": error_of_pose(pair, found), "error_plain": error_of_pose(pair, opencv),
+        "inliers": 0 if found is None else int(found[2].sum()),
         "precision": float((distance <= protocol.match_px).double().mean()) if len(distance) else float("nan"),
     }  # fmt: skip
+
+
+def error_of_pose(pair: Mapping[str, Any], found: tuple[np.ndarray, np.ndarray, np.ndarray] | None) -> float:
+    """Degrees between what `robust.relative_pose` found and the pair's pose (`metrics.pose_error`); infinite for None."""
+    if found is None:
+        return float("inf")
+    return pose_error(torch.tensor(found[0]), torch.tensor(found[1]), *_true_pose(pair))
+
+
+def _true_pose(pair: Mapping[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
+    rotation, translation = (torch.tensor(pair[key], dtype=torch.float64).squeeze() for key in ("R", "t"))
+    return rotation, translation
 
 
 @dataclass(frozen=True)
