@@ -13,11 +13,12 @@ import torch
 
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.presets import preset
+from lumiglue.registry import resolve
 from lumiglue.training.bank import Bank
 from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.validation import truth_of, validate
-from lumiglue.weights import load_weights, resolve
+from lumiglue.weights import load_weights
 
 BATCHES, PAIRS, POINTS = 8, 8, 384
 

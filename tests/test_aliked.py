@@ -1,13 +1,9 @@
 """ALIKED: pixel convention at kornia's border, where weights come from, worker processes."""
 
-import hashlib
-import http.server
 import pickle
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import cv2
@@ -20,9 +16,8 @@ from conftest import draw_photo
 from lumiglue import Extractor, Features, InputError, WeightsError
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
-from lumiglue.extractors.aliked import MODELS, WEIGHTS_VARIABLE, Aliked
+from lumiglue.extractors.aliked import MODELS, Aliked
 from lumiglue.images import read_image, resize_long_side
-from lumiglue.weights import ALIKED_SHA256
 
 PHOTO = draw_photo(3)
 SMALL = "aliked-t16"
@@ -117,60 +112,28 @@ def test_weights_are_found_where_they_are_said_to_be(random_weights: Path, monke
     file = random_weights / f"{SMALL}.pth"
     expected = Aliked(model=SMALL, weights=file, max_keypoints=30)(PHOTO)
     for place in (file, random_weights):
-        monkeypatch.setenv(WEIGHTS_VARIABLE, str(place))
+        monkeypatch.setenv("LUMIGLUE_ALIKED", str(place))
         assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
-    monkeypatch.delenv(WEIGHTS_VARIABLE)
+    monkeypatch.delenv("LUMIGLUE_ALIKED")
     monkeypatch.setenv("LUMIGLUE_CACHE", str(random_weights))
     assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
 
 
 def test_missing_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object, **__: object) -> ALIKED:
-        raise OSError("no route to host")
-
-    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    monkeypatch.delenv("LUMIGLUE_ALIKED", raising=False)
     monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path))
-    monkeypatch.setattr(ALIKED, "from_pretrained", offline)
-    expected = rf"aliked-n32.pth is not on this machine.*no route to host.*get https://.*aliked-n32.pth.*{tmp_path}"
-    with pytest.raises(WeightsError, match=expected):
-        Aliked(model="aliked-n32")(PHOTO)
-    monkeypatch.setattr("lumiglue.extractors.aliked._RELEASED_AT", "http://127.0.0.1:9/")
-    with pytest.raises(WeightsError, match=rf"{SMALL}.pth is not on this machine.*cannot be downloaded.*{WEIGHTS_VARIABLE}"):
-        Aliked(model=SMALL)(PHOTO)
+    monkeypatch.setenv("LUMIGLUE_MIRROR", "http://127.0.0.1:9")
+    for model in ("aliked-n32", SMALL):
+        expected = (
+            rf"http://127.0.0.1:9/{model}.pth cannot be downloaded .*; to use it, save the file as {tmp_path}/\w+-{model}"
+        )
+        with pytest.raises(WeightsError, match=expected):
+            Aliked(model=model)(PHOTO)
     with pytest.raises(WeightsError, match=r"nowhere.pth, named by weights, does not exist"):
         Aliked(weights=tmp_path / "nowhere.pth")(PHOTO)
-    monkeypatch.setenv(WEIGHTS_VARIABLE, str(tmp_path))
-    with pytest.raises(WeightsError, match=rf"aliked-n16.pth, named by \${WEIGHTS_VARIABLE}, does not exist"):
+    monkeypatch.setenv("LUMIGLUE_ALIKED", str(tmp_path))
+    with pytest.raises(WeightsError, match=r"aliked-n16.pth, named by \$LUMIGLUE_ALIKED, does not exist"):
         Aliked(model="aliked-n16")(PHOTO)
-
-
-def test_a_download_is_checked(random_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Served from this machine; another file than the one that was released is refused."""
-    file = random_weights / f"{SMALL}.pth"
-    expected = Aliked(model=SMALL, weights=file, max_keypoints=30)(PHOTO)
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(random_weights))
-    monkeypatch.setattr(http.server.SimpleHTTPRequestHandler, "log_message", lambda *_: None)
-    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        released_at = f"http://127.0.0.1:{server.server_address[1]}/"
-        monkeypatch.setattr("lumiglue.extractors.aliked._RELEASED_AT", released_at)
-        with pytest.raises(WeightsError, match="it is not the file that was asked for"):
-            Aliked(model=SMALL)(PHOTO)
-        checksum = hashlib.sha256(file.read_bytes()).hexdigest()
-        monkeypatch.setitem(ALIKED_SHA256, SMALL, checksum)
-        assert not Aliked(model=SMALL).weights_are_here()
-        assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))
-        server.shutdown()
-        thread.join()
-    assert same(expected, Aliked(model=SMALL, max_keypoints=30)(PHOTO))  # kept
-    assert Aliked(model=SMALL).weights_are_here()
-
-
-def test_the_released_files_have_the_checksums_that_are_asked_for(shared: Path) -> None:
-    for model, checksum in ALIKED_SHA256.items():
-        assert hashlib.sha256((shared / "weights" / f"{model}.pth").read_bytes()).hexdigest() == checksum
 
 
 def test_weights_of_another_model_are_refused(random_weights: Path) -> None:

@@ -128,7 +128,10 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
             ["match", "nothing", "--out", "m.h5"],
             "nothing is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)",
         ),
-        (["match", good, good, "--weights", "sfit"], "sfit does not exist, and is no name in the package: ['aliked', "),
+        (
+            ["match", good, good, "--weights", "sfit"],
+            "sfit does not exist, and no weights are called that; give a file",
+        ),
         (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
         (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),
         (["pairs", "pairs.txt", "-o", "p.txt"], "pairs.txt is not one of `lumiglue features`"),

@@ -93,14 +93,14 @@ def test_matches_are_the_pipelines() -> None:
     pipeline = Pipeline.pretrained("sift", max_keypoints=256, precision="fp32")
     a, b = (pipeline.extract(draw_photo(seed)) for seed in (1, 2))
     pairs = [(a, b), (b, a), (a, a)]
-    matcher = LightGlue("sift")
+    matcher = LightGlue("sift", weights="sift")
     for i, (f, g) in enumerate(pairs):
         got, (want,) = ask(matcher, [f], [g]), pipeline.match_features([(f, g)])
         assert torch.equal(got["matches"][0], want.pairs), i
         assert torch.equal(got["scores"][0], want.scores)
         assert torch.equal(got["matches0"][0], want.matches0(len(f)))
         assert got["stop"] == want.stop_layer
-    full = LightGlue("sift", depth_confidence=-1, width_confidence=-1)
+    full = LightGlue("sift", weights="sift", depth_confidence=-1, width_confidence=-1)
     (want,) = pipeline.with_settings(FULL).match_features([(a, b)])
     assert torch.equal(ask(full, [a], [b])["matches"][0], want.pairs)
 
@@ -126,7 +126,7 @@ def test_the_half_pixel_between_conventions_changes_nothing() -> None:
     """Only differences of positions enter, so it is the same whether (0, 0) is the top-left pixel's centre or corner."""
     pipeline = Pipeline.pretrained("sift", max_keypoints=256)
     a, b = (batch([pipeline.extract(draw_photo(seed))]) for seed in (1, 2))
-    matcher = LightGlue("sift")
+    matcher = LightGlue("sift", weights="sift")
     moved = [{**image, "keypoints": image["keypoints"] + 0.5} for image in (a, b)]
     want, got = matcher({"image0": a, "image1": b}), matcher({"image0": moved[0], "image1": moved[1]})
     assert torch.equal(got["matches0"], want["matches0"])
@@ -134,7 +134,7 @@ def test_the_half_pixel_between_conventions_changes_nothing() -> None:
 
 
 def test_the_image_stands_for_its_size_and_empty_images_are_legal(tmp_path: Path) -> None:
-    matcher = LightGlue("sift")
+    matcher = LightGlue("sift", weights="sift")
     a, b = (make_features(n, n, dim=128) for n in (40, 30))
     by_size = ask(matcher, [a], [b])
     image = {name: value for name, value in batch([a]).items() if name != "image_size"} | {
@@ -146,7 +146,7 @@ def test_the_image_stands_for_its_size_and_empty_images_are_legal(tmp_path: Path
     assert empty["matches0"].tolist() == [[-1] * 40]
     assert empty["matches1"].shape == (1, 0)
     assert empty["stop"] == 0
-    model = torch.nn.ModuleDict({"matcher": LightGlue("aliked")})  # is a module like any other
+    model = torch.nn.ModuleDict({"matcher": LightGlue("aliked", weights="aliked-compact")})  # is a module like any other
     assert sum(p.numel() for p in model.parameters()) > 10**6
     assert not model["matcher"].training
 
@@ -155,21 +155,26 @@ def test_bfloat16_stays_close() -> None:
     """On points that match: among unrelated ones a weak match is mutual or not by the last digit."""
     a = make_features(50, 1, dim=128)
     b = make_features(50, 2, dim=128, like=a)
-    exact, blurred = ask(LightGlue("sift"), [a], [b]), ask(LightGlue("sift", mp=True), [a], [b])
+    exact, blurred = (
+        ask(LightGlue("sift", weights="sift"), [a], [b]),
+        ask(LightGlue("sift", weights="sift", mp=True), [a], [b]),
+    )
     assert int((exact["matches0"] >= 0).sum()) > 10
     assert_close(exact["matching_scores0"], blurred["matching_scores0"], rtol=0, atol=0.1)
 
 
 def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
-    with pytest.raises(WeightsError, match=r"no weights for 'superpoint' features; give weights='file'"):
-        LightGlue()
+    with pytest.raises(WeightsError, match="features=None has no weights of its own; give weights='file'"):
+        LightGlue(None)
+    with pytest.raises(WeightsError, match="no weights for 'sfit' features by name; choose from"):
+        LightGlue("sfit")
     with pytest.raises(WeightsError, match="does not exist"):
         LightGlue("superpoint", weights=tmp_path / "none.pth")
     with pytest.raises(InputError, match="the weights are for 'sift' features, not for 'aliked'"):
         LightGlue("aliked", weights="sift")
     with pytest.raises(InputError, match="n_layers is 9; these weights have 1 to 5"):
-        LightGlue("sift", n_layers=9)
-    matcher = LightGlue("sift")
+        LightGlue("sift", weights="sift", n_layers=9)
+    matcher = LightGlue("sift", weights="sift")
     a = batch([make_features(20, 0, dim=128)])
     for wrong, message in (
         ({"image_size": None}, "neither 'image_size'"),

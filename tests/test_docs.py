@@ -334,7 +334,7 @@ def test_notebooks_are_light() -> None:
 
 def test_built_in_weights_are_those_of_the_page() -> None:
     text = (ROOT / "docs" / "weights.md").read_text()
-    for name in ("sift", "sift-clean", "aliked"):
+    for name in ("sift", "sift-clean", "aliked-compact"):
         model = load_weights(pretrained_path(name))
         assert isinstance(model, LightGlue)
         assert f"`{pretrained_path(name).name}`" in text

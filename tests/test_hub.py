@@ -21,7 +21,8 @@ from lumiglue import InputError, MatchSettings, Pipeline, Sift, WeightsError
 from lumiglue.cli import main
 from lumiglue.matcher.precision import unrounded_state
 from lumiglue.model_folder import read_model_folder, write_model_folder
-from lumiglue.weights import load_weights, resolve
+from lumiglue.registry import resolve
+from lumiglue.weights import load_weights
 
 # The Hub's client hands its upload over git-lfs to httpx in a way that httpx no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")

@@ -87,14 +87,18 @@ def test_offline_says_what_to_get(saved: tuple[str, Path], monkeypatch: pytest.M
     """Without a file and without a network: one sentence with the place and the variable; with the variable, it works."""
     name, file = saved
     monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LUMIGLUE_MIRROR", "http://127.0.0.1:9")
 
     def offline() -> None:
         raise OSError("no route to host\nmore")
 
-    monkeypatch.setattr(KINDS[name], "fetch", staticmethod(offline))
-    with pytest.raises(
-        WeightsError, match=rf"cannot be downloaded \(no route to host\); get .* set LUMIGLUE_{name.upper()}"
-    ):
+    monkeypatch.setattr(SuperPoint, "fetch", staticmethod(offline))
+    expected = {
+        "superpoint": r"cannot be downloaded \(no route to host\); get .* set LUMIGLUE_SUPERPOINT",
+        "disk": r"depth-save.pth cannot be downloaded .*; to use it, save .*/cache/9c2ee4ded238892d-depth-save.pth",
+        "xfeat": r"xfeat.pt cannot be downloaded .*; to use it, save the file as .*/cache/0f5187fd7bedd26c-xfeat.pt",
+    }
+    with pytest.raises(WeightsError, match=expected[name]):
         create_extractor(name)(draw_photo(1))
     monkeypatch.setenv(f"LUMIGLUE_{name.upper()}", str(file))
     assert create_extractor(name, max_keypoints=10)(draw_photo(1)).descriptors.shape[1] == KINDS[name].dim

@@ -15,6 +15,7 @@ from conftest import make_features, make_model
 from lumiglue import Pipeline, Sift, WeightsError
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import pack
+from lumiglue.registry import resolve
 from lumiglue.released import import_released
 from lumiglue.weights import (
     BUILT_IN,
@@ -22,7 +23,6 @@ from lumiglue.weights import (
     load_weights,
     pretrained_path,
     read_metadata,
-    resolve,
     save_weights,
 )
 
@@ -82,7 +82,7 @@ def test_weights_for_other_features_are_refused() -> None:
 def test_built_in_weights_are_whole_and_documented(name: str) -> None:
     path = pretrained_path(name)
     config, metadata = read_metadata(path)
-    assert config.extractor == {"sift-clean": "sift", "aliked": "aliked-n16rot"}.get(name, name)
+    assert config.extractor == {"sift-clean": "sift", "aliked-compact": "aliked-n16rot"}.get(name, name)
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["training_data"]
     stages = [metadata["recipe"], metadata.get("before", {}).get("recipe", {})]  # the last may train the exits alone

@@ -18,17 +18,19 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import model_name
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.registry import default_weights, resolve
 from lumiglue.released import import_released
 from lumiglue.types import Features, Matches
-from lumiglue.weights import BUILT_IN, is_ours, load_weights, pretrained_path, read_metadata, resolve
+from lumiglue.weights import is_ours, load_weights
 
 
 class LightGlue(nn.Module):
     """LightGlue behind the released signature.
 
-    features: the features that the weights are for. "sift" and "aliked" have weights in the package; others, and None
-        (any of the right width), need `weights`.
-    weights: a built-in name, a file of ours, or a released checkpoint (.pth or .safetensors, read without running pickle).
+    features: the features that the weights are for: "superpoint", "disk", "aliked", "sift" or "doghardnet", whose published
+        weights are downloaded once, and "xfeat". None (any of the right width) needs `weights`.
+    weights: instead of those: a name ("sift", "aliked-compact": the small ones in the package), a file of ours, or a
+        published checkpoint (.pth or .safetensors, read without running pickle).
     depth_confidence: a pair stops once this share of its points is confident; -1 is off.
     width_confidence: confident points that are matchable with less than 1 - width_confidence leave early; -1 is off. (kornia
         takes out unsure ones too where depth_confidence is -1.)
@@ -104,26 +106,18 @@ class LightGlue(nn.Module):
 
 
 def _load(features: str | None, weights: str | Path | None) -> lightglue.LightGlue:
-    if weights is None and features not in BUILT_IN:
-        names = sorted(BUILT_IN)
-        raise WeightsError(
-            f"the package has no weights for {features!r} features; give weights='file', or choose from {names}"
-        )
-    path = pretrained_path(str(features)) if weights is None else resolve(weights)
+    if weights is None:
+        if features is None:
+            raise WeightsError("features=None has no weights of its own; give weights='file', or name the features")
+        weights = "sift-lightglue" if features == "sift" else default_weights(features)
+    path = resolve(weights)
     model = load_weights(path) if is_ours(path) else import_released(path, features or "")
     if not isinstance(model, lightglue.LightGlue):
         raise WeightsError(f"{path} holds {model_name(model.config)}; give a LightGlue checkpoint")
-    made_for, asked = model.config.extractor, _extractor_of(features)
-    if made_for and asked and made_for != asked:
+    made_for = model.config.extractor
+    if made_for and features and made_for != features and not made_for.startswith(f"{features}-"):
         raise InputError(f"the weights are for {made_for!r} features, not for {features!r}")
     return model
-
-
-def _extractor_of(features: str | None) -> str:
-    """The name that weights remember; the built-in ones go by several."""
-    if features in BUILT_IN:
-        return read_metadata(pretrained_path(features))[0].extractor
-    return features or ""
 
 
 def _first_layers(model: lightglue.LightGlue, n_layers: int | None) -> lightglue.LightGlue:

@@ -177,7 +177,7 @@ def _weights() -> dict[str, Any]:
     for path in sorted(cache.iterdir()) if cache.is_dir() else []:
         if path.is_file() and path.suffix in (".safetensors", ".pth", ".onnx"):
             kept.append({"file": path.name, "state": _kept_state(path, file_sha256(path))})
-    return {"built_in": built_in, "cache": {"folder": str(cache), "files": kept}, "aliked": _aliked_weights(cache)}
+    return {"built_in": built_in, "cache": {"folder": str(cache), "files": kept}, "networks": _networks()}
 
 
 def _kept_state(path: Path, checksum: str) -> str:
@@ -188,24 +188,19 @@ def _kept_state(path: Path, checksum: str) -> str:
     return "whole" if checksum.startswith(first) else "damaged"
 
 
-def _aliked_weights(cache: Path) -> dict[str, Any]:
-    """Where the files of ALIKED's network are, and whether they are the released ones."""
-    import torch
+def _networks() -> dict[str, Any]:
+    """Networks of features that need no download, and the variables that say where their files are."""
+    from lumiglue.registry import NETWORKS
 
-    from lumiglue.weights import ALIKED_SHA256, ALIKED_VARIABLE, file_sha256
-
-    named = os.environ.get(ALIKED_VARIABLE)
-    downloads = Path(torch.hub.get_dir()) / "checkpoints"  # kornia's
-    places = [Path(named)] if named else []
-    places += [cache, downloads]
-    files = []
-    for place in places:
-        for path in [place] if place.is_file() else sorted(place.glob("*aliked-*.pth")) if place.is_dir() else []:
-            known = ALIKED_SHA256.get("aliked-" + path.stem.rpartition("aliked-")[2])
-            state = "found" if known is None else "whole" if file_sha256(path) == known else "not the released file"
-            files.append({"file": str(path), "state": state})
-    variable = None if not named else {"value": named, "exists": Path(named).exists()}
-    return {"variable": variable, "files": files}
+    names = sorted({f"LUMIGLUE_{name.partition('-')[0].upper()}" for name in NETWORKS})
+    variables = [{"name": n, "value": v, "exists": Path(v).exists()} for n in names if (v := os.environ.get(n))]
+    missing = {entry["name"] for entry in variables if not entry["exists"]}
+    here = [
+        name
+        for name, file in NETWORKS.items()
+        if f"LUMIGLUE_{name.partition('-')[0].upper()}" not in missing and file.is_here()
+    ]
+    return {"variables": variables, "here": here}
 
 
 def self_test() -> dict[str, Any]:
@@ -274,9 +269,11 @@ def _damaged(weights: Any) -> list[str]:
     for entry in weights["cache"]["files"]:
         if entry["state"] == "damaged":
             said.append(f"{entry['file']} in {weights['cache']['folder']} is damaged; delete it, it is fetched again")
-    variable = weights["aliked"]["variable"]
-    if variable and not variable["exists"]:
-        said.append(f"LUMIGLUE_ALIKED names {variable['value']}, which does not exist; correct or unset it")
+    said += [
+        f"{variable['name']} names {variable['value']}, which does not exist; correct or unset it"
+        for variable in weights["networks"]["variables"]
+        if not variable["exists"]
+    ]
     return said
 
 

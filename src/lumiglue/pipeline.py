@@ -29,10 +29,11 @@ from lumiglue.matcher.models import MatcherModel, weights_sha256
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.model_folder import CARD, read_model_folder, write_model_folder
+from lumiglue.registry import default_weights, resolve
 from lumiglue.robust import estimate
 from lumiglue.rotation import match_best_turn, turned_image
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
-from lumiglue.weights import FOLDER_FILES, load_weights, pretrained_path, read_metadata, resolve
+from lumiglue.weights import FOLDER_FILES, load_weights, read_metadata
 
 if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
@@ -127,7 +128,7 @@ class Pipeline:
     @classmethod
     def pretrained(
         cls,
-        features: str = "sift",
+        features: str | None = None,
         *,
         max_keypoints: int = 2048,
         resize: int | None = 1024,
@@ -138,38 +139,56 @@ class Pipeline:
         backend: Backend | Literal["auto"] | None = None,
         tile: int | None = None,
     ) -> "Pipeline":
-        """Features by name with the weights in the package, or in a file or URL `weights`.
+        """Features and weights by name.
 
-        features: of a built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
+        Args:
+            features: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class". None takes
+                those that the weights were trained for, and SIFT where no weights are named either.
+            max_keypoints: See the extractor.
+            resize: See the extractor.
+            weights: A name in the package ("sift", "sift-clean", "aliked-compact"), the name of a published matcher
+                ("aliked-lightglue", see `lumiglue weights list`), a file or a URL; also an .onnx file of `lumiglue export
+                onnx`, whose settings hold. None takes the best for the features; for all but SIFT they are downloaded once.
+            settings: How to match; None takes the defaults.
+            device: None takes the GPU if there is one.
+            precision: "auto" is bf16 where the device multiplies it faster, which keeps all but a few of a thousand of
+                LightGlue's matches; else, and for SuperGlue, whose were not measured, fp32, which gives every machine the
+                same. bf16 is PyTorch's alone.
+            backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once
+                a machine; in float32 they differ by rounding alone. "cudagraphs" is "torch" on a GPU with the layers of
+                single pairs started at once (`matcher.graphs`).
+            tile: Side in pixels of the tiles in which larger photos are shown to the extractor, which bounds its memory; see
+                `Tiled`.
 
-        max_keypoints, resize: see the extractor. tile: side in pixels of the tiles in which larger photos are shown to the
-        extractor, which bounds its memory; see `Tiled`. weights: also an .onnx file of `lumiglue export onnx`, whose
-        settings hold.
-        device: None takes the GPU if there is one. precision: "auto" is bf16 where the device multiplies it faster, which
-        keeps all but a few of a thousand of LightGlue's matches; else, and for SuperGlue, whose were not measured, fp32,
-        which gives every machine the same. bf16 is PyTorch's alone.
-        backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once a
-        machine; in float32 they differ by rounding alone. "cudagraphs" is "torch" on a GPU with the layers of single pairs
-        started at once (`matcher.graphs`). Raises InputError, WeightsError.
+        Raises:
+            InputError: A name or a setting is unknown, or the weights are for other features.
+            WeightsError: The weights cannot be found, downloaded or read.
         """
         chosen = usable_device(device)
-        extractor = tiled_extractor(
-            features, max_keypoints=max_keypoints, resize=resize, tile=tile, device=str(chosen)
-        )  # fmt: skip
-        file = pretrained_path(features) if weights is None else resolve(weights)
+        if features is not None:  # before a download, that there is such an extractor
+            tiled_extractor(features, max_keypoints=max_keypoints, resize=resize, tile=tile)
+        file = resolve(default_weights(features or "sift") if weights is None else weights)
+        onnx = file.suffix == ".onnx"
         if precision == "auto":
-            of_torch = file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs", "auto")
+            of_torch = not onnx and backend in (None, "torch", "cudagraphs", "auto")
             measured = of_torch and isinstance(read_metadata(file)[0], LightGlueConfig)
             precision = usual_precision(torch.device(chosen)) if measured else "fp32"
         if backend == "auto":
             backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
-        if file.suffix != ".onnx" and backend in (None, "torch", "cudagraphs"):
-            record = read_metadata(file)[1]
-            found = cls(extractor, load_weights(file), settings, device=chosen, precision=precision, metadata=record)
-            if backend == "cudagraphs":
-                replay_layers(found.matcher)  # pyright: ignore[reportArgumentType]
-            return found
-        return cls(extractor, onnx_matcher(file, backend or "onnxruntime", precision), settings)
+        with_torch = not onnx and backend in (None, "torch", "cudagraphs")
+        matcher = load_weights(file) if with_torch else onnx_matcher(file, backend or "onnxruntime", precision)
+        extractor = tiled_extractor(
+            _features_of(matcher.config.extractor, features), max_keypoints=max_keypoints, resize=resize, tile=tile,
+            device=str(chosen),
+        )  # fmt: skip
+        if not isinstance(matcher, nn.Module):
+            return cls(extractor, matcher, settings)
+        found = cls(
+            extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1]
+        )  # fmt: skip
+        if backend == "cudagraphs":
+            replay_layers(found.matcher)  # pyright: ignore[reportArgumentType]
+        return found
 
     @classmethod
     def from_pretrained(
@@ -372,6 +391,15 @@ class Pipeline:
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.fingerprint()
         return weights_sha256(self.matcher)
+
+
+def _features_of(trained_for: str, asked: str | None) -> str:
+    """The extractor's name: what was asked for, or the member of that family, such as aliked, that the weights are for."""
+    if asked is not None and not trained_for.startswith(f"{asked}-"):
+        return asked
+    if trained_for not in EXTRACTORS:  # never a path to code that a file names
+        raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them by features=")
+    return trained_for
 
 
 def _numpy(points: Tensor) -> np.ndarray:

@@ -7,7 +7,7 @@ import os
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lumiglue.cache import cache_folder
 from lumiglue.errors import WeightsError
-from lumiglue.extras import require
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
 from lumiglue.matcher.precision import unrounded_state
 from lumiglue.reading import reason
@@ -81,12 +80,11 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Matche
         raise WeightsError(f"{path} does not fit its own config ({reason(error)}); copy it again") from None
 
 
-# The weights in the package: a name of features stands for their default. Trained by us; see docs/weights.md.
+# The weights in the package, by name. Trained by us; see docs/weights.md.
 BUILT_IN = {
     "sift": "sift-compact.safetensors",
     "sift-clean": "sift-compact-clean.safetensors",  # of openly licensed photos alone
-    "aliked": "aliked-compact.safetensors",
-    "aliked-n16rot": "aliked-compact.safetensors",
+    "aliked-compact": "aliked-compact.safetensors",
 }
 
 
@@ -103,70 +101,57 @@ def built_in_checksums() -> dict[str, str]:
     return {name.strip(): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
-# ALIKED's networks are not in the package: where the user says that they lie, and the released files' SHA-256.
-ALIKED_VARIABLE = "LUMIGLUE_ALIKED"
-ALIKED_SHA256 = {
-    "aliked-t16": "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085",
-    "aliked-n16": "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2",
-    "aliked-n16rot": "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332",
-}
-
-
-def kept_at(url: str, sha256: str, cache: Path | None = None) -> Path:
+def kept_at(url: str, sha256: str | None, cache: Path | None = None) -> Path:
     """Where `download` keeps a file."""
-    return (cache or cache_folder()) / f"{sha256[:16]}-{url.rsplit('/', 1)[-1]}"
+    name = url.rsplit("/", 1)[-1]
+    return (cache or cache_folder()) / (name if sha256 is None else f"{sha256[:16]}-{name}")
 
 
-def download(url: str, sha256: str, cache: Path | None = None, timeout: float = 60.0) -> Path:
-    """The file at `url`, fetched once and kept; its SHA-256 is checked each time. Raises WeightsError."""
+def download(
+    url: str,
+    sha256: str | None,
+    cache: Path | None = None,
+    timeout: float = 60.0,
+    progress: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """The file at `url`, downloaded once and kept.
+
+    Args:
+        url: Address, of http, https or file.
+        sha256: Checksum, compared at each call; None compares nothing.
+        cache: Folder; by default `cache_folder()`.
+        timeout: Seconds that the server may be silent.
+        progress: Called with the bytes that arrived since the last call, and the bytes in all where the server says.
+
+    Raises:
+        WeightsError: It cannot be downloaded, or is another file.
+    """
     target = kept_at(url, sha256, cache)
-    if target.exists() and file_sha256(target) == sha256:
+    if target.exists() and (sha256 is None or file_sha256(target) == sha256):
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_name(f"{target.name}.{os.getpid()}.unfinished")
     try:
         with urllib.request.urlopen(url, timeout=timeout) as response, unfinished.open("wb") as file:
+            expected = int(response.headers.get("Content-Length") or 0) or None
             while block := response.read(1 << 20):
                 file.write(block)
+                if progress is not None:
+                    progress(len(block), expected)
+            if expected is not None and file.tell() != expected:
+                raise OSError(f"the connection ended after {file.tell()} of {expected} bytes")
     except (OSError, ValueError, http.client.HTTPException) as error:  # urllib's are OSErrors; the others of a bad address
-        unfinished.unlink(missing_ok=True)
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         why = error.reason if type(error) is urllib.error.URLError else error
         raise WeightsError(f"{url} cannot be downloaded ({why}); fetch it elsewhere and give the file's path") from None
-    if (found := file_sha256(unfinished)) != sha256:
-        unfinished.unlink()
-        raise WeightsError(f"{url} has SHA-256 {found}, not {sha256}; it is not the file that was asked for")
-    unfinished.replace(target)
+    else:
+        if sha256 is not None and (found := file_sha256(unfinished)) != sha256:
+            raise WeightsError(f"{url} has SHA-256 {found}, not {sha256}; it is not the file that was asked for")
+        unfinished.replace(target)
+    finally:
+        unfinished.unlink(missing_ok=True)
     return target
-
-
-def resolve(weights: str | Path) -> Path:
-    """The file of a built-in name, a local path, a URL with its checksum as https://host/file.safetensors#sha256=HEX, or a
-    repository of the Hugging Face Hub as hub:owner/name or hub:owner/name@revision."""
-    text = str(weights)
-    if text in BUILT_IN:
-        return pretrained_path(text)
-    if text.startswith("hub:"):
-        return _from_hub(text.removeprefix("hub:"))
-    if "://" not in text:
-        if not Path(text).exists() and not Path(text).suffix:
-            raise WeightsError(
-                f"{text} does not exist, and is no name in the package: {sorted(BUILT_IN)}; give one, or a file"
-            )
-        return Path(weights)
-    url, _, checksum = text.partition("#sha256=")
-    if len(checksum) != 64:
-        raise WeightsError(f"{url} has no checksum; append #sha256= and the file's 64 hexadecimal digits")
-    return download(url, checksum.lower())
-
-
-def _from_hub(text: str) -> Path:
-    require("huggingface_hub")
-    from lumiglue.hub import fetch
-
-    repo, _, revision = text.partition("@")
-    return check_folder(fetch(repo, FOLDER_FILES, revision=revision or None))[0]
 
 
 def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:

@@ -14,7 +14,7 @@ from pathlib import Path
 import tyro
 
 from lumiglue import __version__
-from lumiglue.cli.checkpoints import export_onnx, import_weights, show_weights
+from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
 from lumiglue.cli.collections import features, matches, pairs, sfm
 from lumiglue.cli.completion import completion
 from lumiglue.cli.demo import demo
@@ -54,6 +54,8 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval report": report,
     "bench": bench,
     "export onnx": export_onnx,
+    "weights list": list_weights,
+    "weights download": download_weights,
     "weights import": import_weights,
     "weights show": show_weights,
     "demo": demo,

@@ -1,4 +1,4 @@
-"""`lumiglue weights import`, `lumiglue weights show` and `lumiglue export onnx`."""
+"""`lumiglue weights list | download | import | show` and `lumiglue export onnx`."""
 
 import dataclasses
 import json
@@ -7,7 +7,51 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.terminal import say
+from lumiglue.cli.terminal import Progress, say
+
+
+def list_weights() -> int:
+    """List the weights that can be named: those in the package, published matchers, and networks of features.
+
+    "here" are those that need no download. `lumiglue weights download NAME` brings the others.
+    """
+    from lumiglue.registry import MATCHERS, NETWORKS
+    from lumiglue.weights import BUILT_IN, pretrained_path, read_metadata
+
+    rows = [("name", "features", "size", "licence", "here")]
+    for name in BUILT_IN:
+        path = pretrained_path(name)
+        config, metadata = read_metadata(path)
+        size = f"{path.stat().st_size / 1e6:.1f} MB"
+        rows.append((name, config.extractor, size, metadata.get("licence", "unknown"), "in the package"))
+    for file in (*MATCHERS.values(), *NETWORKS.values()):
+        about = "" if file.sha256 else "about "
+        features = "its own" if file.kind == "network" else file.features
+        here = "here" if file.is_here() else "no"
+        rows.append((file.name, features, f"{about}{file.megabytes:.1f} MB", file.licence, here))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    for row in rows:
+        say("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def download_weights(name: Positional[str], sha256: str | None = None) -> int:
+    """Download a published matcher or network of features, verify it, and keep it for later use without a connection.
+
+    Args:
+        name: A name of `lumiglue weights list`.
+        sha256: A checksum to insist on, where none is known to Lumiglue.
+    """
+    from lumiglue.registry import fetch
+    from lumiglue.weights import BUILT_IN, pretrained_path
+
+    if name in BUILT_IN:
+        say(f"{name} is in the package: {pretrained_path(name)}")
+        return 0
+    with Progress(name, None, of_bytes=True) as advance:
+        path = fetch(name, sha256=sha256, progress=lambda received, total: advance(received, total=total))
+    say(f"{name} -> {path}")
+    return 0
 
 
 def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliases=["-o"])], features: str = "") -> int:
@@ -34,9 +78,10 @@ def show_weights(weights: Positional[str] = "sift") -> int:
     """Print the config, training record, metrics and licence of weights.
 
     Args:
-        weights: A name of built-in weights, a .safetensors file, or an .onnx file of `lumiglue export onnx`.
+        weights: A name of `lumiglue weights list`, a .safetensors file, or an .onnx file of `lumiglue export onnx`.
     """
-    from lumiglue.weights import read_metadata, resolve
+    from lumiglue.registry import resolve
+    from lumiglue.weights import read_metadata
 
     file = resolve(weights)
     if file.suffix == ".onnx":
@@ -65,7 +110,7 @@ def export_onnx(
 
     Args:
         out: The .onnx file to write.
-        weights: A name of built-in weights, or a .safetensors file.
+        weights: A name of `lumiglue weights list`, or a .safetensors file.
         layout: Names of inputs and outputs: lumiglue (for `match --weights out.onnx`, ONNX Runtime, OpenVINO), opencv (for
             cv2.LightGlueMatcher, at full depth) or colmap.
         precision: Of weights and arithmetic; int8 keeps sums in fp32.
@@ -79,7 +124,8 @@ def export_onnx(
     require("onnx_ir")
     from lumiglue.onnx.export import OnnxSettings
     from lumiglue.onnx.export import export_onnx as write
-    from lumiglue.weights import load_weights, resolve
+    from lumiglue.registry import resolve
+    from lumiglue.weights import load_weights
 
     match = MatchSettings(score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None)
     write(load_weights(resolve(weights)), out, OnnxSettings(layout=layout, precision=precision, match=match))

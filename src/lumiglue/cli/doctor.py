@@ -100,12 +100,10 @@ def _weights(weights: Any) -> list[str]:
     cache = weights["cache"]
     kept = ", ".join(f"{entry['file']} ({entry['state']})" for entry in cache["files"]) or "nothing"
     lines.append(f"{'downloads':<16}{cache['folder']}: {kept}")
-    aliked = weights["aliked"]
-    variable = (
-        "LUMIGLUE_ALIKED is not set" if aliked["variable"] is None else f"LUMIGLUE_ALIKED={aliked['variable']['value']}"
-    )
-    found = ", ".join(f"{entry['file']} ({entry['state']})" for entry in aliked["files"]) or "fetched when first used"
-    lines.append(f"{'ALIKED network':<16}{variable}; {found}")
+    networks = weights["networks"]
+    named = "".join(f"{variable['name']}={variable['value']}; " for variable in networks["variables"])
+    here = ", ".join(networks["here"]) or "none; they are downloaded when first used"
+    lines.append(f"{'networks':<16}{named}{here}")
     return lines
 
 

@@ -243,7 +243,9 @@ def _compare(
             if file is not None:
                 file.append(added)
             advance(1, "")
-    print_comparison(scores, f"{folder}: {flags.max_keypoints} {flags.features} keypoints, {_size(flags)}; {protocol}")
+    print_comparison(
+        scores, f"{folder}: {flags.max_keypoints} {pipeline.extractor.name} keypoints, {_size(flags)}; {protocol}"
+    )
     return scores
 
 

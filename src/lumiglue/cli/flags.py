@@ -5,12 +5,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from lumiglue.cli.terminal import Progress
 from lumiglue.errors import InputError
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from lumiglue.extractors import Extractor
     from lumiglue.pipeline import Pipeline
+    from lumiglue.registry import PublishedFile
 
 HDF5 = (".h5", ".hdf5")
 
@@ -19,8 +23,9 @@ HDF5 = (".h5", ".hdf5")
 class PipelineFlags:
     """Which features and weights, and how far to adapt."""
 
-    features: str = "sift"
-    """Local features: sift, aliked, or your own as file.py:Class or module:Class."""
+    features: str | None = None
+    """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class; by default those
+    that the weights are for, and sift where no weights are named."""
     max_keypoints: int = 2048
     """Keypoints kept per image, strongest first."""
     resize: int = 1024
@@ -29,8 +34,8 @@ class PipelineFlags:
     """Side in pixels of the tiles in which larger photos are described (with --resize 0: at full size), so that memory is
     bounded."""
     weights: str | None = None
-    """A name in the package (sift-clean), a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
-    Hugging Face Hub; by default those of the features."""
+    """A name of `lumiglue weights list`, a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
+    Hugging Face Hub; by default the best for the features, downloaded once for all but sift."""
     score_threshold: float | None = None
     """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
@@ -50,9 +55,12 @@ class PipelineFlags:
         """The features alone, which need no weights of a matcher."""
         from lumiglue.device import usable_device
         from lumiglue.extractors import tiled_extractor
+        from lumiglue.registry import features_of, needed_files
 
+        features = self.features or (features_of(self.weights) if self.weights else "sift")
+        _download(file for file in needed_files(features, None) if file.kind == "network")
         return tiled_extractor(
-            self.features,
+            features,
             max_keypoints=self.max_keypoints,
             resize=self.resize or None,
             tile=self.tile,
@@ -62,7 +70,9 @@ class PipelineFlags:
     def pipeline(self, usual_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
         """usual_precision: where none is asked for."""
         from lumiglue.pipeline import Pipeline
+        from lumiglue.registry import needed_files
 
+        _download(needed_files(self.features, self.weights))
         asked = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
             score_threshold=self.score_threshold,
@@ -83,6 +93,16 @@ class PipelineFlags:
             precision=self.precision or usual_precision,
             backend=self.backend,
         )
+
+
+def _download(files: "Iterable[PublishedFile]") -> None:
+    """Those that are not here yet, with a progress bar."""
+    from lumiglue.registry import fetch
+
+    for file in files:
+        if not file.is_here():
+            with Progress(file.name, None, of_bytes=True) as advance:
+                fetch(file.name, progress=lambda received, total, advance=advance: advance(received, total=total))
 
 
 def check_writable(file: Path, *suffixes: str) -> None:

@@ -4,7 +4,14 @@ from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
 
 out = Console(highlight=False, soft_wrap=True)
@@ -17,11 +24,12 @@ def say(text: str) -> None:
 
 
 class Progress:
-    """A progress bar on stderr: `advance(steps, note, total=None)`."""
+    """A progress bar on stderr: `advance(steps, note, total=None)`. A step is an item, or a byte."""
 
-    def __init__(self, label: str, total: int | None) -> None:
+    def __init__(self, label: str, total: int | None, *, of_bytes: bool = False) -> None:
+        counted = DownloadColumn() if of_bytes else MofNCompleteColumn()
         columns: tuple[Any, ...] = (
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("{task.description}"), BarColumn(), counted, TimeElapsedColumn(),
             TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         self.bar = Bar(*columns, console=err)
@@ -30,7 +38,7 @@ class Progress:
     def __enter__(self) -> Callable[..., None]:
         return self.advance
 
-    def advance(self, steps: int, note: str, total: int | None = None) -> None:
+    def advance(self, steps: int, note: str = "", total: int | None = None) -> None:
         self.bar.start()  # only now, so that an error before the first step stands alone
         if total is not None:
             self.bar.update(self.task, total=total)

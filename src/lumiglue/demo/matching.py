@@ -20,12 +20,20 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.pipeline import MatchResult, Pipeline
+from lumiglue.registry import needed_files, resolve
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
-from lumiglue.weights import load_weights, pretrained_path
+from lumiglue.weights import load_weights
 
 # What can be chosen: the weights, and the features that they were trained for.
-MODELS = {"sift": "sift", "sift-clean": "sift", "aliked": "aliked"}
+MODELS = {
+    "sift": "sift",
+    "sift-clean": "sift",
+    "aliked-compact": "aliked-n16rot",
+    "aliked-lightglue": "aliked-n16",
+    "disk-lightglue": "disk",
+    "xfeat-lighterglue": "xfeat",
+}
 Estimator = Literal["fundamental", "homography", "none"]
 NAMES = ("photo A", "photo B")
 _DRAWN_SIDE = 1024  # pixels of the longer side of a photo in a picture
@@ -72,14 +80,13 @@ class Outcome:
 
 
 def available_models() -> list[str]:
-    """The weights that can run here: ALIKED's only where kornia is installed and the network's file lies on this machine."""
-    models = ["sift", "sift-clean"]
-    if find_spec("kornia") is not None:
-        from lumiglue.extractors.aliked import Aliked
+    """The weights that can run here without a download; of learned features only where kornia is installed."""
+    learned = find_spec("kornia") is not None
 
-        if Aliked().weights_are_here():
-            models.append("aliked")
-    return models
+    def is_here(weights: str, features: str) -> bool:
+        return features == "sift" or (learned and all(file.is_here() for file in needed_files(features, weights)))
+
+    return [weights for weights, features in MODELS.items() if is_here(weights, features)]
 
 
 def prepare(threads: int) -> None:
@@ -139,7 +146,7 @@ def draw(pickled: bytes, view: View) -> bytes:
 
 @lru_cache(maxsize=len(MODELS))
 def _matcher(name: str) -> MatcherModel:
-    model = load_weights(pretrained_path(name))
+    model = load_weights(resolve(name))
     assert isinstance(model, LightGlue)
     return model
 

@@ -63,7 +63,7 @@ def _network(name: str, package: str, extra: str, *, device: str = "cpu", **sett
 
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
-    "aliked": _aliked,  # its default model, aliked-n16rot
+    "aliked": _aliked,  # its default model, aliked-n16
     "aliked-t16": partial(_aliked, model="aliked-t16"),
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),

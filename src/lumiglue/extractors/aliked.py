@@ -1,7 +1,6 @@
 """ALIKED (Zhao et al., IEEE TIM 2023), learned keypoints and descriptors, over kornia's network and the released weights."""
 
 import contextlib
-import os
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -15,9 +14,9 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
+from lumiglue.registry import NETWORKS, network_file
 from lumiglue.types import Features
-from lumiglue.weights import ALIKED_SHA256, cache_folder, download, kept_at, read_tensors
-from lumiglue.weights import ALIKED_VARIABLE as WEIGHTS_VARIABLE
+from lumiglue.weights import read_tensors
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
@@ -28,7 +27,6 @@ MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32
 # measured. Left in, the shift grows with the factor of `resize` and comes twice into a pair of which one is turned.
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
-_RELEASED_AT = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
 _DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out
 
 
@@ -43,7 +41,7 @@ class Aliked:
     detection_threshold: smallest score. 0, the default, lets the strongest maxima fill `max_keypoints`: the paper's 0.2
         leaves a few hundred on most photos, and telling weak points apart is the matcher's task.
     weights: the released file of the model, or a folder that holds it; by default $LUMIGLUE_ALIKED (file or folder), then
-        the cache folder, then a download, whose SHA-256 is checked (of n32 by kornia).
+        the cache folder, then a download, whose SHA-256 is checked.
     device: where the network runs; features are returned on the CPU.
 
     The network is loaded at the first image, once a process, and is never pickled. Calls raise WeightsError where its
@@ -52,7 +50,7 @@ class Aliked:
 
     max_keypoints: int = 2048
     resize: int | None = 1024
-    model: str = "aliked-n16rot"
+    model: str = "aliked-n16"
     detection_threshold: float = 0.0
     weights: str | Path | None = None
     device: str = "cpu"
@@ -81,17 +79,14 @@ class Aliked:
 
     def weights_are_here(self) -> bool:
         """Whether the network's weights lie on this machine, so that nothing would be downloaded."""
-        if _local_file(self.weights, self.model) is not None:
-            return True
-        checksum = ALIKED_SHA256.get(self.model)
-        return checksum is not None and kept_at(f"{_RELEASED_AT}{self.model}.pth", checksum).is_file()
+        return self.weights is not None or NETWORKS[self.model].is_here()
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
         """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
         height, width = image.shape[:2]
         small = resize_long_side(image, self.resize)
         scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
-        network = _network(self.model, _weights_file(self.weights, self.model), self.max_keypoints, str(self.device))
+        network = _network(self.model, network_file(self.model, self.weights), self.max_keypoints, str(self.device))
         pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode(), _full_precision(pixels.device):
             found = network(pixels)[0]
@@ -112,36 +107,10 @@ class Aliked:
         )
 
 
-def _weights_file(weights: str | Path | None, model: str) -> Path | None:
-    """The file of a model's weights, fetched if need be; None where kornia is to fetch it."""
-    if (file := _local_file(weights, model)) is not None or model not in ALIKED_SHA256:
-        return file
-    try:
-        return download(f"{_RELEASED_AT}{model}.pth", ALIKED_SHA256[model])
-    except WeightsError as error:
-        raise _nowhere(model, str(error)) from None
-
-
-def _local_file(weights: str | Path | None, model: str) -> Path | None:
-    """The file of a model's weights on this machine, or None. Raises WeightsError where one was named that is not there."""
-    for given, source in ((weights, "weights"), (os.environ.get(WEIGHTS_VARIABLE), f"${WEIGHTS_VARIABLE}")):
-        if not given:
-            continue
-        path = Path(given)
-        file = path / f"{model}.pth" if path.is_dir() else path
-        if not file.is_file():
-            raise WeightsError(f"{file}, named by {source}, does not exist; give {model}.pth or the folder that holds it")
-        return file.absolute()
-    cached = cache_folder() / f"{model}.pth"
-    return cached if cached.is_file() else None
-
-
 @lru_cache(maxsize=4)
-def _network(model: str, file: Path | None, max_keypoints: int, device: str) -> ALIKED:
+def _network(model: str, file: Path, max_keypoints: int, device: str) -> ALIKED:
     settings: dict[str, Any] = {"max_num_keypoints": max_keypoints, "detection_threshold": 0.0}
     with torch.random.fork_rng(devices=[]):
-        if file is None:
-            return _downloaded(model, settings).eval().to(device)
         network = ALIKED(model, **settings)
     try:
         left = network.load_state_dict(read_tensors(file), strict=False)
@@ -155,20 +124,6 @@ def _network(model: str, file: Path | None, max_keypoints: int, device: str) -> 
             f"give the released {model}.pth"
         )
     return network.eval().to(device)
-
-
-def _downloaded(model: str, settings: dict[str, Any]) -> ALIKED:
-    try:
-        return ALIKED.from_pretrained(model, **settings)
-    except (OSError, RuntimeError) as error:  # urllib's errors are OSErrors; torch raises RuntimeError on a bad checksum
-        raise _nowhere(model, str(getattr(error, "reason", None) or str(error).splitlines()[0])) from None
-
-
-def _nowhere(model: str, reason: str) -> WeightsError:
-    return WeightsError(
-        f"{model}.pth is not on this machine and cannot be downloaded ({reason}); get {_RELEASED_AT}{model}.pth and put it "
-        f"into {cache_folder()}, or set {WEIGHTS_VARIABLE} to the file"
-    )
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:

@@ -1,10 +1,9 @@
-"""DISK, XFeat and SuperPoint over kornia and transformers, with the weights that those libraries fetch, or a local file.
+"""DISK, XFeat and SuperPoint over kornia and transformers, with their published weights or a local file.
 
 SuperPoint's weights are not for commercial use; a warning says so when they are first loaded.
 """
 
 import logging
-import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,8 +18,9 @@ from torch import Tensor, nn
 from lumiglue.errors import WeightsError
 from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
+from lumiglue.registry import NETWORKS, local_network, network_file
 from lumiglue.types import Features
-from lumiglue.weights import cache_folder, read_tensors
+from lumiglue.weights import read_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class NetworkExtractor(ABC):
 
     max_keypoints: the strongest are kept. resize: the long side in pixels that larger images are shrunk to; None keeps the
     full size. weights: a file of the released weights (of SuperPoint a folder in transformers' layout); by default the
-    environment variable of the class, then the cache folder, then the library's download. device: where the network runs;
+    environment variable of the class, then the cache folder, then a download. device: where the network runs;
     features are returned on the CPU, keypoints in pixels of the image handed in.
 
     The network is loaded at the first image, once a process, and is never pickled. Calls raise WeightsError where its
@@ -71,7 +71,7 @@ class NetworkExtractor(ABC):
         if min(small.shape[:2]) < self.least:
             nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.dim)
             return self._features(*nothing, (width, height), torch.ones(2))
-        network = _load(type(self), _local(self), str(self.device))
+        network = _load(type(self), _weights_file(self), str(self.device))
         pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
             keypoints, scores, descriptors = (t.cpu().float().clone() for t in self.run(network, pixels))
@@ -102,9 +102,9 @@ class NetworkExtractor(ABC):
         """The network without weights."""
 
     @staticmethod
-    @abstractmethod
     def fetch() -> nn.Module:
-        """The network with the weights that its library downloads."""
+        """The network with the weights that its library downloads: of networks that the registry does not have."""
+        raise NotImplementedError
 
 
 class Disk(NetworkExtractor):
@@ -123,12 +123,6 @@ class Disk(NetworkExtractor):
 
         return DISK()
 
-    @staticmethod
-    def fetch() -> nn.Module:
-        from kornia.feature import DISK
-
-        return DISK.from_pretrained("depth")
-
 
 class XFeat(NetworkExtractor):
     """XFeat (Potje et al., CVPR 2024; Apache-2.0) over kornia, its sparse form."""
@@ -144,12 +138,6 @@ class XFeat(NetworkExtractor):
         from kornia.feature import XFeat as Network
 
         return Network()
-
-    @staticmethod
-    def fetch() -> nn.Module:
-        from kornia.feature import XFeat as Network
-
-        return Network.from_pretrained()
 
 
 class SuperPoint(NetworkExtractor):
@@ -180,7 +168,7 @@ class SuperPoint(NetworkExtractor):
 # Where the weights are to be had by hand, and what they may be used for.
 _SOURCES = {
     "disk": ("https://github.com/cvlab-epfl/disk", "depth-save.pth", ""),
-    "xfeat": ("https://github.com/verlab/accelerated_features", "weights/xfeat.pt", ""),
+    "xfeat": ("https://github.com/verlab/accelerated_features", "xfeat.pt", ""),
     "superpoint": (
         "https://huggingface.co/magic-leap-community/superpoint", "model.safetensors",
         "SuperPoint's weights are for non-commercial research alone (Magic Leap's licence)",
@@ -188,19 +176,11 @@ _SOURCES = {
 }  # fmt: skip
 
 
-def _local(extractor: NetworkExtractor) -> Path | None:
-    """The local file of the weights; None where there is none and none was asked for."""
-    variable = f"LUMIGLUE_{extractor.model.upper()}"
-    for given, source in ((extractor.weights, "weights"), (os.environ.get(variable), f"${variable}")):
-        if given:
-            path = Path(given)
-            if path.is_dir():
-                path = path / Path(_SOURCES[extractor.model][1]).name
-            if not path.is_file():
-                raise WeightsError(f"{path}, named by {source}, does not exist; give the weights of {extractor.model}")
-            return path.absolute()
-    cached = cache_folder() / f"{extractor.model}{Path(_SOURCES[extractor.model][1]).suffix}"
-    return cached if cached.is_file() else None
+def _weights_file(extractor: NetworkExtractor) -> Path | None:
+    """The file of the weights, downloaded if need be; None where the network's library downloads them."""
+    if extractor.model in NETWORKS:
+        return network_file(extractor.model, extractor.weights)
+    return local_network(extractor.model, _SOURCES[extractor.model][1], extractor.weights)
 
 
 @lru_cache(maxsize=4)

@@ -22,6 +22,7 @@ from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name
 from lumiglue.matcher.precision import faster_precision
 from lumiglue.matcher.presets import preset, superglue_preset
 from lumiglue.reading import reason
+from lumiglue.registry import resolve
 from lumiglue.training.bank import Bank
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.presets import TrainSettings
@@ -29,7 +30,7 @@ from lumiglue.training.processes import Processes
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
 from lumiglue.training.sampling import Batch, PairSampler
 from lumiglue.training.validation import draw_validation, quality, validate
-from lumiglue.weights import load_weights, resolve
+from lumiglue.weights import load_weights
 
 __all__ = ["TrainProgress", "TrainSettings", "train"]
 
