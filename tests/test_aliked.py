@@ -35,10 +35,10 @@ def random_weights(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def released(shared: Path) -> Callable[..., Aliked]:
-    """Makes extractors with the released weights."""
+    """Makes extractors with the released weights of n16rot, trained with rotations."""
 
     def make(**settings: object) -> Aliked:
-        return Aliked(weights=shared / "weights", **settings)  # pyright: ignore[reportArgumentType]
+        return Aliked(**{"model": "aliked-n16rot", "weights": shared / "weights", **settings})  # pyright: ignore[reportArgumentType]
 
     return make
 
@@ -138,7 +138,7 @@ def test_missing_weights_are_one_sentence(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_weights_of_another_model_are_refused(random_weights: Path) -> None:
     file = random_weights / f"{SMALL}.pth"
-    with pytest.raises(WeightsError, match="does not fit aliked-n16rot"):
+    with pytest.raises(WeightsError, match="does not fit aliked-n16 "):
         Aliked(weights=file)(PHOTO)
     state = torch.load(file, weights_only=True)
     first = min(state)
