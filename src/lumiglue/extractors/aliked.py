@@ -15,8 +15,9 @@ from kornia.feature import ALIKED
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
+from lumiglue.state_dicts import load_into
 from lumiglue.types import Features
-from lumiglue.weights import ALIKED_SHA256, cache_folder, download, kept_at, read_tensors
+from lumiglue.weights import ALIKED_SHA256, cache_folder, download, kept_at
 from lumiglue.weights import ALIKED_VARIABLE as WEIGHTS_VARIABLE
 
 # Model -> descriptor channels.
@@ -143,17 +144,7 @@ def _network(model: str, file: Path | None, max_keypoints: int, device: str) -> 
         if file is None:
             return _downloaded(model, settings).eval().to(device)
         network = ALIKED(model, **settings)
-    try:
-        left = network.load_state_dict(read_tensors(file), strict=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{file} does not fit {model} ({reason}); give the released {model}.pth") from None
-    wrong = [*(set(left.missing_keys) - _DERIVED), *left.unexpected_keys]
-    if wrong:
-        raise WeightsError(
-            f"{file} does not fit {model}: {len(wrong)} tensors are missing or unknown, the first {min(wrong)!r}; "
-            f"give the released {model}.pth"
-        )
+    load_into(network, file, model, f"give the released {model}.pth", derived=_DERIVED)
     return network.eval().to(device)
 
 
