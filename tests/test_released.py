@@ -120,7 +120,7 @@ def test_a_released_matcher_gives_what_the_original_gives(
 @needs_files
 @pytest.mark.parametrize("name", list(MATCHERS))
 def test_a_matcher_that_lacks_a_tensor_is_refused_by_its_name(name: str, tmp_path: Path) -> None:
-    tensors = torch.load(file_of(MATCHERS[name]), weights_only=True)
+    tensors = torch.load(file_of(MATCHERS[name]), weights_only=True, map_location="cpu")
     prefix = "matcher." if name == "xfeat" else ""
     layer = next(n for n in tensors if "self_attn" in n and "3" in n.split(".") and n.endswith("Wqkv.bias"))
     for dropped in (f"{prefix}input_proj.weight", layer, f"{prefix}log_assignment.2.matchability.bias"):
@@ -149,7 +149,7 @@ def test_a_networks_file_is_read_and_a_cut_one_is_refused(
         expected = network(name, file_of(NETWORKS[name]))(photo)
     assert len(expected) > 20
     assert caplog.messages == []  # nothing left over
-    tensors = torch.load(file_of(NETWORKS[name]), weights_only=True)
+    tensors = torch.load(file_of(NETWORKS[name]), weights_only=True, map_location="cpu")
     tensors = tensors.get("extractor", tensors)
     last = [n for n in tensors if n.endswith("weight")][-1]
     torch.save({n: t for n, t in tensors.items() if n != last}, tmp_path / "cut.pth")
@@ -174,7 +174,7 @@ def test_a_networks_file_is_read_and_a_cut_one_is_refused(
 @needs_files
 def test_xfeats_file_is_read_with_and_without_its_prefix(tmp_path: Path) -> None:
     photo = draw_photo(1, 160, 128)
-    tensors = torch.load(file_of("xfeat.pt"), weights_only=True)
+    tensors = torch.load(file_of("xfeat.pt"), weights_only=True, map_location="cpu")
     torch.save({f"net.{name}": tensor for name, tensor in tensors.items()}, tmp_path / "net.pt")
     plain, prefixed = (network("xfeat", file)(photo) for file in (file_of("xfeat.pt"), tmp_path / "net.pt"))
     assert torch.equal(plain.descriptors, prefixed.descriptors)
