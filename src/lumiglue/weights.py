@@ -6,7 +6,6 @@ import json
 import os
 import urllib.error
 import urllib.request
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -22,6 +21,7 @@ from lumiglue.errors import WeightsError
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
 from lumiglue.matcher.precision import unrounded_state
 from lumiglue.reading import reason
+from lumiglue.state_dicts import read_state_dict
 
 FORMAT = "lumiglue-"  # and the name of the model
 FOLDER_FILES = ("config.json", "model.safetensors")  # of a matcher in a folder, as on the Hugging Face Hub
@@ -172,29 +172,8 @@ def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .pth or .safetensors file; nothing in it is executed. Raises WeightsError."""
-    if not path.is_file():
-        raise WeightsError(f"{path} does not exist; give a .pth or .safetensors checkpoint")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
-        said = f"{path} cannot be read as tensors alone, and nothing else is executed ({reason(error)})"
-        raise WeightsError(f"{said}; save a state dict with torch.save") from None
-    for key in ("state_dict", "model", "extractor"):
-        if isinstance(content, dict) and isinstance(content.get(key), dict):
-            content = content[key]
-    named = isinstance(content, dict) and all(isinstance(name, str) for name in content)
-    if not named or not all(isinstance(value, Tensor) for value in content.values()):
-        raise WeightsError(f"{path} does not hold a state dict of tensors; save it with torch.save(model.state_dict(), ...)")
-    for name, tensor in content.items():
-        stored = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided and not tensor.is_quantized else 0
-        if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:  # a view that says one number many times
-            raise WeightsError(f"{path} does not hold all of {name!r}; save its tensors with .clone() and torch.save")
-    return content
+    """The tensors in a .pth or .safetensors file by their names; nothing in it is executed. Raises WeightsError."""
+    return read_state_dict(path).tensors
 
 
 def file_sha256(path: Path) -> str:

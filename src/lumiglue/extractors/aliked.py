@@ -11,12 +11,12 @@ import torch
 from jaxtyping import UInt8
 from kornia.feature import ALIKED
 
-from lumiglue.errors import InputError, WeightsError
+from lumiglue.errors import InputError
 from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.registry import NETWORKS, network_file
+from lumiglue.state_dicts import load_into
 from lumiglue.types import Features
-from lumiglue.weights import read_tensors
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
@@ -112,17 +112,7 @@ def _network(model: str, file: Path, max_keypoints: int, device: str) -> ALIKED:
     settings: dict[str, Any] = {"max_num_keypoints": max_keypoints, "detection_threshold": 0.0}
     with torch.random.fork_rng(devices=[]):
         network = ALIKED(model, **settings)
-    try:
-        left = network.load_state_dict(read_tensors(file), strict=False)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise WeightsError(f"{file} does not fit {model} ({reason}); give the released {model}.pth") from None
-    wrong = [*(set(left.missing_keys) - _DERIVED), *left.unexpected_keys]
-    if wrong:
-        raise WeightsError(
-            f"{file} does not fit {model}: {len(wrong)} tensors are missing or unknown, the first {min(wrong)!r}; "
-            f"give the released {model}.pth"
-        )
+    load_into(network, file, model, f"give the released {model}.pth", derived=_DERIVED)
     return network.eval().to(device)
 
 

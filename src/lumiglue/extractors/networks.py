@@ -19,8 +19,8 @@ from lumiglue.errors import WeightsError
 from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.registry import NETWORKS, local_network, network_file
+from lumiglue.state_dicts import load_into
 from lumiglue.types import Features
-from lumiglue.weights import read_tensors
 
 _log = logging.getLogger(__name__)
 
@@ -199,9 +199,5 @@ def _load(kind: type[NetworkExtractor], file: Path | None, device: str) -> nn.Mo
                     f"from {source} and set LUMIGLUE_{kind.model.upper()} to the file"
                 ) from None
         network = kind.build()
-    try:
-        network.load_state_dict(read_tensors(file))
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise WeightsError(f"{file} does not fit {kind.model} ({reason}); give {name} from {source}") from None
+    load_into(network, file, kind.model, f"give {name} from {source}")
     return network.eval().to(device)
