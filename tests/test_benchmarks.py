@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from conftest import draw_photo, make_features
-from lumiglue import InputError, Sift
+from lumiglue import Features, InputError, Matches, Sift
 from lumiglue.cli import main
 from lumiglue.evaluation.baselines import BASELINES, opencv_ratio
 from lumiglue.evaluation.formats import only_groups, read_hpatches, read_pose_pairs, read_strecha, turned_intrinsics
@@ -114,6 +114,21 @@ def test_hpatches_pairs_are_found_and_matched(hpatches: Path) -> None:
     assert half.precision == ratio.precision
     low, high = intervals([s for s in scores if (s.method, s.factor) == ("ratio", 1.0)])["planar F1"]
     assert low <= ratio.f1 <= high
+
+
+def test_layers_per_point_are_a_mean_over_the_points_of_both_images(hpatches: Path) -> None:
+    def layered(a: Features, b: Features) -> Matches:
+        nothing = torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0)
+        return Matches(*nothing, stop_layer=3, layers0=torch.full((len(a),), 3), layers1=torch.full((len(b),), 1))
+
+    pairs = only_groups(read_hpatches(hpatches), ["v_"])
+    methods = {"layered": layered, "nn": BASELINES["nn"]}
+    scores = list(evaluate(hpatches, pairs, Sift(max_keypoints=300, resize=None), methods))
+    expected = [(3 * s.keypoints_a + s.keypoints_b) / (s.keypoints_a + s.keypoints_b) for s in scores[::2]]
+    assert [s.layers_per_point for s in scores[::2]] == pytest.approx(expected)
+    of_layered, of_nn = summarise(scores)
+    assert of_layered.layers_per_point == pytest.approx(np.mean(expected))
+    assert of_nn.layers_per_point == 0
 
 
 def test_damaged_hpatches_are_refused(hpatches: Path, tmp_path: Path) -> None:
@@ -229,7 +244,7 @@ def test_opencvs_ratio_test_by_definition(flann: bool) -> None:
 def score(a: str, method: str, error: float = 1.0) -> PairScore:
     return PairScore(
         method, "pose", "g", a, "z", 10, 20, 5, 1.5, 3, error, 0.5, 0.25,
-        precision_1px=0.25, recall_1px=0.125, error_plain=2.0, inliers=4, pruned=2,
+        precision_1px=0.25, recall_1px=0.125, error_plain=2.0, inliers=4, pruned=2, layers_per_point=2.75,
     )  # fmt: skip
 
 

@@ -331,11 +331,11 @@ def _accuracy(rows: "Sequence[Summary]") -> Table:
 
 def _matching(rows: "Sequence[Summary]") -> Table:
     table = Table("matcher", title="matching: means; ms is the median, matching alone")
-    for column in ("pairs", "matches", "inliers", "ms", "stop layer", "points pruned %"):
+    for column in ("pairs", "matches", "inliers", "ms", "stop layer", "layers per point", "points pruned %"):
         table.add_column(column, justify="right")
     for row in rows:
         numbers = f"{row.matches:.0f}", f"{row.inliers:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}"
-        table.add_row(_name(row), str(row.pairs), *numbers, f"{row.pruned:.1f}")
+        table.add_row(_name(row), str(row.pairs), *numbers, f"{row.layers_per_point:.2f}", f"{row.pruned:.1f}")
     return table
 
 

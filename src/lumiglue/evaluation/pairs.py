@@ -73,7 +73,7 @@ class PairScore:
     of all matches, or the pose error by OpenCV. precision, recall: of planar pairs within `match_px`, precision_1px and
     recall_1px within 1 px; of pairs with a known pose, precision is the share within `match_px` of the epipolar line.
     inliers: of the estimated model. pruned: points that left before the last layer that ran. turns_a, turns_b: of the
-    images.
+    images. layers_per_point: mean over the points of both images; 0, as stop_layer, for a matcher without layers.
     """
 
     method: str
@@ -97,6 +97,7 @@ class PairScore:
     factor: float = 1.0
     turns_a: int = 0
     turns_b: int = 0
+    layers_per_point: float = 0.0
 
 
 def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
@@ -197,6 +198,7 @@ def _score(
         keypoints_b=len(b), matches=len(matches), milliseconds=milliseconds, stop_layer=matches.stop_layer,
         pruned=int((layers < matches.stop_layer).sum()), factor=factor, turns_a=pair.get("turns_a", 0),
         turns_b=pair.get("turns_b", 0),
+        layers_per_point=float(layers.double().mean()) if len(layers) else 0.0,
         **{"precision": float("nan"), "recall": float("nan"), **figures},
     )  # fmt: skip
 
@@ -260,7 +262,8 @@ class Summary:
     """One matcher on a whole set; AUCs and shares in percent, NaN where the set has no such pairs.
 
     corner_auc_dlt: by the weighted DLT of all matches. pose_auc_opencv: by OpenCV's RANSAC. epipolar_precision: mean share
-    of the matches on the epipolar line, over pairs with a known pose. pruned: percent of the keypoints.
+    of the matches on the epipolar line, over pairs with a known pose. pruned: percent of the keypoints. layers_per_point:
+    mean over the pairs.
     """
 
     method: str
@@ -282,6 +285,7 @@ class Summary:
     stop_layer: float
     pruned: float
     factor: float
+    layers_per_point: float
 
 
 def summarise(scores: Sequence[PairScore]) -> list[Summary]:
@@ -317,6 +321,7 @@ def _summary(scores: list[PairScore]) -> Summary:
         stop_layer=_mean_known([s.stop_layer for s in scores]),
         pruned=100 * sum(s.pruned for s in scores) / max(keypoints, 1),
         factor=scores[0].factor,
+        layers_per_point=_mean_known([s.layers_per_point for s in scores]),
     )
 
 

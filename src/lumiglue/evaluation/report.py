@@ -148,7 +148,8 @@ def _accuracy(names: Sequence[str], summaries: Sequence[Summary]) -> dict:
 def _matching(names: Sequence[str], summaries: Sequence[Summary]) -> dict:
     parts: dict[str, Callable[[Summary], float]] = {
         "pairs": lambda s: s.pairs, "matches": lambda s: s.matches, "inliers": lambda s: s.inliers,
-        "ms": lambda s: s.milliseconds, "stop layer": lambda s: s.stop_layer, "points pruned %": lambda s: s.pruned,
+        "ms": lambda s: s.milliseconds, "stop layer": lambda s: s.stop_layer,
+        "layers per point": lambda s: s.layers_per_point, "points pruned %": lambda s: s.pruned,
     }  # fmt: skip
     table = _table("Matching", "Means over the pairs; ms is the median, of matching alone.", list(parts), names,
                    [[float(part(s)) for s in summaries] for part in parts.values()])  # fmt: skip
