@@ -24,8 +24,6 @@ from lumiglue.extractors.aliked import MODELS, WEIGHTS_VARIABLE, Aliked
 from lumiglue.images import read_image, resize_long_side
 from lumiglue.weights import ALIKED_SHA256
 
-pytestmark = pytest.mark.numeric
-
 PHOTO = draw_photo(3)
 SMALL = "aliked-t16"
 

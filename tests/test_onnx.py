@@ -28,8 +28,6 @@ from lumiglue.onnx.runtime import OnnxMatcher, Runtime
 from lumiglue.samples import sample_pair
 from lumiglue.weights import load_weights, pretrained_path
 
-pytestmark = pytest.mark.numeric
-
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
 EAGER = MatchSettings(exit_ratio=0.6, prune_below=0.4)
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
