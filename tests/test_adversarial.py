@@ -18,6 +18,8 @@ from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
 from lumiglue.pipeline import MatchResult
 
+pytestmark = pytest.mark.numeric
+
 DIM = 8
 FULL = MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0)
 ADAPTIVE = MatchSettings(score_threshold=0.0)
@@ -216,7 +218,7 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
     (alone,) = match("scales", [(images["a"], images["b"])])
     assert found[0] is not None
     assert torch.equal(found[0].matches.pairs, alone.pairs)
-    assert torch.equal(found[0].matches.scores, alone.scores)
+    assert torch.allclose(found[0].matches.scores, alone.scores, rtol=0, atol=1e-5)  # on one thread there, on several here
 
 
 def test_scores_of_one_are_no_larger_than_one() -> None:

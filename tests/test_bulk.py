@@ -2,8 +2,9 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
-import signal
+import shutil
 import subprocess
 import sys
 import time
@@ -45,10 +46,10 @@ def write(path: Path, image: np.ndarray) -> None:
     assert cv2.imwrite(str(path), image[..., ::-1])
 
 
-@pytest.fixture
-def photos(tmp_path: Path) -> Path:
-    """Nine photos: three views of three scenes, in two folders."""
-    folder, rng = tmp_path / "photos", np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine photos: three views of three scenes, in two folders; and their features."""
+    folder, rng = tmp_path_factory.mktemp("drawn") / "photos", np.random.default_rng(0)
     gentle = ViewSettings(any_roll=0, roll=5, tilt=20, zoom=(0.9, 1.1), shift=0.05)
     import torch
 
@@ -57,14 +58,18 @@ def photos(tmp_path: Path) -> Path:
         for view in range(3):
             image = photo if view == 0 else warp(photo, sample_view(rng, (320, 240), gentle))
             write(folder / ("east" if scene < 2 else "west") / f"{scene}{view}.png", image.numpy())
-    return folder
+    list(describe_collection(folder, list_images(folder), Sift(max_keypoints=200), folder.parent / "features.h5"))
+    return folder.parent
 
 
 @pytest.fixture
-def described(photos: Path, tmp_path: Path) -> Path:
-    out = tmp_path / "features.h5"
-    list(describe_collection(photos, list_images(photos), Sift(max_keypoints=200), out))
-    return out
+def photos(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(drawn / "photos", tmp_path / "photos")
+
+
+@pytest.fixture
+def described(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copy(drawn / "features.h5", tmp_path / "features.h5")
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -236,14 +241,13 @@ def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_pa
 
 
 KILLED = """
-import sys, time
-from lumiglue import Pipeline
+import time
 from lumiglue.bulk import matching
 from lumiglue.bulk.pairs import read_pairs
+from lumiglue.pipeline import Pipeline
 matching.PAIRS_IN_A_PART = 3
-features, pairs, out = sys.argv[1:]
 for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
-    print(step.done, flush=True)
+    said.send(step.done)
     time.sleep(0.02)
 """
 
@@ -254,18 +258,24 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
     write_pairs(pairs, exhaustive(list_images(photos)))
     list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
     rng, kills, counts = np.random.default_rng(0), 0, []
+    server = multiprocessing.get_context("forkserver")  # which imports once for all the processes that are killed
+    server.set_forkserver_preload(["lumiglue.bulk.matching", "lumiglue.pipeline"])
     while not out.exists():
-        command = [sys.executable, "-c", KILLED, str(described), str(pairs), str(out)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        assert process.stdout is not None
-        counts.append(int(process.stdout.readline() or -1))
+        heard, said = server.Pipe(duplex=False)
+        names = {"features": described, "pairs": pairs, "out": out, "said": said}
+        process = server.Process(target=exec, args=(KILLED, names))
+        process.start()
+        said.close()
+        counts.append(heard.recv())
         if kills < 3:  # somewhere in the next parts
             for _ in range(int(rng.integers(1, 4))):
-                process.stdout.readline()
+                heard.recv()
             time.sleep(float(rng.uniform(0, 0.05)))
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             kills += 1
-        assert process.communicate()[1] == ""
+        process.join()
+        heard.close()
+    assert process.exitcode == 0
     assert kills == 3
     assert counts == sorted(counts)
     assert counts[-1] > 0
@@ -295,7 +305,6 @@ ON_RAY = """
 import functools, json, os, signal, subprocess, sys, time
 import ray
 from lumiglue import Pipeline
-from lumiglue.bulk import matching
 from lumiglue.bulk.cluster import join, on_ray
 from lumiglue.bulk.pairs import read_pairs
 

@@ -281,7 +281,7 @@ def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
         assert process.stderr is not None
         process.stdout.close()
         assert process.stderr.read() == ""
-        assert process.wait(timeout=120) == 1
+        assert process.wait(timeout=120) in (0, 1)  # 0 where tyro, before 1.0, prints by argparse, which says nothing
 
 
 def test_nothing_that_was_given_is_overwritten(

@@ -314,9 +314,27 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         assert f"{name}</span>" in reference or name in ("EXTRACTORS", "__version__"), f"{name} is not in the API reference"
 
 
+# What a notebook computes much of, and how much of it is enough to see that it runs.
+LESS = {
+    "train-in-two-minutes": {
+        "n_views=8": "n_views=4",
+        "pairs=800": "pairs=96",
+        "confidence_pairs=80": "confidence_pairs=8",
+        "warmup_pairs=100": "warmup_pairs=16",
+        "evaluate_every=200": "evaluate_every=24",
+        "batches=8": "batches=2",
+        "import train": "import train\\nfrom lumiglue.training import validation\\nvalidation.BATCHES = 2",
+    },
+}
+
+
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebooks_run(path: Path, tmp_path: Path) -> None:
+    """And print what is stored, but for the numbers."""
     notebook = nbformat.read(path, as_version=4)
+    for much, less in LESS.get(path.stem, {}).items():
+        (cell,) = [cell for cell in notebook.cells if re.search(rf"\b{much}\b", cell.source)]
+        cell.source = re.sub(rf"\b{much}\b", less, cell.source)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))  # stored as they ran, in order
     stored = ["".join(out.get("text", "") for out in cell.outputs) for cell in cells]

@@ -143,6 +143,7 @@ def test_every_extra_is_known() -> None:
     """The table that messages and doctor go by is what pyproject.toml has."""
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     imported_as = {"scikit-image": "skimage", "faiss-cpu": "faiss", "onnx-ir": "onnx_ir"}
+    imported_as["python-multipart"] = "python_multipart"
     pairs = {
         (imported_as.get(requirement.name, requirement.name), extra)
         for extra, requirements in optional.items()

@@ -15,6 +15,8 @@ from lumiglue.matcher.graphs import Recorded, ReplayedLayers, filled_length, rep
 from lumiglue.matcher.inputs import pack
 from lumiglue.types import Matches
 
+pytestmark = pytest.mark.numeric
+
 SETTINGS = [
     MatchSettings(exit_ratio=None, prune_below=None),
     MatchSettings(),

@@ -20,6 +20,8 @@ from lumiglue.matcher.kernel import fused_attention, library, norm_gelu_, rotate
 from lumiglue.matcher.packed import cross_attention, self_attention
 from lumiglue.matcher.precision import multiplies_tiles, set_precision
 
+pytestmark = pytest.mark.numeric
+
 needs_kernel = pytest.mark.skipif(
     not multiplies_tiles() or kernel.compiler() is None, reason="the kernel needs a processor with AMX and a C compiler"
 )

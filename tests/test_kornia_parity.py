@@ -12,6 +12,8 @@ from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.released import import_released
 
+pytestmark = pytest.mark.numeric
+
 kornia_feature = pytest.importorskip("kornia.feature")
 
 

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch.testing import assert_close
@@ -16,6 +15,8 @@ from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.precision import set_precision
 
+pytestmark = pytest.mark.numeric
+
 OFF = MatchSettings(exit_ratio=None, prune_below=None)
 LOOSE = MatchSettings(exit_ratio=0.6, prune_below=0.3, score_threshold=0.0)
 Pairs = list[tuple[Features, Features]]
@@ -25,12 +26,12 @@ def match(model: LightGlue, pairs: Pairs, settings: MatchSettings) -> list[Match
     return model.match(pack(pairs, model.config), settings)
 
 
-def same(a: Matches, b: Matches, *, bits: bool = False) -> None:
+def same(a: Matches, b: Matches) -> None:
     assert torch.equal(a.pairs, b.pairs)
     assert a.stop_layer == b.stop_layer
     assert torch.equal(a.layers0, b.layers0)
     assert torch.equal(a.layers1, b.layers1)
-    assert_close(a.scores, b.scores, rtol=0, atol=0 if bits else 1e-5)
+    assert_close(a.scores, b.scores, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("settings", [OFF, LOOSE], ids=["full", "adaptive"])
@@ -391,4 +392,4 @@ def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:
         for mine, layers in zip(short.match(packed, full), model.match_by_layer(packed, full), strict=True):
             at = layers[min(depth, len(layers)) - 1]
             assert at.pairs.tolist() == mine.pairs.tolist()
-            np.testing.assert_array_equal(at.scores, mine.scores)
+            assert_close(at.scores, mine.scores, rtol=0, atol=1e-5)

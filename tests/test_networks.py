@@ -12,6 +12,8 @@ from lumiglue import InputError, WeightsError
 from lumiglue.extractors import create_extractor
 from lumiglue.extractors.networks import Disk, NetworkExtractor, SuperPoint, XFeat, _load
 
+pytestmark = pytest.mark.numeric
+
 pytest.importorskip("kornia")
 pytest.importorskip("transformers")
 

@@ -1,5 +1,6 @@
 """What is handed out: the wheel and the source archive, their metadata, and the files that a host of projects looks for."""
 
+import ast
 import configparser
 import email
 import hashlib
@@ -10,12 +11,14 @@ import tarfile
 import tomllib
 import zipfile
 from base64 import urlsafe_b64encode
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 import lumiglue
 
@@ -80,10 +83,60 @@ def test_every_requirement_is_pinned() -> None:
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()[1:]
     pins = {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
     assert len(pins) == len(lines)
-    extras = (requirement for group in PROJECT["optional-dependencies"].values() for requirement in group)
-    for requirement in map(Requirement, (*PROJECT["dependencies"], *extras)):
+    for requirement in requirements():
+        assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+
+
+def requirements(*, of_users: bool = False) -> Iterator[Requirement]:
+    """Of the package and its extras; of users: without the extras that only its developers need."""
+    developers = {"test", "docs", "fuzz", "dev"} if of_users else set()
+    groups = {name: group for name, group in PROJECT["optional-dependencies"].items() if name not in developers}
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *(line for group in groups.values() for line in group))):
         if requirement.name != "lumiglue":
-            assert requirement.specifier.contains(pins[canonicalize_name(requirement.name)]), requirement
+            yield requirement
+
+
+def test_the_oldest_versions_are_the_declared_floors() -> None:
+    """Each package has one floor, and constraints-lowest.txt has the oldest version of it, by whatever suffix it came."""
+    lines = (ROOT / "constraints-lowest.txt").read_text(encoding="utf-8").splitlines()
+    pins = {canonicalize_name(name): Version(pin) for name, pin in (line.split("==") for line in lines if line[0] != "#")}
+    floors: dict[str, Version] = {}
+    for requirement in requirements():
+        (floor,) = (Version(part.version) for part in requirement.specifier if part.operator == ">=")
+        assert floors.setdefault(canonicalize_name(requirement.name), floor) == floor, requirement
+    assert pins.keys() == floors.keys() - {"ruff", "pyright", "pre-commit", "atheris"}  # tools that no test runs with
+    for name in pins.keys() - {"torch"}:  # see the file's first lines
+        assert pins[name].release[: len(floors[name].release)] == floors[name].release, name
+
+
+# Where a module is not called as what is installed.
+INSTALLED_AS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "faiss": "faiss-cpu",
+    "griffe": "griffelib",
+    "markdown_it": "markdown-it-py",
+    "skimage": "scikit-image",
+    "yaml": "pyyaml",
+}
+
+
+@pytest.mark.parametrize(("folder", "of_users"), [("src", True), ("tests", False), ("bench", False), ("docs", False)])
+def test_what_is_imported_is_declared(folder: str, of_users: bool) -> None:
+    """Not left to what a requirement happens to bring along."""
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(of_users=of_users)}
+    own = {"lumiglue"} | {path.stem for path in (*(ROOT / folder).glob("*.py"), *(ROOT / "fuzz").glob("*.py"))}
+    for path in (ROOT / folder).rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            match node:
+                case ast.Import():
+                    modules = [alias.name for alias in node.names]
+                case ast.ImportFrom(level=0, module=str(module)):
+                    modules = [module]
+                case _:
+                    continue
+            for name in {module.partition(".")[0] for module in modules} - sys.stdlib_module_names - own:
+                assert canonicalize_name(INSTALLED_AS.get(name, name)) in declared, f"{path.name} imports {name}"
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,8 @@ from lumiglue.training.loss import dustbin_loss
 from lumiglue.training.presets import TrainSettings
 from lumiglue.weights import load_weights, save_weights
 
+pytestmark = pytest.mark.numeric
+
 
 def make_superglue(seed: int = 0, **config: Any) -> SuperGlue:
     """Random weights in every part, BatchNorm's statistics among them."""

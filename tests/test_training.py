@@ -21,6 +21,8 @@ from lumiglue.training.loss import (
     predictions,
 )
 
+pytestmark = pytest.mark.numeric
+
 
 def test_labels_against_a_slow_twin() -> None:
     generator = torch.Generator().manual_seed(0)

@@ -153,7 +153,9 @@ def _products() -> dict[str, Any]:
     from lumiglue.matcher.kernel import library
     from lumiglue.matcher.precision import product_rate
 
-    rates = {name: round(product_rate(dtype) / 1e9) for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16))}
+    dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
+    # Two digits: a processor without bfloat16 may stay below 1.
+    rates = {name: float(f"{product_rate(dtype) / 1e9:.2g}") for name, dtype in dtypes.items()}
     return {
         "gflops": rates,
         "precision": usual_precision(torch.device("cpu")),

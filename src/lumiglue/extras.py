@@ -17,8 +17,13 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
     "huggingface_hub": ("hub",),
+    "httpx2": ("hub",),
     "gradio": ("demo",),
     "pebble": ("demo",),
+    "fastapi": ("demo",),
+    "pydantic": ("demo",),
+    "uvicorn": ("demo",),
+    "python_multipart": ("demo",),
 }
 
 

@@ -74,7 +74,7 @@ def _processors(report: dict[str, Any]) -> list[str]:
         kernel = p["bf16_attention_kernel"]
         attention = "our compiled kernel" if kernel == "compiled" else f"PyTorch's kernel ({kernel})"
         return (
-            f"matrix products: {rates['fp32']} GFLOP/s in fp32, {rates['bf16']} in bf16; photos are matched in "
+            f"matrix products: {rates['fp32']:g} GFLOP/s in fp32, {rates['bf16']:g} in bf16; photos are matched in "
             f"{p['precision']}; attention in bf16 by {attention}"
         )
 
