@@ -81,6 +81,7 @@ def relative_pose_opencv(
     intrinsics1: np.ndarray,
     *,
     threshold: float = 1.0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
     """As `relative_pose`, by OpenCV's five-point RANSAC as in SuperGlue's evaluation: `threshold` in pixels over the mean
     focal length, confidence 0.99999, and of several essential matrices the pose with most points in front of both
@@ -92,7 +93,7 @@ def relative_pose_opencv(
         (np.asarray(points, dtype=np.float64) - k[[0, 1], [2, 2]]) / k[[0, 1], [0, 1]]
         for points, k in ((points0, intrinsics0), (points1, intrinsics1))
     )
-    cv2.setRNGSeed(0)
+    cv2.setRNGSeed(seed)
     found, mask = cv2.findEssentialMat(
         rays0, rays1, np.eye(3), method=cv2.RANSAC, prob=0.99999, threshold=threshold / focal, maxIters=1000
     )

@@ -39,6 +39,8 @@ class EvaluationFlags:
     """Only pairs whose group (sequence, first folder) starts with one of these."""
     thresholds: tuple[float, ...] = (1.0,)
     """Factors of RANSAC's thresholds; a row for each."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds of RANSAC; the figures are means over them."""
     out: Path | None = None
     """Every pair's figures: a .csv that an interrupted evaluation goes on with, the protocol in a .json beside it."""
 
@@ -224,9 +226,9 @@ def _compare(
     from lumiglue.evaluation.scores_file import ScoresFile
 
     pairs = only_groups(pairs, how.groups)
-    protocol = Protocol(factors=how.thresholds)
+    protocol = Protocol(factors=how.thresholds, seeds=how.seeds)
     pipeline = flags.pipeline()
-    per_pair = len(chosen) * len(protocol.factors)
+    per_pair = len(chosen) * len(protocol.factors) * len(protocol.seeds)
     scores: list[PairScore] = []
     file = None
     if how.out is not None:

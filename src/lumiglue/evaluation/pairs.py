@@ -9,8 +9,9 @@ Pixel convention: the centre of the top-left pixel is (0, 0).
 """
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ class Protocol:
     homography_px, pose_px, fundamental_px: inlier thresholds of PoseLib's LO-RANSAC; each is multiplied by every one of
     `factors`, and a result is given for each. opencv_px: of OpenCV's five-point RANSAC, multiplied alike.
     match_px: a match is right when its reprojection error, or epipolar error, is at most this.
+    seeds: of both RANSACs; a result is given for each.
     """
 
     homography_px: float = 2.0
@@ -54,20 +56,24 @@ class Protocol:
     opencv_px: float = 1.0
     match_px: float = 3.0
     factors: tuple[float, ...] = (1.0,)
+    seeds: tuple[int, ...] = (0,)
 
     def __post_init__(self) -> None:
         if not self.factors or min(self.factors) <= 0:
             raise InputError(f"factors is {self.factors}; give at least one positive number")
+        if not self.seeds or min(self.seeds) < 0 or len(set(self.seeds)) < len(self.seeds):
+            raise InputError(f"seeds is {self.seeds}; give at least one whole number from 0 up, each once")
 
     def __str__(self) -> str:
         ransac = f"PoseLib homography {self.homography_px:g} px, pose {self.pose_px:g} px, F {self.fundamental_px:g} px"
         swept = "" if self.factors == (1.0,) else " times " + ", ".join(f"{factor:g}" for factor in self.factors)
-        return f"{ransac}, OpenCV pose {self.opencv_px:g} px{swept}; matches right within {self.match_px:g} px"
+        seeded = "" if self.seeds == (0,) else ", seeds " + ", ".join(map(str, self.seeds))
+        return f"{ransac}, OpenCV pose {self.opencv_px:g} px{swept}{seeded}; matches right within {self.match_px:g} px"
 
 
 @dataclass(frozen=True)
 class PairScore:
-    """One matcher on one pair, with one factor of the thresholds.
+    """One matcher on one pair, with one factor of the thresholds and one seed of RANSAC.
 
     error: corner (px), pose (degrees) or epipolar (px) by the pair's type. error_plain: the corner error of the weighted DLT
     of all matches, or the pose error by OpenCV. precision, recall: of planar pairs within `match_px`, precision_1px and
@@ -98,6 +104,7 @@ class PairScore:
     turns_a: int = 0
     turns_b: int = 0
     layers_per_point: float = 0.0
+    seed: int = 0
 
 
 def read_pairs(folder: str | Path) -> list[dict[str, Any]]:
@@ -153,21 +160,36 @@ def evaluate(
     protocol: Protocol | None = None,
 ) -> Iterator[PairScore]:
     """Runs every method on every pair with the same features, methods in turn on each pair; yields as it goes: for each
-    pair, each method, each factor of the protocol one score."""
-    folder, protocol = Path(folder), protocol or Protocol()
+    pair, each method, each factor and each seed of the protocol one score."""
+    folder = Path(folder)
     cache: dict[tuple[str, int], Features] = {}
+
+    def features_of(name: str, turns: int) -> Features:
+        if (name, turns) not in cache:
+            cache[name, turns] = extractor(read_upright(folder / name, turns))
+        return cache[name, turns]
+
+    return evaluate_features(pairs, features_of, methods, protocol)
+
+
+def evaluate_features(
+    pairs: Sequence[dict[str, Any]],
+    features_of: Callable[[str, int], Features],
+    methods: Mapping[str, Matcher],
+    protocol: Protocol | None = None,
+) -> Iterator[PairScore]:
+    """`evaluate` with features that are there already: `features_of` returns those of an image after so many quarter
+    turns."""
+    protocol = protocol or Protocol()
     for pair in pairs:
-        sides = [(pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b")]
-        for name, turns in sides:
-            if (name, turns) not in cache:
-                cache[name, turns] = extractor(read_upright(folder / name, turns))
-        features = cache[sides[0]], cache[sides[1]]
+        a, b = (features_of(pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b"))
+        features = a, b
         for name, method in methods.items():
             start = time.perf_counter()
             matches = method(*features)
             milliseconds = (time.perf_counter() - start) * 1000
-            for factor in protocol.factors:
-                yield _score(name, pair, features, matches, milliseconds, protocol, factor)
+            for factor, seed in product(protocol.factors, protocol.seeds):
+                yield _score(name, pair, features, matches, milliseconds, protocol, factor, seed)
 
 
 def _score(
@@ -178,18 +200,19 @@ def _score(
     milliseconds: float,
     protocol: Protocol,
     factor: float,
+    seed: int,
 ) -> PairScore:
     a, b = features
     points = a.keypoints[matches.pairs[:, 0]].numpy(), b.keypoints[matches.pairs[:, 1]].numpy()
     figures: dict[str, Any]
     match pair["type"]:
         case "homography":
-            figures = _homography_figures(pair, features, matches, points, protocol, factor)
+            figures = _homography_figures(pair, features, matches, points, protocol, factor, seed)
         case "pose":
-            figures = _pose_figures(pair, points, protocol, factor)
+            figures = _pose_figures(pair, points, protocol, factor, seed)
         case _:
             annotated = (torch.tensor(pair[key], dtype=torch.float64) for key in ("pts_a", "pts_b"))
-            found = estimate("fundamental", *points, threshold=factor * protocol.fundamental_px)
+            found = estimate("fundamental", *points, threshold=factor * protocol.fundamental_px, seed=seed)
             error = annotated_epipolar_error(found.matrix, *annotated)
             figures = {"error": error, "inliers": int(found.inliers.sum())}
     layers = torch.cat([matches.layers0, matches.layers1])
@@ -197,7 +220,7 @@ def _score(
         method=name, type=pair["type"], group=pair["group"], a=pair["a"], b=pair["b"], keypoints_a=len(a),
         keypoints_b=len(b), matches=len(matches), milliseconds=milliseconds, stop_layer=matches.stop_layer,
         pruned=int((layers < matches.stop_layer).sum()), factor=factor, turns_a=pair.get("turns_a", 0),
-        turns_b=pair.get("turns_b", 0),
+        turns_b=pair.get("turns_b", 0), seed=seed,
         layers_per_point=float(layers.double().mean()) if len(layers) else 0.0,
         **{"precision": float("nan"), "recall": float("nan"), **figures},
     )  # fmt: skip
@@ -210,10 +233,11 @@ def _homography_figures(
     points: tuple[np.ndarray, np.ndarray],
     protocol: Protocol,
     factor: float,
+    seed: int,
 ) -> dict[str, Any]:
     a, b = features
     true = torch.tensor(pair["H"], dtype=torch.float64)
-    found = estimate("homography", *points, threshold=factor * protocol.homography_px)
+    found = estimate("homography", *points, threshold=factor * protocol.homography_px, seed=seed)
     plain = homography_by_dlt(*points, matches.scores.double().numpy())
     shares = [
         homography_precision_recall(a.keypoints, b.keypoints, matches.pairs, true, px) for px in (protocol.match_px, 1.0)
@@ -227,13 +251,13 @@ def _homography_figures(
 
 
 def _pose_figures(
-    pair: dict[str, Any], points: tuple[np.ndarray, np.ndarray], protocol: Protocol, factor: float
+    pair: dict[str, Any], points: tuple[np.ndarray, np.ndarray], protocol: Protocol, factor: float, seed: int
 ) -> dict[str, Any]:
     intrinsics = np.array(pair["K_a"], dtype=np.float64), np.array(pair["K_b"], dtype=np.float64)
     (points_a, points_b), (intrinsics_a, intrinsics_b) = points, intrinsics
     views = (points_a, points_b, intrinsics_a, intrinsics_b)
-    found = relative_pose(*views, threshold=factor * protocol.pose_px)
-    opencv = relative_pose_opencv(*views, threshold=factor * protocol.opencv_px)
+    found = relative_pose(*views, threshold=factor * protocol.pose_px, seed=seed)
+    opencv = relative_pose_opencv(*views, threshold=factor * protocol.opencv_px, seed=seed)
     k_a, k_b = (torch.from_numpy(k) for k in intrinsics)
     fundamental = fundamental_from_pose(k_a, k_b, *_true_pose(pair))
     in_a, in_b = (torch.from_numpy(side).double() for side in points)
@@ -290,7 +314,8 @@ class Summary:
 
 def summarise(scores: Sequence[PairScore]) -> list[Summary]:
     """One line a method and factor, in order of first appearance. Precision and recall are means over the planar pairs; a
-    pair without matches has precision 0. F1 is their harmonic mean. Milliseconds are the median over the pairs."""
+    pair without matches has precision 0. F1 is their harmonic mean. Milliseconds are the median over the pairs. AUCs
+    of several seeds are averaged."""
     keys = dict.fromkeys((s.method, s.factor) for s in scores)
     return [_summary([s for s in scores if (s.method, s.factor) == key]) for key in keys]
 
@@ -303,18 +328,18 @@ def _summary(scores: list[PairScore]) -> Summary:
     keypoints = sum(s.keypoints_a + s.keypoints_b for s in scores)
     return Summary(
         method=scores[0].method,
-        pairs=len(scores),
+        pairs=len({(s.a, s.b, s.turns_a, s.turns_b) for s in scores}),
         precision=precision,
         recall=recall,
         f1=f1,
         precision_1px=_shares([s.precision_1px for s in planar]),
         recall_1px=100 * _mean_known([s.recall_1px for s in planar]),
-        corner_auc=_areas([s.error for s in planar], PIXEL_THRESHOLDS),
-        corner_auc_dlt=_areas([s.error_plain for s in planar], PIXEL_THRESHOLDS),
-        pose_auc=_areas([s.error for s in posed], POSE_THRESHOLDS),
-        pose_auc_opencv=_areas([s.error_plain for s in posed], POSE_THRESHOLDS),
+        corner_auc=_areas(planar, PIXEL_THRESHOLDS),
+        corner_auc_dlt=_areas(planar, PIXEL_THRESHOLDS, "error_plain"),
+        pose_auc=_areas(posed, POSE_THRESHOLDS),
+        pose_auc_opencv=_areas(posed, POSE_THRESHOLDS, "error_plain"),
         epipolar_precision=_shares([s.precision for s in posed]),
-        epipolar_auc=_areas([s.error for s in kinds["correspondences"]], EPIPOLAR_THRESHOLDS),
+        epipolar_auc=_areas(kinds["correspondences"], EPIPOLAR_THRESHOLDS),
         matches=_mean_known([s.matches for s in scores]),
         inliers=_mean_known([s.inliers for s in scores]),
         milliseconds=float(np.median([s.milliseconds for s in scores])),
@@ -326,7 +351,9 @@ def _summary(scores: list[PairScore]) -> Summary:
 
 
 def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals, over the pairs, of one method's figures: planar F1, corner AUC@5, pose AUC@5."""
+    """95 % bootstrap intervals, over the pairs, of one method's figures: planar F1, corner AUC@5, pose AUC@5. Of several
+    seeds the first counts; `classes.figures` has intervals over scenes and seeds."""
+    scores = [s for s in scores if s.seed == scores[0].seed]
     kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose")}
     found = {}
     for name, kind, threshold in (("corner AUC@5", "homography", 5.0), ("pose AUC@5", "pose", 5.0)):
@@ -352,8 +379,12 @@ def _shares(values: Sequence[float]) -> float:
     return 100 * float(np.mean(np.nan_to_num(values))) if values else float("nan")
 
 
-def _areas(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:
-    return auc(errors, thresholds) if errors else [float("nan")] * len(thresholds)
+def _areas(scores: Sequence[PairScore], thresholds: Sequence[float], name: str = "error") -> list[float]:
+    """The AUCs of each seed, averaged: pooled errors would give another area, as the trapezoid rule sees more of them."""
+    if not scores:
+        return [float("nan")] * len(thresholds)
+    seeds = sorted({s.seed for s in scores})
+    return np.mean([auc([getattr(s, name) for s in scores if s.seed == seed], thresholds) for seed in seeds], 0).tolist()
 
 
 def _mean_known(values: Sequence[float]) -> float:
