@@ -9,6 +9,7 @@ the true matches (3 pixels, mutual), the share that became positives. A line for
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,13 @@ def measured(folder: Path, pairs: int, teacher: Extractor, labelled: Extractor) 
     return [(views[a], views[b]) for a, b, _ in chosen]
 
 
-def figures(pairs: list[tuple[View, View]], teacher: Teacher, settings: TransferSettings) -> dict[str, float]:
+def figures(pairs: list[tuple[View, View]], matched: list[np.ndarray], settings: TransferSettings) -> dict[str, float]:
     """Of all labels of all pairs together."""
     errors, wrong, lonely_count, recalled, true_count, labelled, used = [], 0, 0, 0, 0, 0, 0
-    for (theirs0, own0, depths0, k0, pose0), (theirs1, own1, depths1, k1, pose1) in pairs:
-        matches = teacher.match(theirs0, theirs1)
-        ends = [theirs.keypoints.numpy()[matches[:, side]] for side, theirs in enumerate((theirs0, theirs1))]
-        anchors = find_anchors(*ends, settings)
+    for (first, second), matches in zip(pairs, matched, strict=True):
+        (theirs0, own0, depths0, k0, pose0), (theirs1, own1, depths1, k1, pose1) = first, second
+        ends0, ends1 = theirs0.keypoints.numpy()[matches[:, 0]], theirs1.keypoints.numpy()[matches[:, 1]]
+        anchors = find_anchors(ends0, ends1, settings)
         if anchors is None:
             continue
         used += 1
@@ -127,17 +128,15 @@ def main() -> None:
     usual = TransferSettings()
     variants = {"as it is": usual}
     fields = {
-        "neighbours": (5, 12),
-        "reach": (16.0, 64.0),
-        "residual": (0.75, 3.0),
-        "spread": (0.5, 2.0),
-        "cycle": (1.0, 4.0),
-    }
-    for (name, values), side in [(item, side) for item in fields.items() for side in (0, 1)]:
-        variants[f"{name} {values[side]}"] = TransferSettings(**{name: values[side]})
-    for (kind, pairs), (variant, settings) in [(d, v) for d in data.items() for v in variants.items()]:
-        line = {"data": kind, "variant": variant} | figures(pairs, teacher, settings)
-        print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+        "neighbours": (5, 12), "reach": (16.0, 64.0), "residual": (0.75, 3.0), "spread": (0.5, 2.0), "cycle": (1.0, 4.0)
+    }  # fmt: skip
+    for name, values in fields.items():
+        variants |= {f"{name} {value}": replace(usual, **{name: value}) for value in values}
+    for kind, pairs in data.items():
+        matched = [teacher.match(first[0], second[0]) for first, second in pairs]
+        for variant, settings in variants.items():
+            line = {"data": kind, "variant": variant} | figures(pairs, matched, settings)
+            print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
 
 
 if __name__ == "__main__":

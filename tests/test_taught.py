@@ -26,7 +26,7 @@ from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.taught import NEAR_PX, PairLabels, SparseAssignment
 from lumiglue.training.teacher import Teacher
-from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair, transfer_points
+from lumiglue.training.transfer import Anchors, TransferSettings, find_anchors, label_pair, transfer_points
 from lumiglue.training.worlds import Rendering, WorldSettings, aim_camera, build_world, depths_at, render
 
 SIZE = (640, 480)
@@ -48,12 +48,13 @@ def mapped(homography: np.ndarray, points: np.ndarray) -> np.ndarray:
     return transform(torch.from_numpy(homography), torch.from_numpy(points)).numpy()
 
 
-def matches_with_outliers(
+def anchors_of(
     rng: np.random.Generator, places: np.ndarray, true: np.ndarray, noise: float = 0.6, outliers: int = 40
-) -> tuple[np.ndarray, np.ndarray]:
-    """A teacher's matches: true ones with noise, and some at random."""
+) -> Anchors | None:
+    """From a teacher's matches: true ones with noise, and some at random."""
     wrong = [rng.uniform([0, 0], SIZE, (outliers, 2)) for _ in range(2)]
-    return np.concatenate([places, wrong[0]]), np.concatenate([true + rng.normal(0, noise, true.shape), wrong[1]])
+    ends1 = np.concatenate([true + rng.normal(0, noise, true.shape), wrong[1]])
+    return find_anchors(np.concatenate([places, wrong[0]]), ends1, SETTINGS)
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -62,7 +63,7 @@ def test_labels_of_a_plane_are_right(seed: int) -> None:
     rng = np.random.default_rng(seed)
     homography = random_homography(rng)
     places = rng.uniform([0, 0], SIZE, (400, 2))
-    anchors = find_anchors(*matches_with_outliers(rng, places, mapped(homography, places)), SETTINGS)
+    anchors = anchors_of(rng, places, mapped(homography, places))
     assert anchors is not None
     assert anchors.fundamental is None
     keypoints0 = rng.uniform([0, 0], SIZE, (900, 2))
@@ -122,7 +123,7 @@ def test_transfer_in_scenes_with_parallax_and_occlusion() -> None:
         visible = np.abs(seen - depth_there) < 0.02 * depth_there
         rng = np.random.default_rng(seed)
         chosen = rng.permutation(np.flatnonzero(visible))[:400]
-        anchors = find_anchors(*matches_with_outliers(rng, points[chosen], there[chosen]), SETTINGS)
+        anchors = anchors_of(rng, points[chosen], there[chosen])
         if anchors is None:
             continue
         assert anchors.fundamental is not None or len(chosen) < 100
@@ -142,7 +143,8 @@ def test_too_few_or_random_matches_give_no_anchors() -> None:
     rng = np.random.default_rng(0)
     places = rng.uniform([0, 0], SIZE, (20, 2))
     assert find_anchors(places, mapped(random_homography(rng), places), SETTINGS) is None
-    assert find_anchors(*(rng.uniform([0, 0], SIZE, (200, 2)) for _ in range(2)), SETTINGS) is None
+    places0, places1 = (rng.uniform([0, 0], SIZE, (200, 2)) for _ in range(2))
+    assert find_anchors(places0, places1, SETTINGS) is None
 
 
 # -- sparse labels ---------------------------------------------------------------------------------------------------------
@@ -423,8 +425,8 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
     sampler = PairSampler([Bank(taught)], deep.config, split="training", seed=1, negatives=0)
     packed = sampler.batch(0, 1, 100).pairs
     with torch.inference_mode():
-        scores = [layer_scores(model.heads[-1], list(model.states(packed))[-1], 1)[0] for model in (deep, shallow)]
-    assert torch.allclose(*scores, atol=1e-4)
+        one, two = (layer_scores(model.heads[-1], list(model.states(packed))[-1], 1)[0] for model in (deep, shallow))
+    assert torch.allclose(one, two, atol=1e-4)
 
 
 # -- lengths -----------------------------------------------------------------------------------------------------------

@@ -109,8 +109,9 @@ class TaughtPhotos:
         found = self._match(scene, photos, assignments=own)
         anchors = {}
         for (a, b), matches in found.pairs.items():
-            ends = [found.features[name].keypoints.numpy()[matches[:, side]] for side, name in enumerate((a, b))]
-            if (usable := find_anchors(*ends, self.transfer, self.seed)) is not None:
+            first, second = (found.features[name].keypoints.numpy() for name in (a, b))
+            usable = find_anchors(first[matches[:, 0]], second[matches[:, 1]], self.transfer, self.seed)
+            if usable is not None:
                 anchors[a, b] = usable
         if not anchors:
             raise ImageError(f"no two photos of {scene} overlap")

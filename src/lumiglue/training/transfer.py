@@ -141,7 +141,7 @@ def label_pair(
 
 
 def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    return ((points >= 0) & (points <= np.array(size) - 1)).all(1)
+    return np.all((points >= 0) & (points <= np.array(size) - 1), axis=1)
 
 
 def _out_of_sight(points: np.ndarray, size: tuple[int, int], anchors: Anchors) -> np.ndarray:
