@@ -78,7 +78,7 @@ def test_labels_of_a_plane_are_right(seed: int) -> None:
     assert (errors > 4).mean() < 0.005
     distances = np.linalg.norm(true[:, None] - keypoints1[None], axis=2)
     lonely, _ = labels.unmatchable()
-    inside = ((true >= 0) & (true <= np.array(SIZE) - 1)).all(1)
+    inside = np.all((true >= 0) & (true <= np.array(SIZE) - 1), axis=1)
     assert lonely.sum() > 5
     assert (distances[lonely].min(1) < 3).mean() < 0.01
     assert inside[labels.judged0].mean() > 0.99
@@ -118,7 +118,7 @@ def test_transfer_in_scenes_with_parallax_and_occlusion() -> None:
     for seed in range(8):
         renderings, (k0, k1), pose, (points, _), (depths, _) = scene_pair(seed)
         there, depth_there = carried(points, depths, k0, k1, pose)
-        inside = ((there > 3) & (there < np.array(SIZE) - 4)).all(1)
+        inside = np.all((there > 3) & (there < np.array(SIZE) - 4), axis=1)
         seen = np.where(inside, depths_at(renderings[1], np.where(inside[:, None], there, 3.0)), np.nan)
         visible = np.abs(seen - depth_there) < 0.02 * depth_there
         rng = np.random.default_rng(seed)
@@ -400,6 +400,7 @@ def test_a_deepened_matcher_learns_in_its_new_layers(pairs: list) -> None:
     *_, x = model.states(packed)
     x.square().sum().backward()
     last = model.layers[6].cross_attention.ffn[3]
+    assert isinstance(last, torch.nn.Linear)
     assert last.weight.grad is not None
     assert float(last.weight.grad.abs().max()) > 0
 

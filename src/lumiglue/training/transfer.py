@@ -21,7 +21,8 @@ class TransferSettings:
     neighbours: anchors that the affine map is fitted to. reach: largest distance of the third nearest anchor.
     residual: largest root mean square of the anchors' residuals. spread: largest standard error of the transferred place.
     epipolar: largest distance from the epipolar line. cycle: largest distance after the transfer back.
-    least_anchors: pairs with fewer are left out. planar_share: where a homography explains this share of the anchors, the
+    least_anchors, least_share: pairs with fewer anchors are left out, and pairs of whose matches a smaller share are anchors.
+    planar_share: where a homography explains this share of the anchors, the
         epipolar geometry is not determined, and is not asked.
     """
 
@@ -32,6 +33,7 @@ class TransferSettings:
     epipolar: float = 2.0
     cycle: float = 2.0
     least_anchors: int = 30
+    least_share: float = 0.3
     planar_share: float = 0.9
 
 
@@ -52,9 +54,10 @@ def find_anchors(
     points0: Float[np.ndarray, "k 2"], points1: Float[np.ndarray, "k 2"], settings: TransferSettings, seed: int = 0
 ) -> Anchors | None:
     """The matches that fit one epipolar geometry and their own neighbours; None where there are too few."""
+    fewest = max(settings.least_anchors, settings.least_share * len(points0))
     found = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
     inliers = found.inliers.numpy()
-    if found.matrix is None or inliers.sum() < settings.least_anchors:
+    if found.matrix is None or inliers.sum() < fewest:
         return None
     points0, points1 = (np.asarray(points, dtype=np.float64)[inliers] for points in (points0, points1))
     plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
@@ -63,7 +66,7 @@ def find_anchors(
     for ends in ((points0, points1), (points1, points0)):
         predicted, _, _ = _affine_predictions(ends[0], *ends, settings, leave_out_self=True)
         kept &= np.linalg.norm(predicted - ends[1], axis=1) <= 2 * NEAR_PX
-    if kept.sum() < settings.least_anchors:
+    if kept.sum() < fewest:
         return None
     matrix = None if planar else found.matrix.numpy().astype(np.float64)
     return Anchors(points0[kept], points1[kept], matrix)
@@ -83,8 +86,8 @@ def _transfer_once(
     points: np.ndarray, anchors: Anchors, settings: TransferSettings
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
     predicted, residual, spread = _affine_predictions(points, anchors.points0, anchors.points1, settings)
-    nearest = np.sort(_distances(points, anchors.points0), axis=1)[:, :3]
-    sure = (residual <= settings.residual) & (spread <= settings.spread) & (nearest[:, -1] <= settings.reach)
+    nearest = np.partition(_distances(points, anchors.points0), 2, axis=1)[:, 2]
+    sure = (residual <= settings.residual) & (spread <= settings.spread) & (nearest <= settings.reach)
     if anchors.fundamental is not None:
         lines = _homogeneous(points) @ anchors.fundamental.T
         length = np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
