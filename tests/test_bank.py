@@ -451,12 +451,13 @@ def test_a_bank_held_in_memory_gives_the_same(bank: Path) -> None:
 def test_scenes_are_drawn_as_the_square_root_of_their_pairs(bank: Path) -> None:
     sampler = PairSampler([Bank(bank)], SIFT, split="training", seed=0, negatives=0.0)
     opened = sampler.banks[0]
-    scene0 = opened.view_scenes[sampler.pairs[0][:, 0]] == 0
-    sampler.pairs[0] = np.concatenate([np.repeat(sampler.pairs[0][scene0][:1], 400, 0), sampler.pairs[0][~scene0][:4]])
+    numbers = sampler.numbers[0]
+    scene0 = opened.view_scenes[opened.pairs[numbers, 0]] == 0
+    sampler.numbers[0] = np.concatenate([np.repeat(numbers[scene0][:1], 400), numbers[~scene0][:4]])
     pool = sampler._pairs_of(16)[0]
     rng = np.random.default_rng(0)
     drawn = [opened.view_scenes[pool.draw(rng)[0]] for _ in range(2000)]
-    others = opened.view_scenes[sampler.pairs[0][400:, 0]]
+    others = opened.view_scenes[opened.pairs[sampler.numbers[0][400:], 0]]
     _, counts = np.unique(others, return_counts=True)
     expected = 20 / (20 + np.sqrt(counts).sum())
     assert np.mean(np.array(drawn) == 0) == pytest.approx(expected, abs=0.03)

@@ -45,7 +45,7 @@ def test_attention_stays_within_segments_and_pairs(
 ) -> None:
     q, k, v = (x.requires_grad_(form in ("training", "fused")) for x in qkv(lengths))
     if form == "fused":
-        monkeypatch.setattr(packed, "MAX_SCORES_IN_MEMORY", 0)
+        monkeypatch.setattr(packed, "MAX_SCORES_IN_TRAINING", 0)
     if form == "filled up":  # as on a GPU
         monkeypatch.setattr(packed, "_fills_up", lambda *_: True)
     parts = [x.split(list(lengths)) for x in (q, k, v)]

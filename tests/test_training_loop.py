@@ -332,7 +332,7 @@ def test_batches_drawn_ahead_are_the_same_batches(bank: Path) -> None:
     config = preset("compact", "sift", 128, "xy-logscale-angle")
     learner = Learner(make_model(), TINY, torch.device("cpu"))
     sampler = PairSampler([Bank(bank)], config, split="training", seed=0, negatives=0.2)
-    arguments = (sampler, learner, slice(0, 4), torch.device("cpu"))
+    arguments = (sampler, learner, Processes())
     one, two = (list(loop._batches(*arguments, ahead=ahead)) for ahead in (False, True))
     assert len(one) == len(two) == TINY.steps
     assert all(torch.equal(a.pairs.descriptors, b.pairs.descriptors) for a, b in zip(one, two, strict=True))

@@ -17,6 +17,7 @@ from lumiglue import __version__
 from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
 from lumiglue.cli.collections import features, matches, pairs, sfm
 from lumiglue.cli.completion import completion
+from lumiglue.cli.dataset import teach
 from lumiglue.cli.demo import demo
 from lumiglue.cli.doctor import doctor
 from lumiglue.cli.evaluation import (
@@ -45,6 +46,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "bank": bank,
     "posed-bank": posed_bank,
     "posed-from-sfm": posed_from_sfm,
+    "dataset teach": teach,
     "train": train,
     "eval": evaluate,
     "eval homography": evaluate_homography,
@@ -74,6 +76,7 @@ HEADINGS = {
     "collections": "Collections of photos",
     "training": "Train",
     "posed": "Train",
+    "dataset": "Train",
     "evaluation": "Measure",
     "speed": "Measure",
     "checkpoints": "Weights",

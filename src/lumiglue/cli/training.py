@@ -106,7 +106,7 @@ def train(
     banks: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
     shares: tuple[float, ...] | None = None,
-    recipe: Literal["standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
+    recipe: Literal["default", "standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
     model: Literal["lightglue", "superglue"] | None = None,
     ablation: Ablation | None = None,
     deep_supervision: bool | None = None,
@@ -119,6 +119,8 @@ def train(
     points: int | None = None,
     long_points: int | None = None,
     long_share: float | None = None,
+    lengths: tuple[int, ...] | None = None,
+    distillation: float | None = None,
     schedule: Literal["cosine", "paper"] | None = None,
     learning_rate: float | None = None,
     confidence_learning_rate: float | None = None,
@@ -143,12 +145,14 @@ def train(
         banks: The .h5 files of `lumiglue bank`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
         shares: How often each bank is drawn from, a number for each; equal by default.
-        recipe: standard (about 80 minutes on two CPU cores), laptop (43 minutes on one), comparison (a short one that
+        recipe: default (that of the matchers in this package: days of a CPU core), standard (about 80 minutes on two CPU
+            cores), laptop (43 minutes on one), comparison (a short one that
             every matcher of docs/paper.md had), gpu_30min, or the paper's.
         model: LightGlue, or SuperGlue to compare it with.
         ablation: Of LightGlue, what to leave out, as in the paper's ablations.
         deep_supervision: Of LightGlue: every layer learns from the labels, or the last alone.
-        preset: Size of the matcher: base or compact.
+        preset: Size of the matcher: base, compact, or deep (narrow as compact, with the 9 layers of base). Weights of fewer
+            layers are deepened.
         encoding: What the rotary encoding sees; by default log scale and angle where the features have them, else xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones.
         pairs: Pairs seen in stage 1 (correspondences).
@@ -157,6 +161,9 @@ def train(
         points: Keypoints per image.
         long_points: Keypoints per image in the last part of stage 1 and in stage 2.
         long_share: How large that last part is (0.2).
+        lengths: In place of both: numbers of keypoints per image, one step after another, again and again. A step of more
+            keypoints has fewer pairs; batch_size is of the first number.
+        distillation: Weight of the teacher's assignments of taught pairs, against their labels.
         schedule: Of the learning rate: cosine, or the paper's constant, then exponential.
         learning_rate: Its peak in stage 1.
         confidence_learning_rate: Its peak in stage 2.
@@ -196,7 +203,7 @@ def _train(
     from lumiglue.training.loop import train as run_training
     from lumiglue.visualization import draw_learning_curves, save_figure
 
-    done, finished, note = 0, True, ""
+    done, finished, note, pairs = 0, True, "", settings.pairs_before(settings.steps)
     with _asked_to_stop(here.count == 1) as stop, Progress("steps", settings.steps) as advance:
         for now in run_training(banks, out, settings, shares=shares, processes=here, stop=stop):
             finished = now.step == now.steps
@@ -206,7 +213,7 @@ def _train(
                 last = now.layers[-1]
                 note = f"recall {last['recall']:.1f} precision {last['precision']:.1f}"
                 save_figure(draw_learning_curves(out / "metrics.jsonl"), out / "curves.png")
-            left = timedelta(seconds=round((now.steps - now.step) * settings.batch_size / now.pairs_per_second))
+            left = timedelta(seconds=round((pairs - now.pairs) / now.pairs_per_second))
             line = f"loss {now.loss:.3f}  {now.pairs_per_second:.1f} pairs/s  {left} left  {note}"
             advance(now.step - done, line)
             done = now.step

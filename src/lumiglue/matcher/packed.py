@@ -21,9 +21,11 @@ from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
 from lumiglue.matcher.kernel import fused_attention
 from lumiglue.matcher.precision import multiplies_tiles
 
-# Training on the CPU, and bfloat16 on one without AMX, compute attention of h x n x m scores up to this many with the scores
-# in memory, which is faster than the fused kernel and its backward pass. 4 heads x 2048 x 2048.
+# Attention of h x n x m scores up to this many is computed with the scores in memory, on the CPU: by bfloat16 without AMX
+# (4 heads x 2048 x 2048), and by training (4 x 512 x 512), which is as fast as the fused kernel and its backward pass at 512
+# keypoints and, on AVX2 without AMX, takes 1.4 times as long at 1,024.
 MAX_SCORES_IN_MEMORY = 2**24
+MAX_SCORES_IN_TRAINING = 2**20
 # Scores of a head at a time in the CPU's bidirectional attention: they stay in the cache.
 BLOCK_SCORES = 2**17
 
@@ -219,8 +221,11 @@ def _for_training(x: Tensor) -> bool:
 def _in_memory(q: Tensor, m: int) -> bool:
     """Whether scores of the queries over m keys are to be held."""
     heads, n = q.shape[-3:-1]
-    plain = _for_training(q) or (q.dtype == torch.bfloat16 and not multiplies_tiles())
-    return not q.is_cuda and plain and heads * n * m <= MAX_SCORES_IN_MEMORY
+    if q.is_cuda:
+        return False
+    if _for_training(q):
+        return heads * n * m <= MAX_SCORES_IN_TRAINING
+    return q.dtype == torch.bfloat16 and not multiplies_tiles() and heads * n * m <= MAX_SCORES_IN_MEMORY
 
 
 def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

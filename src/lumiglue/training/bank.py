@@ -8,7 +8,8 @@ One HDF5 file of flat arrays (V views, K keypoints in all, d descriptor channels
     homographies V x 3 x 3 (view_from_scene), intrinsics V x 3 x 3, cameras V x 4 x 4 (camera_from_world),
     pairs Q x 2 (views), overlaps Q (share of each view that the other sees, the smaller of the two),
     scenes (names), skipped (names of unreadable items).
-The attribute `kind` says what relates two views: "plane" the homographies, "depth" cameras and depths.
+The attribute `kind` says what relates two views: "plane" the homographies, "depth" cameras and depths, "taught" the labels
+that a teacher gave (training/taught.py has their arrays).
 """
 
 import json
@@ -25,6 +26,7 @@ from torch import Tensor
 from lumiglue.errors import BankError
 from lumiglue.extractors import Extractor
 from lumiglue.reading import HDF5_ERRORS, LARGEST_ARRAY, read_numbers, reason
+from lumiglue.training.taught import PairLabels, TaughtPairs
 from lumiglue.types import Features
 
 FORMAT = "lumiglue-bank"
@@ -32,7 +34,8 @@ VERSION = 2
 ROWS = ("keypoints", "scales", "orientations", "scores", "descriptors", "descriptor_steps", "depths")
 VIEWS = ("view_sizes", "homographies", "intrinsics", "cameras")
 
-Kind = Literal["plane", "depth"]
+Kind = Literal["plane", "depth", "taught"]
+LabelledPair = tuple[int, int, float, PairLabels]  # two views, their overlap, labels of their keypoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +84,15 @@ class ViewSource(Protocol):
         ...
 
 
+@runtime_checkable
+class LabelledSource(ViewSource, Protocol):
+    """A source that labels its pairs itself, in place of homographies or depths."""
+
+    def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
+        """The views of an item and its pairs, by the numbers of these views."""
+        ...
+
+
 class Bank:
     """A finished bank, read through the page cache: memory does not grow with its size.
 
@@ -97,15 +109,17 @@ class Bank:
                 if file.attrs.get("format") != FORMAT or int(file.attrs.get("version", 0)) != VERSION:
                     raise BankError(f"{path} is not a feature bank of version {VERSION}; build it with `lumiglue bank`")
                 self.plan: dict[str, Any] = json.loads(str(file.attrs["plan"]))
-                self.kind: Kind = "plane" if file.attrs["kind"] == "plane" else "depth"
+                kind = str(file.attrs["kind"])
+                self.kind: Kind = "plane" if kind == "plane" else "taught" if kind == "taught" else "depth"
                 self.has_orientation = bool(file.attrs["has_orientation"])
                 self.scenes, self.skipped = (_read_names(file, name) for name in ("scenes", "skipped"))
                 self.offsets, self.view_scenes = read_numbers(file, "offsets"), read_numbers(file, "view_scenes")
                 self.view_sizes, self.homographies, self.intrinsics, self.cameras = (read_numbers(file, n) for n in VIEWS)
                 self.pairs, self.overlaps = read_numbers(file, "pairs"), read_numbers(file, "overlaps")
                 self._rows: dict[str, np.ndarray] = {name: _memory_map(self.path, file[name]) for name in ROWS}
-            self.counts: np.ndarray = np.diff(self.offsets)
-            self._check()
+                self.counts: np.ndarray = np.diff(self.offsets)
+                self._check()
+                self.taught = TaughtPairs(file, self.pairs, self.counts) if self.kind == "taught" else None
         except BankError:
             raise
         except (*HDF5_ERRORS, RecursionError) as error:

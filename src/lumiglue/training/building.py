@@ -1,5 +1,6 @@
 """Building a bank from any source of views, in parts of a few items, so that a killed build goes on where it was."""
 
+import contextlib
 import errno
 import json
 import multiprocessing
@@ -24,7 +25,21 @@ from lumiglue.errors import BankError, ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.geometry import transfer, transform
 from lumiglue.reading import differences
-from lumiglue.training.bank import FORMAT, ROWS, VERSION, VIEWS, Bank, Kind, View, ViewSource, parts_folder, read_array
+from lumiglue.training.bank import (
+    FORMAT,
+    ROWS,
+    VERSION,
+    VIEWS,
+    Bank,
+    Kind,
+    LabelledPair,
+    LabelledSource,
+    View,
+    ViewSource,
+    parts_folder,
+    read_array,
+)
+from lumiglue.training.taught import join_taught, write_taught
 from lumiglue.types import Features
 from lumiglue.writing import has_room
 
@@ -158,19 +173,26 @@ def _build_part(job: _Job) -> tuple[int, list[str]]:
     torch.set_num_threads(1)  # each worker has a core
     skipped: list[str] = []
     views: list[tuple[int, View]] = []
+    pairs: list[LabelledPair] | None = [] if isinstance(job.source, LabelledSource) else None
     for item in job.items:
         try:
-            found = job.source.views(item, job.extractor, job.settings.max_keypoints)
+            if isinstance(job.source, LabelledSource) and pairs is not None:
+                found, labelled = job.source.labelled(item, job.extractor, job.settings.max_keypoints)
+                pairs += [(a + len(views), b + len(views), overlap, labels) for a, b, overlap, labels in labelled]
+            else:
+                found = job.source.views(item, job.extractor, job.settings.max_keypoints)
             for view in found:
                 view.scene.encode()
             views += [(item, view) for view in found]
         except (ImageError, UnicodeEncodeError):  # HDF5 holds no name that is not UTF-8
             skipped.append(job.source.items[item].encode("utf-8", "backslashreplace").decode())
-    _write_part(job, views, skipped)
+    _write_part(job, views, skipped, pairs)
     return len(job.items), skipped
 
 
-def _write_part(job: _Job, views: Sequence[tuple[int, View]], skipped: Sequence[str]) -> None:
+def _write_part(
+    job: _Job, views: Sequence[tuple[int, View]], skipped: Sequence[str], pairs: Sequence[LabelledPair] | None
+) -> None:
     empty = {"keypoints": (0, 2), "descriptors": (0, job.extractor.descriptor_dim)}
     columns: dict[str, list[np.ndarray]] = {
         name: [np.zeros(empty.get(name, (0,)), np.int8 if name == "descriptors" else np.float32)] for name in ROWS
@@ -191,6 +213,10 @@ def _write_part(job: _Job, views: Sequence[tuple[int, View]], skipped: Sequence[
         file["homographies"] = _matrices([view.view_from_scene for _, view in views], 3)
         file["intrinsics"] = _matrices([view.intrinsics for _, view in views], 3)
         file["cameras"] = _matrices([view.camera_from_world for _, view in views], 4)
+        if pairs is not None:
+            file["pairs"] = np.array([(a, b) for a, b, _, _ in pairs], dtype=np.int64).reshape(-1, 2)
+            file["overlaps"] = np.array([overlap for _, _, overlap, _ in pairs], dtype=np.float32)
+            write_taught(file, [labels for *_, labels in pairs])
         file.attrs.update(skipped=json.dumps(list(skipped)), has_orientation=oriented)
     unfinished.replace(job.out)
 
@@ -240,7 +266,10 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
         bank["view_scenes"] = np.array([scenes[name] for name in names], dtype=np.int64)
         bank["scenes"] = np.array(list(scenes), dtype=h5py.string_dtype())
         bank["skipped"] = np.array(skipped, dtype=h5py.string_dtype())
-        bank["pairs"], bank["overlaps"] = _pair_up(bank, source)
+        if isinstance(source, LabelledSource):
+            bank["pairs"], bank["overlaps"] = _join_pairs(parts, bank)
+        else:
+            bank["pairs"], bank["overlaps"] = _pair_up(bank, source)
         bank.attrs.update(format=FORMAT, version=VERSION, kind=source.kind, has_orientation=oriented, plan=json.dumps(plan))
     unfinished.replace(out)
 
@@ -261,6 +290,19 @@ def _join_array(parts: Sequence[Path], bank: h5py.File, name: str, rows: int) ->
             target = bank.create_dataset(name, shape=(rows, *block.shape[1:]), dtype=block.dtype)
         target[start : start + len(block)] = block
         start += len(block)
+
+
+def _join_pairs(parts: Sequence[Path], bank: h5py.File) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of views (Q x 2) and their overlaps, of parts that hold labels; these are joined into the bank."""
+    pairs, overlaps, start = [], [], 0
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(h5py.File(part, "r")) for part in parts]
+        for file in files:
+            pairs.append(read_array(file, "pairs") + start)
+            overlaps.append(read_array(file, "overlaps"))
+            start += len(read_array(file, "counts"))
+        join_taught(files, bank)
+    return np.concatenate(pairs), np.concatenate(overlaps)
 
 
 def _pair_up(bank: h5py.File, source: ViewSource) -> tuple[np.ndarray, np.ndarray]:

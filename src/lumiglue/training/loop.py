@@ -17,13 +17,14 @@ import torch
 from torch import nn
 
 from lumiglue.errors import BankError, TrainingError
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name
 from lumiglue.matcher.precision import faster_precision
 from lumiglue.matcher.presets import preset, superglue_preset
 from lumiglue.reading import reason
 from lumiglue.registry import resolve
 from lumiglue.training.bank import Bank
+from lumiglue.training.deepening import deepened
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.presets import TrainSettings
 from lumiglue.training.processes import Processes
@@ -81,7 +82,9 @@ def train(
         for bank in opened:
             bank.hold_on(here.device)  # a batch is then gathered by the GPU, which outruns any disk
     training, held_out = _samplers(opened, learner.config, settings, shares)
-    batches = _batches(training, learner, here.part_of(settings.batch_size), here.device, ahead=here.device.type == "cuda")
+    for size in settings.batch_sizes:
+        here.part_of(size)  # says now that they cannot be shared evenly, not in the middle of the run
+    batches = _batches(training, learner, here, ahead=here.device.type == "cuda")
     record = _record(settings, learner.config, opened, training.chances.tolist())
     folder = RunFolder(run, record) if here.leads else None
     here.agree(False)  # the folder is known to be this run's before anyone reads it
@@ -107,8 +110,8 @@ def train(
             learner.update(stage, rate)
             durations.append(time.perf_counter() - started)
 
-            done, seen = learner.step, learner.step * settings.batch_size
-            speed = settings.batch_size / statistics.median(durations)
+            done, seen = learner.step, settings.pairs_before(learner.step)
+            speed = _speed(durations, settings, done)
             figures = (
                 _validate(learner, held_out, stage, here) if _due(settings.evaluate_every, settings, done) else (None, None)
             )
@@ -141,7 +144,10 @@ def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, sto
     settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if stage == 1:
-            loss = matcher_loss(model, batch.pairs, batch.labels(), deep_supervision=settings.deep_supervision)
+            loss = matcher_loss(
+                model, batch.pairs, batch.labels(), batch.soft_labels(),
+                deep_supervision=settings.deep_supervision, distillation=settings.distillation,
+            )  # fmt: skip
         else:
             assert isinstance(model, LightGlue)
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
@@ -200,7 +206,7 @@ class Learner:
             group["lr"] = rate
         optimizer.step()
         if self.ema is not None and self.settings.ema is not None:
-            forget = 1 - 0.5 ** (self.settings.batch_size / self.settings.ema)
+            forget = 1 - 0.5 ** (self.settings.batch_size_at(self.step) / self.settings.ema)
             for mean, parameter in zip(self.ema, self.parameters[0], strict=True):
                 mean.lerp_(parameter.detach(), forget)
         self.step += 1
@@ -291,14 +297,20 @@ def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
                 raise ValueError("the optimiser's state is not of this matcher")
 
 
-def _batches(
-    sampler: PairSampler, learner: Learner, part: slice, device: torch.device, *, ahead: bool
-) -> Generator[Batch, None, None]:
+def _speed(durations: Sequence[float], settings: TrainSettings, done: int) -> float:
+    """Pairs per second of the last steps: their median; of steps of several lengths, their sum."""
+    if settings.lengths is None:
+        return settings.batch_size / statistics.median(durations)
+    return (settings.pairs_before(done) - settings.pairs_before(done - len(durations))) / sum(durations)
+
+
+def _batches(sampler: PairSampler, learner: Learner, here: Processes, *, ahead: bool) -> Generator[Batch, None, None]:
     """This process's part of the batch of each step to come; with `ahead` the next is drawn while one is computed on."""
     settings, first = learner.settings, learner.step
 
     def draw(step: int) -> Batch:
-        return sampler.batch(step, settings.batch_size, settings.points_at(step), part, device)
+        size = settings.batch_size_at(step)
+        return sampler.batch(step, size, settings.points_at(step), here.part_of(size), here.device)
 
     if not ahead:
         for step in range(first, settings.steps):
@@ -315,7 +327,8 @@ def _batches(
 
 def _due(every: int, settings: TrainSettings, done: int) -> bool:
     """True once each `every` pairs, at the end of a stage, and at the end."""
-    return done * settings.batch_size % every < settings.batch_size or done in (settings.matcher_steps, settings.steps)
+    last = settings.batch_size_at(done - 1)
+    return settings.pairs_before(done) % every < last or done in (settings.matcher_steps, settings.steps)
 
 
 def _samplers(
@@ -324,7 +337,7 @@ def _samplers(
     """Training and held-out pairs. Raises BankError now, not hours later, where there are too few keypoints."""
     training = PairSampler(banks, config, split="training", seed=settings.seed, negatives=settings.negatives, shares=shares)
     held_out = PairSampler(banks, config, split="validation", seed=0, negatives=0.0, shares=shares)
-    for points in (settings.points, settings.long_points):
+    for points in settings.all_points:
         training.batch(0, 1, points)
     held_out.batch(0, 1, settings.validation_points)
     return training, held_out
@@ -349,6 +362,8 @@ def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> MatcherModel
         found = model_name(start.config)
         raise TrainingError(f"the weights {settings.start_from} are of {found}, the run is of {settings.model}")
     config = _config(settings, banks, start)
+    if isinstance(start, LightGlue) and isinstance(config, LightGlueConfig) and start.config.n_layers < config.n_layers:
+        start = deepened(start, config.n_layers)
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

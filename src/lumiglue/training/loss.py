@@ -13,6 +13,7 @@ from lumiglue.matcher.lightglue import Head, LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.superglue import SuperGlue, log_optimal_transport
+from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels
 
 
@@ -66,11 +67,20 @@ def dustbin_loss(log_p: Float[Tensor, "b r s"], labels: Labels) -> Float[Tensor,
 
 
 def matcher_loss(
-    model: MatcherModel, pairs: PackedPairs, labels: Labels, *, deep_supervision: bool = True
+    model: MatcherModel,
+    pairs: PackedPairs,
+    labels: Labels,
+    soft: SoftLabels | None = None,
+    *,
+    deep_supervision: bool = True,
+    distillation: float = 1.0,
 ) -> Float[Tensor, ""]:
     """LightGlue: deep supervision, the mean over the layers of `correspondence_loss`; without it, the last layer's alone; a
     matcher without matchability learns from matches alone. SuperGlue: `dustbin_loss` at the end, with half of the test's
-    Sinkhorn iterations."""
+    Sinkhorn iterations.
+
+    soft: a teacher's assignments of some of the pairs; LightGlue learns from these too, their loss counts `distillation`
+    times as much as that of the labels of the same pairs."""
     if isinstance(model, SuperGlue):
         return dustbin_loss(log_partial_assignment(model, pairs, model.config.sinkhorn_iterations // 2), labels)
     if model.config.ablation == "no-matchability":
@@ -80,7 +90,10 @@ def matcher_loss(
     for layer, (head, x) in enumerate(zip(model.heads, model.states(pairs), strict=True), start=1):
         if not deep_supervision and layer < model.config.n_layers:
             continue
-        losses.append(correspondence_loss(*layer_scores(head, x, pairs.n_pairs), labels))
+        scores = layer_scores(head, x, pairs.n_pairs)
+        losses.append(correspondence_loss(*scores, labels))
+        if soft is not None and distillation:
+            losses[-1] = losses[-1] + distillation * soft.pairs / pairs.n_pairs * distillation_loss(*scores, soft)
     return torch.stack(losses).mean()
 
 

@@ -22,6 +22,9 @@ class TrainSettings:
         orientations, else "xy". start_from: a weights file or a built-in name to fine-tune; without it the matcher starts
         fresh.
     pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
+    lengths: None, or numbers of keypoints per image in place of both, one step after another, again and again; a step has
+        as many pairs as make it as many keypoints as `batch_size` pairs of the first of them.
+    distillation: weight of a teacher's assignments against the labels of the same pairs.
     confidence_pairs: stage 2, the exit classifier, the matcher frozen; SuperGlue has none. batch_size: of all processes
         together.
     schedule, learning_rate, warmup_pairs: see `learning_rate_at`. clip: largest norm of a step's gradient.
@@ -44,6 +47,8 @@ class TrainSettings:
     points: int = 256
     long_points: int = 384
     long_share: float = 0.2
+    lengths: tuple[int, ...] | None = None
+    distillation: float = 1.0
     schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
     confidence_learning_rate: float = 1e-2
@@ -70,6 +75,10 @@ class TrainSettings:
         for name in ("pairs", "confidence_pairs", "warmup_pairs", "weight_decay"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
+        if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
+            raise TrainingError(f"lengths is {self.lengths}; give numbers of keypoints")
+        if self.distillation < 0:
+            raise TrainingError(f"distillation is {self.distillation}; it must not be negative")
         if not 0 <= self.negatives < 1 or not 0 <= self.long_share <= 1:
             raise TrainingError("negatives must be in [0, 1) and long_share in [0, 1]")
         if self.model not in get_args(ModelName):
@@ -83,23 +92,64 @@ class TrainSettings:
 
     @property
     def matcher_steps(self) -> int:
-        return math.ceil(self.pairs / self.batch_size)
+        """Steps of stage 1."""
+        return self._steps_for(self.pairs)
 
     @property
     def steps(self) -> int:
-        confidence_pairs = self.confidence_pairs if self.model == "lightglue" else 0
-        return self.matcher_steps + math.ceil(confidence_pairs / self.batch_size)
+        """Steps of both stages."""
+        if self.model != "lightglue" or not self.confidence_pairs:
+            return self.matcher_steps
+        return self._steps_for(self.pairs_before(self.matcher_steps) + self.confidence_pairs)
 
     @property
     def validation_points(self) -> int:
+        """Keypoints per image of held-out pairs."""
+        if self.lengths is not None:
+            return sorted(self.lengths)[(len(self.lengths) - 1) // 2]
         return min(self.long_points, self.points * 2)
 
+    @property
+    def all_points(self) -> tuple[int, ...]:
+        """All numbers of keypoints that the run draws."""
+        return tuple(sorted(set(self.lengths))) if self.lengths is not None else (self.points, self.long_points)
+
     def stage_at(self, step: int) -> int:
+        """1 or 2."""
         return 1 if step < self.matcher_steps else 2
 
     def points_at(self, step: int) -> int:
+        """Keypoints per image of a step."""
+        if self.lengths is not None:
+            return self.lengths[step % len(self.lengths)]
         long_from = self.matcher_steps * (1 - self.long_share)
         return self.points if step < long_from else self.long_points
+
+    def batch_size_at(self, step: int) -> int:
+        """Pairs of a step."""
+        return self.batch_sizes[step % len(self.batch_sizes)]
+
+    def pairs_before(self, step: int) -> int:
+        """Pairs of all steps before this one."""
+        rounds, rest = divmod(step, len(self.batch_sizes))
+        return rounds * sum(self.batch_sizes) + sum(self.batch_sizes[:rest])
+
+    @property
+    def batch_sizes(self) -> tuple[int, ...]:
+        """Pairs of the steps that repeat."""
+        if self.lengths is None:
+            return (self.batch_size,)
+        return tuple(max(1, round(self.batch_size * self.lengths[0] / points)) for points in self.lengths)
+
+    def _steps_for(self, pairs: int) -> int:
+        """Fewest steps that see so many pairs."""
+        rounds, rest = divmod(pairs, sum(self.batch_sizes))
+        steps = rounds * len(self.batch_sizes)
+        for size in self.batch_sizes:
+            if rest <= 0:
+                break
+            rest, steps = rest - size, steps + 1
+        return steps
 
     def learning_rate_at(self, step: int) -> float:
         """Both schedules of stage 1 begin with a linear warm-up over `warmup_pairs`.
@@ -111,7 +161,7 @@ class TrainSettings:
         if step >= self.matcher_steps:
             share = (step - self.matcher_steps) / max(1, self.steps - self.matcher_steps)
             return self.confidence_learning_rate * _cosine(share)
-        warmup = max(1, self.warmup_pairs // self.batch_size)
+        warmup = max(1, self._steps_for(self.warmup_pairs)) if self.lengths else max(1, self.warmup_pairs // self.batch_size)
         share = step / self.matcher_steps
         decay = _cosine(share) if self.schedule == "cosine" else 0.1 ** (3 * max(0.0, share - 2 / 3))
         return self.learning_rate * min((step + 1) / warmup, 1.0) * decay
@@ -168,7 +218,21 @@ def paper() -> TrainSettings:
     )  # fmt: skip
 
 
+def default() -> TrainSettings:
+    """The matchers of this package: `deep`, from `compact` weights, on homographies, synthetic scenes and taught pairs.
+
+    512 to 2,048 keypoints per image in one run, and about as many keypoints at each step. A constant rate, then the decay,
+    and a running mean of the weights: snapshots may be compared on the way.
+    """
+    return TrainSettings(
+        preset="deep", pairs=150_000, confidence_pairs=6_400, batch_size=16, lengths=(512, 1024, 512, 2048, 512, 1024, 768),
+        schedule="paper", learning_rate=3e-4, warmup_pairs=1_000, negatives=0.06, ema=1_000.0, evaluate_every=4_000,
+        checkpoint_every=400, keep_every=2_000,
+    )  # fmt: skip
+
+
 RECIPES: dict[str, Callable[[], TrainSettings]] = {
+    "default": default,
     "standard": standard,
     "laptop": laptop,
     "comparison": comparison,

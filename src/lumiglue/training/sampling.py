@@ -1,8 +1,8 @@
 """Training batches from banks. A batch is a pure function of (seed, step): a resumed run sees the same pairs, and so
 does each of several processes that share a batch."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -14,7 +14,9 @@ from lumiglue.errors import BankError
 from lumiglue.matcher.inputs import MatcherConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.bank import Bank
+from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
+from lumiglue.training.taught import PairLabels
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,13 +33,18 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """P pairs of n keypoints each side. planar: related by homographies, else by depth. related: not of two scenes."""
+    """P pairs of n keypoints each side.
+
+    planar: related by homographies, else by depth. related: not of two scenes. taught: of the pairs that a teacher labelled,
+    by their number in the batch, what it said; they are neither planar nor have depth.
+    """
 
     pairs: PackedPairs
     side0: Side
     side1: Side
     planar: Bool[Tensor, " p"]
     related: Bool[Tensor, " p"]
+    taught: Mapping[int, PairLabels] = field(default_factory=dict)
 
     @property
     def keypoints0(self) -> Float[Tensor, "p n 2"]:
@@ -53,7 +60,14 @@ class Batch:
         device = self.planar.device
         matches = []
         unmatchable = torch.ones(2, p, n, dtype=torch.bool, device=device)  # so it stays for pairs of two scenes
-        for kind in (self.planar & self.related, ~self.planar & self.related):
+        geometric = self.related.clone()
+        for number, labels in self.taught.items():
+            geometric[number] = False
+            given = torch.from_numpy(labels.matches()).to(device)
+            matches.append(torch.cat([torch.full_like(given[:, :1], number), given], dim=1))
+            for side, lonely in enumerate(labels.unmatchable()):
+                unmatchable[side, number] = torch.from_numpy(lonely).to(device)
+        for kind in (self.planar & geometric, ~self.planar & geometric):
             rows = kind.nonzero()[:, 0]
             if not len(rows):
                 continue
@@ -62,6 +76,14 @@ class Batch:
             unmatchable[0, rows], unmatchable[1, rows] = labels.unmatchable0, labels.unmatchable1
         found = torch.cat(matches) if matches else torch.zeros(0, 3, dtype=torch.int64, device=device)
         return Labels(found, *unmatchable.unbind())
+
+    def soft_labels(self) -> SoftLabels | None:
+        """The teacher's assignments; None where no pair has one."""
+        given = [(number, labels.assignment) for number, labels in self.taught.items() if labels.assignment is not None]
+        if not given:
+            return None
+        p, n = self.side0.depths.shape
+        return SoftLabels.of_pairs(given, (p, n, n), self.planar.device)
 
     def _planar_labels(self, rows: Tensor) -> Labels:
         # Both turn what is in front of a camera into positive depths, and so does their product: it is not rescaled, as its
@@ -80,30 +102,36 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One pair as drawn: (bank, view) and rows of its keypoints for each image."""
+    """One pair as drawn: (bank, view) and rows of its keypoints for each image; number: of a related pair in its bank."""
 
     views: tuple[tuple[int, int], tuple[int, int]]
     rows: tuple[np.ndarray, np.ndarray]
     related: bool
+    number: int
 
 
 @dataclass(frozen=True)
 class _Pool:
-    """Pairs to draw from, Q x 2 views, and the running sum of their chances."""
+    """Pairs to draw from, Q x 2 views, their numbers in the bank, and the running sum of their chances."""
 
     pairs: np.ndarray
+    numbers: np.ndarray
     running: np.ndarray
 
     def draw(self, rng: np.random.Generator) -> np.ndarray:
+        return self.pairs[self.draw_row(rng)]
+
+    def draw_row(self, rng: np.random.Generator) -> int:
         row = int(np.searchsorted(self.running, rng.random() * self.running[-1], side="right"))
-        return self.pairs[min(row, len(self.pairs) - 1)]
+        return min(row, len(self.pairs) - 1)
 
 
 class PairSampler:
     """Draws pairs of views of one scene (and, with chance `negatives`, of two) from one split of some banks.
 
     shares: how often each bank is drawn from; equal by default. Within a bank a scene of n pairs is drawn as often as the
-    square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out.
+    square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out,
+    but for those that a teacher matched.
     split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
     whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
     A negative's two scenes come from two folders where there are several, as photos of one folder may show one place, and
@@ -126,7 +154,10 @@ class PairSampler:
         if len(chances) != len(banks) or chances.min() < 0 or not chances.sum() > 0:
             raise BankError(f"{len(banks)} banks need {len(banks)} shares, none negative; got {chances.tolist()}")
         self.chances = chances / chances.sum()
-        self.pairs = [bank.pairs[_in_split(bank, split) & (bank.overlaps >= least_overlap)] for bank in self.banks]
+        self.numbers = [
+            np.flatnonzero(_in_split(bank, split) & ((bank.overlaps >= least_overlap) | (bank.kind == "taught")))
+            for bank in self.banks
+        ]
         self.folders = [_folders(bank) for bank in self.banks]
         self.has_orientation = all(bank.has_orientation for bank in self.banks)
         self._usable: dict[int, list[_Pool]] = {}
@@ -146,10 +177,11 @@ class PairSampler:
         """For each bank its pairs of views with enough keypoints."""
         if points not in self._usable:
             pools = []
-            for bank, pairs in zip(self.banks, self.pairs, strict=True):
-                rich = pairs[(bank.counts >= points)[pairs].all(1)]
+            for bank, numbers in zip(self.banks, self.numbers, strict=True):
+                numbers = numbers[(bank.counts >= points)[bank.pairs[numbers]].all(1)]
+                rich = bank.pairs[numbers]
                 _, scenes, counts = np.unique(bank.view_scenes[rich[:, 0]], return_inverse=True, return_counts=True)
-                pools.append(_Pool(rich, np.cumsum(counts[scenes] ** -0.5)))
+                pools.append(_Pool(rich, numbers, np.cumsum(counts[scenes] ** -0.5)))
             self._usable[points] = pools
         usable = self._usable[points]
         if not sum(weight * len(pool.pairs) for weight, pool in zip(self.chances, usable, strict=True)):
@@ -159,12 +191,26 @@ class PairSampler:
 
     def _draw(self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, points: int) -> _Drawn:
         which = int(rng.choice(len(self.banks), p=chances))
-        a, b = rng.permutation(usable[which].draw(rng)).tolist()
+        row = usable[which].draw_row(rng)
+        a, b = rng.permutation(usable[which].pairs[row]).tolist()
         views = ((which, a), (which, b))
         related = True
         if rng.random() < self.negatives and (strangers := self._strangers(rng, usable, chances)):
             views, related = strangers, False
-        return _Drawn(views, (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng)), related)
+        rows = (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng))
+        return _Drawn(views, rows, related, int(usable[which].numbers[row]))
+
+    def _taught(self, drawn: _Drawn) -> PairLabels | None:
+        """What a teacher said of a pair's keypoints, if one did."""
+        (which, first), _ = drawn.views
+        bank = self.banks[which]
+        if bank.taught is None or not drawn.related:
+            return None
+        labels = bank.taught.labels(drawn.number)
+        if first != bank.pairs[drawn.number, 0]:
+            labels = labels.reversed()
+        starts = (bank.offsets[view] for _, view in drawn.views)
+        return labels.select(*(rows - start for rows, start in zip(drawn.rows, starts, strict=True)))
 
     def _strangers(
         self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray
@@ -210,7 +256,8 @@ class PairSampler:
         related = torch.tensor([pair.related for pair in drawn], device=device)
         packed = PackedPairs(gathered["descriptors"], positions, (points,) * (2 * p))
         side0, side1 = (Side(*(table[offset::2] for table in (*per_point, sizes, *matrices))) for offset in (0, 1))
-        return Batch(packed, side0, side1, planar, related)
+        taught = {number: labels for number, pair in enumerate(drawn) if (labels := self._taught(pair)) is not None}
+        return Batch(packed, side0, side1, planar, related, taught)
 
     def _gather(
         self, images: list[tuple[tuple[int, int], np.ndarray]], points: int, device: torch.device | str

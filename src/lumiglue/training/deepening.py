@@ -1,0 +1,42 @@
+"""A deeper matcher that begins where a trained one is: its new layers change nothing until they have learned something."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from lumiglue.errors import TrainingError
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.models import build
+
+
+@torch.no_grad()
+def deepened(model: LightGlue, n_layers: int) -> LightGlue:
+    """A copy with more layers. Every new layer, head and classifier is a copy of the last one; what a new layer adds to the
+    states is zero, as its last linear maps are, so each new head assigns exactly as the last one did.
+
+    Raises TrainingError where the model is deeper already.
+    """
+    before = model.config.n_layers
+    if n_layers < before:
+        raise TrainingError(f"the matcher has {before} layers; it cannot be deepened to {n_layers}")
+    with torch.random.fork_rng(devices=[]):
+        deeper = build(replace(model.config, n_layers=n_layers))
+    assert isinstance(deeper, LightGlue)
+    state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    for group, last in (("layers", before - 1), ("heads", before - 1), ("confidences", before - 2)):
+        prefix = f"{group}.{last}."
+        copied = {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+        for number in range(last + 1, n_layers - (group == "confidences")):
+            state |= {f"{group}.{number}.{name}": tensor.clone() for name, tensor in copied.items()}
+    for number in range(before - 1, n_layers - 1):  # a matcher of one layer has no classifier to copy
+        for name in ("weight", "bias"):
+            state.setdefault(f"confidences.{number}.{name}", deeper.state_dict()[f"confidences.{number}.{name}"])
+    deeper.load_state_dict(state)
+    for layer in deeper.layers[before:]:
+        for unit in (layer.self_attention, layer.cross_attention):
+            last = unit.ffn[3]
+            assert isinstance(last, nn.Linear)
+            nn.init.zeros_(last.weight)
+            nn.init.zeros_(last.bias)
+    return deeper.train(model.training)

@@ -1,0 +1,241 @@
+"""A dataset from a teacher: folders of overlapping photos of which nothing else is known, labelled for any features.
+
+Scene by scene (a folder) the teacher matches pairs of photos with its own features; `transfer` labels the keypoints of the
+features that are to be trained for. Where these are the teacher's own, its assignments are stored as well.
+"""
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import torch
+
+from lumiglue.errors import ImageError, InputError
+from lumiglue.extractors import Extractor
+from lumiglue.images import read_image, resize_long_side
+from lumiglue.training.bank import Kind, LabelledPair, View
+from lumiglue.training.building import strongest
+from lumiglue.training.homographies import photo_names, photos_sha256
+from lumiglue.training.taught import SparseAssignment
+from lumiglue.training.teacher import Teacher
+from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair
+from lumiglue.types import Features
+
+
+@dataclass(frozen=True, eq=False)
+class SceneMatches:
+    """What a teacher makes of a scene: its features by photo, its matches by pair of photos, and its assignments by pair,
+    which are None where they were not asked for."""
+
+    features: dict[str, Features]
+    pairs: dict[tuple[str, str], np.ndarray]
+    assignments: dict[tuple[str, str], SparseAssignment] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaughtPhotos:
+    """The source of a taught dataset: folders of overlapping photos, each folder a scene of its own.
+
+    scenes: names of the photos by folder. neighbours: how many of the most similar photos of its scene each photo is paired
+    with. long_side: photos are shrunk to it. matches: folder that keeps the teacher's matches, so that datasets of other
+    features of the same photos need not match again.
+    """
+
+    root: Path
+    scenes: Mapping[str, tuple[str, ...]]
+    teacher: Teacher
+    neighbours: int = 6
+    long_side: int = 640
+    seed: int = 0
+    transfer: TransferSettings = field(default_factory=TransferSettings)
+    matches: Path | None = None
+
+    kind: Kind = field(default="taught", init=False)
+
+    @classmethod
+    def of_folder(cls, folder: str | Path, teacher: Teacher, **settings: Any) -> "TaughtPhotos":
+        """All photos of a folder and its subfolders. Raises InputError where no two are in the same one."""
+        root = Path(folder).resolve()
+        groups: dict[str, list[str]] = {}
+        for name in photo_names(root):
+            groups.setdefault(str(PurePosixPath(name).parent), []).append(name)
+        scenes = {scene: tuple(names) for scene, names in sorted(groups.items()) if len(names) > 1}
+        if not scenes:
+            raise InputError(f"{folder} has no folder with two photos; put the photos of a scene into a folder")
+        return cls(root=root, scenes=scenes, teacher=teacher, **settings)
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise InputError(f"neighbours is {self.neighbours}; give at least 1")
+        if self.long_side < 64:
+            raise InputError(f"long_side is {self.long_side}; give at least 64 pixels")
+
+    @property
+    def items(self) -> list[str]:
+        """Names of the scenes."""
+        return list(self.scenes)
+
+    def plan(self) -> dict[str, Any]:
+        """What the dataset depends on besides its scenes and features."""
+        photos = [name for names in self.scenes.values() for name in names]
+        return {
+            "source": "taught", "teacher": self.teacher.plan(), "neighbours": self.neighbours, "seed": self.seed,
+            "long_side": self.long_side, "transfer": asdict(self.transfer),
+            "photos_sha256": photos_sha256(self.root, photos),
+        }  # fmt: skip
+
+    def pairs(self) -> None:
+        """None: the pairs of a scene come with its labels."""
+
+    def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
+        """The photos of a scene that belong to a pair."""
+        return self.labelled(item, extractor, max_keypoints)[0]
+
+    def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
+        """The photos of a scene that belong to a pair, and its pairs by the numbers of their photos.
+
+        Raises ImageError where fewer than two photos can be read, or no two overlap.
+        """
+        scene = self.items[item]
+        photos = dict(self._photos(self.scenes[scene]))
+        own = extractor.name == self.teacher.features
+        found = self._match(scene, photos, assignments=own)
+        anchors = {}
+        for (a, b), matches in found.pairs.items():
+            first, second = (found.features[name].keypoints.numpy() for name in (a, b))
+            usable = find_anchors(first[matches[:, 0]], second[matches[:, 1]], self.transfer, self.seed)
+            if usable is not None:
+                anchors[a, b] = usable
+        if not anchors:
+            raise ImageError(f"no two photos of {scene} overlap")
+        names = sorted({name for pair in anchors for name in pair})
+        features, rows = {}, {}
+        for name in names:
+            every = found.features[name] if own else extractor(photos[name])
+            rows[name] = strongest(every, np.ones(len(every), dtype=bool), max_keypoints)
+            features[name] = every[torch.from_numpy(rows[name])]
+        pairs = []
+        for (a, b), usable in anchors.items():
+            first, second = features[a], features[b]
+            labels = label_pair(
+                first.keypoints.numpy(), second.keypoints.numpy(), (first.image_size, second.image_size), usable,
+                self.transfer, _kept(found, (a, b), (rows[a], rows[b])) if own else None,
+            )  # fmt: skip
+            overlap = min(float(labels.judged0.mean()), float(labels.judged1.mean()))
+            pairs.append((names.index(a), names.index(b), overlap, labels))
+        return [View(scene, features[name]) for name in names], pairs
+
+    def _photos(self, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
+        """Those that can be read."""
+        for name in names:
+            try:
+                yield name, resize_long_side(read_image(self.root / name), self.long_side)
+            except ImageError:
+                continue
+
+    def _match(self, scene: str, photos: dict[str, np.ndarray], *, assignments: bool) -> SceneMatches:
+        """The teacher's matches of a scene, from the folder that keeps them if they are there."""
+        file, kept = None, None
+        if self.matches is not None:
+            made_of = [self.teacher.plan(), self.long_side, self.neighbours, photos_sha256(self.root, self.scenes[scene])]
+            digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+            file = self.matches / f"{scene.replace('/', '-')}-{digest}.npz"
+            kept = _read(file)
+            if kept is not None and (kept.assignments is not None or not assignments):
+                return kept
+        if kept is None:
+            extract = self.teacher.extractor()
+            features = {name: found for name, image in photos.items() if len(found := extract(image))}
+            candidates = self._candidates(features)
+        else:
+            features, candidates = kept.features, list(kept.pairs)
+        pairs, given = {}, {}
+        for a, b in candidates:
+            if assignments:
+                matches, given[a, b] = self.teacher.assign(features[a], features[b])
+            else:
+                matches = self.teacher.match(features[a], features[b])
+            if len(matches) >= self.transfer.least_anchors:
+                pairs[a, b] = matches
+        found = SceneMatches(features, pairs, {pair: given[pair] for pair in pairs} if assignments else None)
+        if file is not None:
+            _write(file, found)
+        return found
+
+    def _candidates(self, features: dict[str, Features]) -> list[tuple[str, str]]:
+        names = list(features)
+        if len(names) <= self.neighbours + 1:
+            return list(combinations(names, 2))
+        from lumiglue.bulk.retrieval import by_retrieval
+
+        return by_retrieval(lambda name: features[name].descriptors.numpy(), names, self.neighbours)
+
+
+def _kept(found: SceneMatches, pair: tuple[str, str], rows: tuple[np.ndarray, np.ndarray]) -> SparseAssignment:
+    """The teacher's assignment of the keypoints that a dataset keeps."""
+    assert found.assignments is not None
+    positions = []
+    for name, chosen in zip(pair, rows, strict=True):
+        position = np.full(len(found.features[name]), -1)
+        position[chosen] = np.arange(len(chosen))
+        positions.append(position)
+    return found.assignments[pair].select(*positions)
+
+
+_FEATURES = ("keypoints", "descriptors", "scores")
+_PAIR = ("entries", "log_p", "matchability0", "matchability1")
+
+
+def _write(file: Path, found: SceneMatches) -> None:
+    arrays: dict[str, np.ndarray] = {}
+    names = list(found.features)
+    for number, features in enumerate(found.features.values()):
+        for name in _FEATURES:
+            value = getattr(features, name)
+            arrays[f"photo/{number}/{name}"] = np.zeros(0, np.float32) if value is None else value.numpy()
+    for number, (pair, matches) in enumerate(found.pairs.items()):
+        arrays[f"pair/{number}/matches"] = matches
+        if found.assignments is not None:
+            arrays |= {f"pair/{number}/{name}": getattr(found.assignments[pair], name) for name in _PAIR}
+    record = {
+        "photos": [[name, features.image_size, features.extractor] for name, features in found.features.items()],
+        "pairs": [[names.index(a), names.index(b)] for a, b in found.pairs],
+        "assignments": found.assignments is not None,
+    }
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
+    with unfinished.open("wb") as stream:
+        np.savez(stream, record=np.array(json.dumps(record)), **arrays)  # pyright: ignore[reportArgumentType]
+    unfinished.replace(file)
+
+
+def _read(file: Path) -> SceneMatches | None:
+    """None where there is no such file, or a damaged one, which is then written again."""
+    if not file.is_file():
+        return None
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            record = json.loads(str(arrays["record"]))
+            features = {}
+            for number, (name, size, extractor) in enumerate(record["photos"]):
+                keypoints, descriptors, scores = (torch.from_numpy(arrays[f"photo/{number}/{key}"]) for key in _FEATURES)
+                features[name] = Features(
+                    keypoints=keypoints, descriptors=descriptors, image_size=tuple(size), extractor=extractor,
+                    scores=scores if len(scores) == len(keypoints) else None,
+                )  # fmt: skip
+            names, pairs, given = list(features), {}, {}
+            for number, (a, b) in enumerate(record["pairs"]):
+                pairs[names[a], names[b]] = arrays[f"pair/{number}/matches"]
+                if record["assignments"]:
+                    assignment = SparseAssignment(*(arrays[f"pair/{number}/{name}"] for name in _PAIR))
+                    given[names[a], names[b]] = assignment
+    except (OSError, LookupError, ValueError, zipfile.BadZipFile, EOFError):
+        return None
+    return SceneMatches(features, pairs, given if record["assignments"] else None)
