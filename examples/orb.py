@@ -1,4 +1,4 @@
-"""ORB (Rublee et al., ICCV 2011) as an extractor: lumiglue dataset homographies PHOTOS -o orb.h5 --features examples/orb.py:Orb"""
+"""ORB (Rublee et al., ICCV 2011) as an extractor: lumiglue match a.jpg b.jpg --features examples/orb.py:Orb ..."""
 
 import math
 
