@@ -67,11 +67,12 @@ def text_of(cell: Any, digits: int | None) -> str:
 
 def folded(command: str) -> str:
     """A long command over several lines, as a shell reads it."""
-    lines = [""]
-    for word in command.split(" "):
-        if lines[-1].strip() and len(lines[-1]) + len(word) + 3 > LONGEST_LINE:
+    first, *flags = re.split(r" (?=-)", command)  # a flag stays with its values
+    lines = [first]
+    for flag in flags:
+        if len(lines[-1]) + len(flag) + 3 > LONGEST_LINE:
             lines.append("   ")
-        lines[-1] += f" {word}" if lines[-1] else word
+        lines[-1] += f" {flag}"
     return " \\\n".join(lines)
 
 
