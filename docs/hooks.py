@@ -10,7 +10,6 @@ from mkdocs.structure.pages import Page
 
 # Page or file of the site -> file of the repository.
 BESIDE = {
-    "results.md": "bench/RESULTS.md",
     "contributing.md": "CONTRIBUTING.md",
     "changelog.md": "CHANGELOG.md",
     "examples/orb.py": "examples/orb.py",

@@ -1,4 +1,4 @@
-"""ORB (Rublee et al., ICCV 2011) as features of one's own: lumiglue bank PHOTOS -o orb.h5 --features examples/orb.py:Orb"""
+"""ORB (Rublee et al., ICCV 2011) as an extractor: lumiglue match a.jpg b.jpg --features examples/orb.py:Orb ..."""
 
 import math
 
@@ -30,8 +30,8 @@ class Orb:
         points, found = self.detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
         bits = np.asarray(found, np.uint8) if points else np.zeros((0, 32), np.uint8)
         scales = np.array([1.2**p.octave for p in points], np.float32)
-        # OpenCV multiplies pixels of a level by its scale. But a level has a whole number of pixels, which gives x and y
-        # factors of their own, and the centre of its top-left pixel is not that of the photo's.
+        # OpenCV multiplies a level's pixels by its nominal scale. But a level has a whole number of pixels, so x and y
+        # have their own factors, and the centre of its top-left pixel is not that of the photo's.
         size, of_level = np.array(image.shape[1::-1]), scales.reshape(-1, 1)
         on_level = np.array([p.pt for p in points]).reshape(-1, 2) / of_level
         keypoints = (on_level + 0.5) * (size / np.rint(size / of_level)) - 0.5

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.portable
+
 SOURCE = Path(__file__).parents[1] / "src" / "lumiglue"
 
 # room -> what it may import. Everything may import `errors`.

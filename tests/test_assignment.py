@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from lumiglue.matcher.assignment import assign, log_assignment
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
 
 def case(m: int, n: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -18,6 +18,8 @@ from lumiglue.cli import main
 from lumiglue.images import read_image
 from lumiglue.weights import read_metadata, save_weights
 
+pytestmark = pytest.mark.portable
+
 Save = Callable[[str, np.ndarray], Path]
 
 

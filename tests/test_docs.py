@@ -43,11 +43,11 @@ from lumiglue.samples import sample_pair
 from lumiglue.weights import load_weights, pretrained_path, save_weights
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 # Commands that take minutes or open a server.
-LONG = {"bank", "train", "sfm", "bench", "posed-bank", "posed-from-sfm", "demo", "serve"}
+LONG = {"dataset", "train", "sfm", "bench", "demo", "serve"}
 # What a command needs that a test has not: weights from the internet, a cluster, data sets (written in capitals).
 NEEDS_MORE = re.compile(
     r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/"
@@ -278,13 +278,13 @@ print(json.dumps(found))
 @functools.cache
 def flags_of_bench() -> set[str]:
     """The parameters of the scripts beside the package, as flags."""
-    trees = [ast.parse(path.read_text()) for path in (ROOT / "bench").glob("*.py")]
+    trees = [ast.parse(path.read_text()) for path in (ROOT / "benchmarks").rglob("*.py")]
     parameters = {node.arg for tree in trees for node in ast.walk(tree) if isinstance(node, ast.arg)}
     written = {str(node.value) for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Constant)}
     return {"--" + name.replace("_", "-") for name in parameters} | {name for name in written if name.startswith("--")}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "bench" / "RESULTS.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_inside_sentences_have_real_flags(page: Path, flags: dict[str, set[str]]) -> None:
     for token in MarkdownIt().enable("table").parse(page.read_text()):
         for inline in token.children or ():
@@ -292,7 +292,7 @@ def test_commands_inside_sentences_have_real_flags(page: Path, flags: dict[str, 
             if len(words) > 1 and words[0] == "lumiglue" and command_name(words[1:]) in flags:
                 asked = {word.partition("=")[0] for word in words if word.startswith("--")}
                 assert asked <= flags[command_name(words[1:])], f"{page.name}: `{inline.content}`"
-            elif words and words[0].startswith("--") and page.name != "RESULTS.md":
+            elif words and words[0].startswith("--"):
                 known = set().union(*flags.values()) | {"--version"} | flags_of_bench()
                 asked = {word.rstrip(",") for word in words if re.fullmatch(r"--[a-z][a-z0-9-]*,?", word)}
                 assert asked <= known or "lightglue_model_path" in inline.content, f"{page.name}: `{inline.content}`"

@@ -24,6 +24,8 @@ from lumiglue.evaluation.synthetic import shrunk, turned
 from lumiglue.geometry import transform
 from lumiglue.robust import relative_pose
 
+pytestmark = pytest.mark.portable
+
 
 def test_auc_of_known_errors() -> None:
     assert auc([0.0, 0.0], [5.0]) == [pytest.approx(100)]

@@ -24,6 +24,8 @@ from lumiglue.model_folder import read_model_folder, write_model_folder
 from lumiglue.registry import resolve
 from lumiglue.weights import load_weights
 
+pytestmark = pytest.mark.portable
+
 # The Hub's client hands its upload over git-lfs to httpx in a way that httpx no longer likes.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>' to upload raw bytes:DeprecationWarning")
 TOKEN = "hf_correct"

@@ -13,6 +13,8 @@ from lumiglue import ImageError, InputError
 from lumiglue.errors import TooLargeError
 from lumiglue.images import as_rgb8, decode_untrusted, list_images, read_image, resize_long_side
 
+pytestmark = pytest.mark.portable
+
 PHOTO = draw_photo(0, 60, 40)
 
 

@@ -15,7 +15,7 @@ from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.precision import set_precision
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
 OFF = MatchSettings(exit_ratio=None, prune_below=None)
 LOOSE = MatchSettings(exit_ratio=0.6, prune_below=0.3, score_threshold=0.0)

@@ -4,6 +4,7 @@ import ast
 import configparser
 import email
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -22,8 +23,11 @@ from packaging.version import Version
 
 import lumiglue
 
+pytestmark = pytest.mark.portable
+
 ROOT = Path(__file__).parents[1]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+PROJECT, GROUPS = PYPROJECT["project"], PYPROJECT["dependency-groups"]
 INFO = f"lumiglue-{lumiglue.__version__}.dist-info"
 Archives = tuple[zipfile.ZipFile, tarfile.TarFile]
 
@@ -88,10 +92,10 @@ def test_every_requirement_is_pinned() -> None:
 
 
 def requirements(*, of_users: bool = False) -> Iterator[Requirement]:
-    """Of the package and its extras; of users: without the extras that only its developers need."""
-    developers = {"test", "docs", "fuzz", "dev"} if of_users else set()
-    groups = {name: group for name, group in PROJECT["optional-dependencies"].items() if name not in developers}
-    for requirement in map(Requirement, (*PROJECT["dependencies"], *(line for group in groups.values() for line in group))):
+    """Of the package, its extras and its development groups; of users: without the groups."""
+    extras = [line for group in PROJECT["optional-dependencies"].values() for line in group]
+    groups = [line for group in GROUPS.values() for line in group if isinstance(line, str) and not of_users]
+    for requirement in map(Requirement, (*PROJECT["dependencies"], *extras, *groups)):
         if requirement.name != "lumiglue":
             yield requirement
 
@@ -142,7 +146,8 @@ def test_what_is_imported_is_declared(folder: str, of_users: bool) -> None:
 @pytest.mark.parametrize(
     ("schema", "files"),
     [
-        ("github-workflows", [".github/workflows/ci.yml"]),
+        ("github-workflows", [f".github/workflows/{name}.yml" for name in ("ci", "release", "docs")]),
+        ("dependabot", [".github/dependabot.yml"]),
         ("github-issue-config", [".github/ISSUE_TEMPLATE/config.yml"]),
         ("github-issue-forms", [f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("bug", "accuracy", "idea")]),
         ("citation-file-format", ["CITATION.cff"]),
@@ -161,8 +166,45 @@ def test_ci_tests_the_versions_that_are_promised() -> None:
     for name in ("tests", "wheel"):
         assert jobs[name]["strategy"]["matrix"]["python"] == promised
     assert ".ci/run" in [step.get("run") for step in jobs["whole"]["steps"]]
-    for name in re.findall(r"tests/test_\w+\.py", text):
-        assert (ROOT / name).is_file(), name
+    for name in ("tests", "lowest"):
+        (marker,) = re.findall(r"pytest -m (\w+)", json.dumps(jobs[name]["steps"]))
+        assert any(line.startswith(f"{marker}:") for line in PYPROJECT["tool"]["pytest"]["ini_options"]["markers"])
+
+
+def test_extras_and_groups_that_workflows_and_make_install_exist() -> None:
+    files = [ROOT / "Makefile", *(ROOT / ".github/workflows").glob("*.yml")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    extras = {name for group in re.findall(r'-e "\.\[(.*?)\]"', text) for name in group.split(",")}
+    assert extras
+    assert extras <= PROJECT["optional-dependencies"].keys()
+    groups = set(re.findall(r"--group (\w+)", text))
+    assert groups
+    assert groups <= GROUPS.keys()
+
+
+def test_pre_commit_runs_the_pinned_ruff() -> None:
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    (rev,) = [repo["rev"] for repo in hooks if repo["repo"].endswith("/ruff-pre-commit")]
+    assert f"ruff=={rev.removeprefix('v')}\n" in (ROOT / "constraints.txt").read_text(encoding="utf-8")
+
+
+def test_a_release_needs_one_version_everywhere(tmp_path: Path) -> None:
+    places = ("src/lumiglue/__init__.py", "CITATION.cff", "CHANGELOG.md", ".ci/version")
+    for name in places:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    heading = f"## [{lumiglue.__version__}] - 2026-01-31\n\n"
+    changelog = tmp_path / "CHANGELOG.md"
+    changelog.write_text(heading + changelog.read_text(encoding="utf-8"), encoding="utf-8")
+
+    def check(version: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, str(tmp_path / ".ci/version"), version]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    assert check(lumiglue.__version__).returncode == 0
+    done = check("99.0.0")
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 3
 
 
 def test_the_citation_is_of_this_version() -> None:

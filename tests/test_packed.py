@@ -19,7 +19,7 @@ from lumiglue.matcher.packed import (
     self_attention,
 )
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
 LENGTHS = [(5, 9), (4, 4, 4, 4), (0, 3, 6, 0, 0, 0, 7, 2), (1, 1), (300, 280, 7, 30)]
 

@@ -23,7 +23,7 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.training.homographies import ViewSettings, sample_view, warp
 from lumiglue.visualization import draw_adaptivity, draw_matches, save_figure
 
-pytestmark = pytest.mark.numeric
+pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
 Save = Callable[[str, np.ndarray], Path]
 GENTLE = ViewSettings(any_roll=0, tilt=30, zoom=(0.9, 1.2), shift=0.05)

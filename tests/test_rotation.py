@@ -10,6 +10,8 @@ from conftest import draw_photo, make_features
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Pipeline, Sift
 from lumiglue.rotation import match_best_turn, turned_features, turned_image
 
+pytestmark = pytest.mark.portable
+
 PHOTO = draw_photo(4)
 
 

@@ -11,6 +11,8 @@ from conftest import draw_photo
 from lumiglue import EXTRACTORS, Extractor, Features, InputError, Sift
 from lumiglue.extractors import create_extractor
 
+pytestmark = pytest.mark.portable
+
 PHOTO = draw_photo(3)
 
 

@@ -19,6 +19,8 @@ from lumiglue.geometry import (
 )
 from lumiglue.robust import estimate, relative_pose
 
+pytestmark = pytest.mark.portable
+
 TILT = torch.tensor([[0.9, -0.2, 30.0], [0.15, 1.1, -12.0], [2e-4, -1e-4, 1.0]])
 
 

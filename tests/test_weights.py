@@ -26,6 +26,8 @@ from lumiglue.weights import (
     save_weights,
 )
 
+pytestmark = pytest.mark.portable
+
 
 def test_saved_weights_load_to_the_same_matcher(tmp_path: Path) -> None:
     model = make_model(extractor="sift", encoding="xy-logscale-angle")
