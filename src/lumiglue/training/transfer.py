@@ -21,9 +21,10 @@ class TransferSettings:
     neighbours: anchors that the affine map is fitted to. reach: largest distance of the third nearest anchor.
     residual: largest root mean square of the anchors' residuals. spread: largest standard error of the transferred place.
     epipolar: largest distance from the epipolar line. cycle: largest distance after the transfer back.
-    least_anchors, least_share: pairs with fewer anchors are left out, and pairs of whose matches a smaller share are anchors.
-    planar_share: where a homography explains this share of the anchors, the
-        epipolar geometry is not determined, and is not asked.
+    least_anchors, least_share: pairs with fewer anchors are left out, and pairs with a smaller share of anchors among their
+        matches.
+    planar_share: where a homography explains this share of the anchors, the epipolar geometry is not determined, and is
+        not asked.
     """
 
     neighbours: int = 8
