@@ -10,13 +10,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from conftest import make_features, make_model
+from helpers import make_features, make_model
 from lumiglue import Features, InputError, Matches, MatchSettings, Pipeline, Sift
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
-from lumiglue.pipeline import MatchResult
+from lumiglue.pipeline.result import MatchResult
 
 pytestmark = pytest.mark.numeric
 

@@ -35,12 +35,12 @@ from nbclient import NotebookClient
 from PIL import Image
 
 import lumiglue.cli
-from conftest import make_model
+from helpers import make_model
 from lumiglue import LightGlue
-from lumiglue.bulk.pairs import write_pairs
-from lumiglue.released import released_names
+from lumiglue.collection.pairs import write_pairs
 from lumiglue.samples import sample_pair
-from lumiglue.weights import load_weights, pretrained_path, save_weights
+from lumiglue.weights.files import load_weights, pretrained_path, save_weights
+from lumiglue.weights.released import released_names
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -53,7 +53,7 @@ NEEDS_MORE = re.compile(
     r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/"
     r"|scores\.csv"
 )
-# Python that needs the internet, or the demo's server: tests/test_demo.py runs that.
+# Python that needs the internet, or the demo's server: tests/demo/test_demo.py runs that.
 NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860")
 RUN_BEFORE: set[str] = set()
 OTHER_TOOLS = {"eval", "mkdocs", ".venv/bin/pre-commit", "python", "curl", "docker"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from conftest import draw_photo
+from helpers import draw_photo
 from lumiglue import ImageError, InputError
 from lumiglue.errors import TooLargeError
 from lumiglue.images import as_rgb8, decode_untrusted, list_images, read_image, resize_long_side

@@ -48,8 +48,12 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives: Archives) -> Non
     inside = {name for name in wheel.namelist() if not name.startswith(INFO)}
     files = (path for path in (source / "lumiglue").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
     assert inside == {path.relative_to(source).as_posix() for path in files}
-    assert {"lumiglue/py.typed", "lumiglue/data/sift-compact.safetensors", "lumiglue/evaluation/report.html"} <= inside
-    assert "lumiglue/matcher/kernel.c" in inside
+    assert {
+        "lumiglue/py.typed",
+        "lumiglue/weights/data/sift-compact.safetensors",
+        "lumiglue/evaluation/report.html",
+    } <= inside
+    assert "lumiglue/matcher/ops/kernel.c" in inside
     for name in inside:
         assert wheel.read(name) == (source / name).read_bytes(), name
     for line in wheel.read(f"{INFO}/RECORD").decode().splitlines():
@@ -77,7 +81,7 @@ def test_the_source_archive_can_be_tested_and_built(archives: Archives) -> None:
     names = {name.split("/", 1)[-1] for name in archives[1].getnames()}
     for path in ("pyproject.toml", "README.md", "LICENSE", "Makefile", "constraints.txt", ".ci/wheel", "CITATION.cff"):
         assert path in names
-    for folder in ("src", "tests", "bench"):
+    for folder in ("src", "tests", "benchmarks"):
         assert {path.relative_to(ROOT).as_posix() for path in (ROOT / folder).rglob("*.py")} <= names
     assert not [name for name in names if "__pycache__" in name or name.startswith((".venv", "docs/images"))]
 

@@ -1,6 +1,6 @@
 """No file makes a reader do anything but read it or say in one sentence why not: damaged, hostile, or of another kind.
 
-The readers and their files are those of fuzz/targets.py; fuzz/regressions/ holds what fuzzing found.
+The readers and their files are those of tests/fuzz/targets.py; tests/fuzz/regressions/ holds what fuzzing found.
 """
 
 import io
@@ -27,18 +27,18 @@ from PIL import Image
 from safetensors.torch import save
 
 import targets
-from conftest import draw_photo
+from helpers import draw_photo
 from lumiglue import ImageError, InputError
-from lumiglue.bulk.features import FeaturesFile
-from lumiglue.bulk.pairs import read_pairs, write_pairs
-from lumiglue.errors import BankError, LumiglueError, WeightsError
+from lumiglue.collection.hloc import FeaturesFile
+from lumiglue.collection.pairs import read_pairs, write_pairs
+from lumiglue.errors import DatasetError, LumiglueError, WeightsError
 from lumiglue.images import read_image
-from lumiglue.released import import_released
-from lumiglue.training import bank as banks
-from lumiglue.training import posed_formats
-from lumiglue.weights import load_weights
+from lumiglue.training.data import dataset as datasets
+from lumiglue.training.data import posed_formats
+from lumiglue.weights.files import load_weights
+from lumiglue.weights.released import import_released
 
-REGRESSIONS = Path(__file__).parents[1] / "fuzz" / "regressions"
+REGRESSIONS = Path(__file__).parent / "fuzz" / "regressions"
 SEEDS: dict[str, list[bytes]] = {}
 
 
@@ -269,24 +269,24 @@ def test_weights_that_hold_nan_are_refused(tmp_path: Path) -> None:
     model = targets.small_models()[0]
     with torch.no_grad():
         next(model.parameters()).fill_(float("nan"))
-    from lumiglue.weights import save_weights
+    from lumiglue.weights.files import save_weights
 
     save_weights(model, tmp_path / "w.safetensors", {})
     with pytest.raises(WeightsError, match=r"holds NaN, infinity or complex numbers\); copy it again"):
         load_weights(tmp_path / "w.safetensors")
 
 
-def test_a_bank_whose_arrays_do_not_fit_is_refused_when_it_is_opened(tmp_path: Path) -> None:
+def test_a_dataset_whose_arrays_do_not_fit_is_refused_when_it_is_opened(tmp_path: Path) -> None:
     """A training run would find out hours later, or learn from wrong rows."""
     for name, value in (("pairs", [[0, 7]]), ("offsets", [0, 9, 6]), ("view_scenes", [0, 3]), ("cameras", np.eye(4)),
                         ("scores", np.ones(3, np.float32)), ("pairs", [[-1, 0]])):  # fmt: skip
-        path = tmp_path / "bank.h5"
-        targets.write_bank(path)
+        path = tmp_path / "dataset.h5"
+        targets.write_dataset(path)
         with h5py.File(path, "r+") as file:
             del file[name]
             file[name] = value
-        with pytest.raises(BankError, match=f"{name}.*build it again"):
-            banks.Bank(path)
+        with pytest.raises(DatasetError, match=f"{name}.*build it again"):
+            datasets.FeatureDataset(path)
 
 
 # --- names --------------------------------------------------------------------------------------------------------------

@@ -19,15 +19,15 @@ import pytest
 import torch
 from PIL import Image
 
-from conftest import draw_photo, make_features, make_model
+from helpers import draw_photo, make_features, make_model
 from lumiglue import InputError, Pipeline, Sift
-from lumiglue.bulk.features import FeaturesFile, describe_collection
 from lumiglue.cli import main
-from lumiglue.export.files import MatchesFile, save_result
+from lumiglue.collection.features import describe_collection
+from lumiglue.collection.hloc import FeaturesFile, MatchesFile
+from lumiglue.io.atomic import write_whole
 from lumiglue.matcher.inputs import pack
-from lumiglue.pipeline import MatchResult
-from lumiglue.weights import cache_folder
-from lumiglue.writing import write_whole
+from lumiglue.pipeline.result import MatchResult, save_result
+from lumiglue.system.cache import cache_folder
 
 ROOT = Path(__file__).parents[1]
 PHOTO, OTHER = draw_photo(0), draw_photo(0)[8:, 12:]
@@ -134,7 +134,7 @@ def test_data_loader_workers_match(pipeline: Pipeline, one_thread: None) -> None
 
 
 def test_memory_does_not_grow_with_pairs() -> None:
-    """bench/memory.py does so for 10,000 pairs; 100 kB a pair would show here."""
+    """benchmarks/speed/memory.py does so for 10,000 pairs; 100 kB a pair would show here."""
     model = make_model()
     images = [make_features(20 + k, k) for k in range(12)]
 
@@ -172,7 +172,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(
             assert (tmp_path / name).read_text() == "before"
     for name in ("a.png", "b.png"):
         Image.fromarray(PHOTO).save(tmp_path / name)
-    monkeypatch.setattr("lumiglue.writing.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
+    monkeypatch.setattr("lumiglue.io.atomic.shutil.disk_usage", lambda _: SimpleNamespace(free=10**6))
     (tmp_path / "pairs.txt").write_text("a.png b.png\n")
     arguments = ["match", str(tmp_path / "pairs.txt"), "--root", str(tmp_path), "--out", str(tmp_path / "out.h5")]
     assert main([*arguments, "--max-keypoints", "64"]) == 2

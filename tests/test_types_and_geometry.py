@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from conftest import make_features
+from helpers import make_features
 from lumiglue import Features, Geometry, InputError, Matches, MatchResult
-from lumiglue.geometry import (
+from lumiglue.geometry.projective import (
     direction_angle,
     epipolar_error,
     fundamental_from_pose,
@@ -17,7 +17,7 @@ from lumiglue.geometry import (
     rotation_angle,
     transform,
 )
-from lumiglue.robust import estimate, relative_pose
+from lumiglue.geometry.robust import estimate, relative_pose
 
 pytestmark = pytest.mark.portable
 

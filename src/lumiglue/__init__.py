@@ -10,19 +10,20 @@ result.points0, result.points1, result.scores
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lumiglue.errors import BankError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
+from lumiglue.errors import DatasetError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
 from lumiglue.matcher.settings import MatchSettings
 
 if TYPE_CHECKING:
     from lumiglue.extractors import EXTRACTORS, Extractor, Sift
     from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-    from lumiglue.pipeline import MatchResult, Pipeline
+    from lumiglue.pipeline.pipeline import Pipeline
+    from lumiglue.pipeline.result import MatchResult
     from lumiglue.types import Features, Geometry, Matches
 
 __version__ = "0.1.0"
 __all__ = [
     "EXTRACTORS",
-    "BankError",
+    "DatasetError",
     "Extractor",
     "Features",
     "Geometry",

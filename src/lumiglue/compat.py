@@ -18,10 +18,10 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import model_name
 from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.registry import default_weights, resolve
-from lumiglue.released import import_released
 from lumiglue.types import Features, Matches
-from lumiglue.weights import is_ours, load_weights
+from lumiglue.weights.files import is_ours, load_weights
+from lumiglue.weights.registry import default_weights, resolve
+from lumiglue.weights.released import import_released
 
 
 class LightGlue(nn.Module):

@@ -21,8 +21,8 @@ class WeightsError(LumiglueError):
     """Weights cannot be found or read, or they were made for other features."""
 
 
-class BankError(LumiglueError):
-    """A feature bank cannot be built, read, or used for this training run."""
+class DatasetError(LumiglueError):
+    """A feature dataset cannot be built, read, or used for this training run."""
 
 
 class TrainingError(LumiglueError):

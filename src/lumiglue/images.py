@@ -12,7 +12,7 @@ from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageErr
 from torch import Tensor
 
 from lumiglue.errors import ImageError, InputError, TooLargeError
-from lumiglue.reading import reason
+from lumiglue.io.text import reason
 
 # What is taken for a photo, or for a mask of one.
 ImageLike = str | Path | np.ndarray | Tensor

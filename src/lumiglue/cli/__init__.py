@@ -18,7 +18,6 @@ from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weigh
 from lumiglue.cli.collections import features, matches, pairs, sfm
 from lumiglue.cli.completion import completion
 from lumiglue.cli.dataset import teach
-from lumiglue.cli.demo import demo
 from lumiglue.cli.doctor import doctor
 from lumiglue.cli.evaluation import (
     evaluate,
@@ -28,13 +27,12 @@ from lumiglue.cli.evaluation import (
     evaluate_strecha,
     report,
 )
-from lumiglue.cli.matching import match, sample
-from lumiglue.cli.posed import posed_bank, posed_from_sfm
+from lumiglue.cli.matching import demo, match, sample
 from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, out, say
-from lumiglue.cli.training import bank, train
+from lumiglue.cli.training import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, train
 from lumiglue.errors import LumiglueError
-from lumiglue.extras import EXTRAS, remedy
+from lumiglue.system.extras import EXTRAS, remedy
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "match": match,
@@ -43,9 +41,10 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pairs": pairs,
     "matches": matches,
     "sfm": sfm,
-    "bank": bank,
-    "posed-bank": posed_bank,
-    "posed-from-sfm": posed_from_sfm,
+    "dataset homographies": dataset_homographies,
+    "dataset scenes": dataset_scenes,
+    "dataset posed": dataset_posed,
+    "dataset from-colmap": dataset_from_colmap,
     "dataset teach": teach,
     "train": train,
     "eval": evaluate,
@@ -72,16 +71,22 @@ DESCRIPTION = (
 # Headings of the list of commands, by the module that holds them.
 HEADINGS = {
     "matching": "Match",
-    "demo": "Match",
     "collections": "Collections of photos",
     "training": "Train",
-    "posed": "Train",
     "dataset": "Train",
     "evaluation": "Measure",
     "speed": "Measure",
     "checkpoints": "Weights",
     "doctor": "This installation",
     "completion": "This installation",
+}
+
+
+# Commands that had other names before 0.1.0.
+MOVED = {
+    "bank": "`lumiglue dataset homographies`, and with --kind worlds `lumiglue dataset scenes`",
+    "posed-bank": "`lumiglue dataset posed`",
+    "posed-from-sfm": "`lumiglue dataset from-colmap`",
 }
 
 
@@ -107,8 +112,8 @@ def _wait_politely() -> None:
     """Before PyTorch is loaded: its threads (GNU OpenMP's) spin for microseconds when they wait for each other, then sleep.
 
     By default they spin for milliseconds, and where another program wants the cores too, the one that spins has the core
-    that the one it waits for needs: a layer may take 30 times as long (`bench/busy_cores.py`). Whoever has set how threads
-    wait is not overruled.
+    that the one it waits for needs: a layer may take 30 times as long (`benchmarks/speed/busy_cores.py`). Whoever has set
+    how threads wait is not overruled.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -127,6 +132,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 0 if words else 2
     if " ".join(words[:2]) in COMMANDS:  # a command of two words is one to tyro
         words[:2] = [" ".join(words[:2])]
+    if words[0] in MOVED:
+        err.print(f"error: `lumiglue {words[0]}` is now {MOVED[words[0]]}", markup=False)
+        return 2
     if words[0] not in COMMANDS or _mistyped(words):
         return _unknown(words)
     try:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.terminal import Progress, say
+from lumiglue.cli.terminal import ProgressBar, say
 
 
 def list_weights() -> int:
@@ -15,8 +15,8 @@ def list_weights() -> int:
 
     "here" are those that need no download. `lumiglue weights download NAME` brings the others.
     """
-    from lumiglue.registry import MATCHERS, NETWORKS
-    from lumiglue.weights import BUILT_IN, pretrained_path, read_metadata
+    from lumiglue.weights.files import BUILT_IN, pretrained_path, read_metadata
+    from lumiglue.weights.registry import MATCHERS, NETWORKS
 
     rows = [("name", "features", "size", "licence", "here")]
     for name in BUILT_IN:
@@ -42,13 +42,13 @@ def download_weights(name: Positional[str], sha256: str | None = None) -> int:
         name: A name of `lumiglue weights list`.
         sha256: A checksum to insist on, where none is known to Lumiglue.
     """
-    from lumiglue.registry import fetch
-    from lumiglue.weights import BUILT_IN, pretrained_path
+    from lumiglue.weights.files import BUILT_IN, pretrained_path
+    from lumiglue.weights.registry import fetch
 
     if name in BUILT_IN:
         say(f"{name} is in the package: {pretrained_path(name)}")
         return 0
-    with Progress(name, None, of_bytes=True) as advance:
+    with ProgressBar(name, None, of_bytes=True) as advance:
         path = fetch(name, sha256=sha256, progress=lambda received, total: advance(received, total=total))
     say(f"{name} -> {path}")
     return 0
@@ -63,8 +63,8 @@ def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliase
         features: Name of the features it was trained for, so that others are refused; empty accepts any of that size.
     """
     from lumiglue.matcher.models import model_name
-    from lumiglue.released import import_released
-    from lumiglue.weights import save_weights
+    from lumiglue.weights.files import save_weights
+    from lumiglue.weights.released import import_released
 
     model = import_released(checkpoint, features)
     save_weights(model, out, {"imported_from": checkpoint.name})
@@ -80,12 +80,12 @@ def show_weights(weights: Positional[str] = "sift") -> int:
     Args:
         weights: A name of `lumiglue weights list`, a .safetensors file, or an .onnx file of `lumiglue export onnx`.
     """
-    from lumiglue.registry import resolve
-    from lumiglue.weights import read_metadata
+    from lumiglue.weights.files import read_metadata
+    from lumiglue.weights.registry import resolve
 
     file = resolve(weights)
     if file.suffix == ".onnx":
-        from lumiglue.extras import require
+        from lumiglue.system.extras import require
 
         require("onnx_ir")
         from lumiglue.onnx.export import read_onnx_metadata
@@ -118,14 +118,14 @@ def export_onnx(
         exit_ratio: Stop once this share of the points is confident; 0 runs all layers.
         prune_below: Confident points of lower matchability leave early; 0 keeps all points.
     """
-    from lumiglue.extras import require
     from lumiglue.matcher.settings import MatchSettings
+    from lumiglue.system.extras import require
 
     require("onnx_ir")
     from lumiglue.onnx.export import OnnxSettings
     from lumiglue.onnx.export import export_onnx as write
-    from lumiglue.registry import resolve
-    from lumiglue.weights import load_weights
+    from lumiglue.weights.files import load_weights
+    from lumiglue.weights.registry import resolve
 
     match = MatchSettings(score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None)
     write(load_weights(resolve(weights)), out, OnnxSettings(layout=layout, precision=precision, match=match))

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.cli.terminal import ProgressBar, err, say
 
 
 def teach(
@@ -40,9 +40,9 @@ def teach(
         workers: Processes; 0 takes one per core.
         device: Where the networks run: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.device import usable_device
     from lumiglue.extractors import create_extractor
-    from lumiglue.training.building import BankSettings, build_bank
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.build import DatasetSettings, build_dataset
     from lumiglue.training.teacher import Teacher
     from lumiglue.training.teaching import TaughtPhotos
 
@@ -52,10 +52,10 @@ def teach(
         photos, matcher, neighbours=neighbours, long_side=long_side, seed=seed, matches=teacher_matches
     )
     extractor = create_extractor(features, device=where, max_keypoints=max_keypoints, resize=None)
-    settings = BankSettings(max_keypoints=max_keypoints, items_per_part=1)
+    settings = DatasetSettings(max_keypoints=max_keypoints, items_per_part=1)
     done, skipped = 0, ()
-    with Progress("scenes", None) as advance:
-        for part in build_bank(source, out, extractor, settings, workers=workers):
+    with ProgressBar("scenes", None) as advance:
+        for part in build_dataset(source, out, extractor, settings, workers=workers):
             advance(part.items_done - done, f"{len(part.skipped)} without a pair", part.items)
             done, skipped = part.items_done, part.skipped
     say(f"{done - len(skipped)} scenes -> {out}")

@@ -12,7 +12,7 @@ def doctor(json: bool = False) -> int:
     Args:
         json: Print everything as JSON, to put into a report of a fault; your home folder is written ~.
     """
-    from lumiglue.diagnosis import as_json, diagnose
+    from lumiglue.cli.diagnosis import as_json, diagnose
 
     report = diagnose()
     if json:

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import PipelineFlags
-from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from lumiglue.evaluation.baselines import Matcher
     from lumiglue.evaluation.pairs import PairScore, Summary
     from lumiglue.evaluation.report import Example
-    from lumiglue.pipeline import Pipeline
 
 METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
 
@@ -61,7 +59,7 @@ def evaluate(
     """
     from lumiglue.evaluation.pairs import read_pairs
 
-    _compare(folder, read_pairs(folder), flags, how, _chosen(flags, how.methods))
+    _compare(folder, read_pairs(folder), flags, how)
     return 0
 
 
@@ -79,7 +77,7 @@ def evaluate_homography(
     """
     from lumiglue.evaluation.formats import read_hpatches
 
-    _compare(folder, read_hpatches(folder), flags, how, _chosen(flags, how.methods))
+    _compare(folder, read_hpatches(folder), flags, how)
     return 0
 
 
@@ -99,7 +97,7 @@ def evaluate_pose(
     """
     from lumiglue.evaluation.formats import read_pose_pairs
 
-    _compare(root, read_pose_pairs(pairs, root), flags, how, _chosen(flags, how.methods))
+    _compare(root, read_pose_pairs(pairs, root), flags, how)
     return 0
 
 
@@ -119,7 +117,7 @@ def evaluate_strecha(
     """
     from lumiglue.evaluation.formats import read_strecha
 
-    _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how, _chosen(flags, how.methods))
+    _compare(folder, read_strecha(folder, largest_gap=largest_gap), flags, how)
     return 0
 
 
@@ -146,13 +144,14 @@ def evaluate_adaptivity(
     from lumiglue.evaluation import adaptivity
     from lumiglue.evaluation.baselines import BASELINES
     from lumiglue.evaluation.pairs import read_pairs
+    from lumiglue.evaluation.run import matcher_of
     from lumiglue.matcher.settings import MatchSettings
 
     pipeline = flags.pipeline()
     methods: dict[str, Matcher] = {adaptivity.YARDSTICK: BASELINES[adaptivity.YARDSTICK]}
     for name, settings in adaptivity.sweep(alphas, betas).items():
         settings = dataclasses.replace(settings, score_threshold=flags.score_threshold)
-        methods[name] = _matcher(pipeline.with_settings(settings))
+        methods[name] = matcher_of(pipeline.with_settings(settings))
     scores = _compare(folder, read_pairs(folder), flags, EvaluationFlags(groups=groups, out=out), methods)
     usual = adaptivity.settings_name(MatchSettings())
     _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} beside full depth")
@@ -181,7 +180,7 @@ def report(
 
     found = read_runs(runs)
     chosen = examples(found, method, against, pictures)
-    with Progress("pictures", len(chosen)) as advance:
+    with ProgressBar("pictures", len(chosen)) as advance:
         draw = _drawer(found[0].record, method, lambda: advance(1, "")) if chosen else None
         write_report(found, out, chosen, draw, title=" and ".join(run.name for run in found))
     say(f"{len(found)} {'run' if len(found) == 1 else 'runs'}, {len(chosen)} pictures -> {out}")
@@ -189,25 +188,18 @@ def report(
 
 
 def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> "Callable[[Example], Figure]":
-    """Matches a pair again, as its run did, and draws it. Raises InputError where the run did not record how."""
-    from lumiglue.evaluation.formats import read_upright
-    from lumiglue.robust import estimate
-    from lumiglue.visualization import draw_matches
+    """Draws a pair as its run matched it. Raises InputError where the run did not record how."""
+    from lumiglue.evaluation.run import methods_of, redraw
 
     if "matching" not in record:
         raise InputError("the first run has no .json beside it that says how it matched; give --pictures 0")
-    flags = PipelineFlags(**record["matching"])
-    match, extractor, folder = _chosen(flags, [method])[method], flags.pipeline().extractor, Path(record["folder"])
+    pipeline = PipelineFlags(**record["matching"]).pipeline()
+    again = redraw(Path(record["folder"]), pipeline, methods_of(pipeline, [method])[method])
 
     def draw(example: "Example") -> "Figure":
-        score = example.score
-        images = [read_upright(folder / name, turns) for name, turns in ((score.a, score.turns_a), (score.b, score.turns_b))]
-        features = [extractor(image) for image in images]
-        matches = match(features[0], features[1])
-        ends = (f.keypoints[matches.pairs[:, side]].numpy() for side, f in enumerate(features))
-        geometry = estimate("homography" if score.type == "homography" else "fundamental", *ends)
+        figure = again(example)
         done()
-        return draw_matches(images[0], images[1], features[0], features[1], matches, geometry)
+        return figure
 
     return draw
 
@@ -217,33 +209,28 @@ def _compare(
     pairs: Sequence[dict[str, Any]],
     flags: PipelineFlags,
     how: EvaluationFlags,
-    chosen: "dict[str, Matcher]",
+    chosen: "dict[str, Matcher] | None" = None,
 ) -> "list[PairScore]":
-    """Measures the chosen methods, goes on where how.out was left, prints the tables."""
+    """Measures the chosen methods, by default those of the flags; resumes what how.out has; prints the tables."""
     from lumiglue.evaluation.formats import only_groups
     from lumiglue.evaluation.pairs import Protocol
-    from lumiglue.evaluation.pairs import evaluate as run_evaluation
-    from lumiglue.evaluation.scores_file import ScoresFile
+    from lumiglue.evaluation.run import methods_of, open_scores, score_pairs
 
-    pairs = only_groups(pairs, how.groups)
-    protocol = Protocol(factors=how.thresholds, seeds=how.seeds)
     pipeline = flags.pipeline()
-    per_pair = len(chosen) * len(protocol.factors) * len(protocol.seeds)
+    chosen = methods_of(pipeline, how.methods) if chosen is None else chosen
+    pairs = only_groups(pairs, how.groups)
+    protocol = Protocol(factors=how.thresholds)
     scores: list[PairScore] = []
     file = None
     if how.out is not None:
-        record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(chosen)}
-        file = ScoresFile(how.out, record | {"matching": dataclasses.asdict(flags)}, per_pair)
+        file = open_scores(how.out, folder, list(chosen), protocol, dataclasses.asdict(flags))
         scores, pairs = list(file.scores), file.missing(pairs)
         if scores:
-            err.print(f"{len(scores) // per_pair} pairs are in {how.out} already", markup=False)
-    with Progress("pairs", len(pairs)) as advance:
-        found = run_evaluation(folder, pairs, pipeline.extractor, chosen, protocol)
-        for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
-            added = list(of_pair)
+            known = len(scores) // (len(chosen) * len(protocol.factors))
+            err.print(f"{known} pairs are in {how.out} already", markup=False)
+    with ProgressBar("pairs", len(pairs)) as advance:
+        for added in score_pairs(folder, pairs, pipeline.extractor, chosen, protocol, file):
             scores += added
-            if file is not None:
-                file.append(added)
             advance(1, "")
     print_comparison(
         scores, f"{folder}: {flags.max_keypoints} {pipeline.extractor.name} keypoints, {_size(flags)}; {protocol}"
@@ -253,26 +240,6 @@ def _compare(
 
 def _size(flags: PipelineFlags) -> str:
     return f"long side {flags.resize}" if flags.resize else "full size"
-
-
-def _chosen(flags: PipelineFlags, methods: Sequence[str]) -> "dict[str, Matcher]":
-    """The methods by name. Raises InputError for an unknown one."""
-    from lumiglue.evaluation.baselines import BASELINES
-
-    pipeline = flags.pipeline()
-    without = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
-    known: dict[str, Matcher] = {
-        "lumiglue": _matcher(pipeline),
-        "lumiglue-full": _matcher(without),
-        **BASELINES,
-    }
-    if unknown := [name for name in methods if name not in known]:
-        raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
-    return {name: known[name] for name in methods}
-
-
-def _matcher(pipeline: "Pipeline") -> "Matcher":
-    return lambda a, b: pipeline.match_features([(a, b)])[0]
 
 
 def _print_savings(rows: "Mapping[str, Saving]", title: str) -> None:

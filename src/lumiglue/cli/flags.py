@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from lumiglue.cli.terminal import Progress
+from lumiglue.cli.terminal import ProgressBar
 from lumiglue.errors import InputError
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from lumiglue.extractors import Extractor
-    from lumiglue.pipeline import Pipeline
-    from lumiglue.registry import PublishedFile
+    from lumiglue.pipeline.pipeline import Pipeline
+    from lumiglue.weights.registry import PublishedFile
 
 HDF5 = (".h5", ".hdf5")
 
@@ -53,9 +53,9 @@ class PipelineFlags:
 
     def extractor(self) -> "Extractor":
         """The features alone, which need no weights of a matcher."""
-        from lumiglue.device import usable_device
         from lumiglue.extractors import tiled_extractor
-        from lumiglue.registry import features_of, needed_files
+        from lumiglue.system.device import usable_device
+        from lumiglue.weights.registry import features_of, needed_files
 
         features = self.features or (features_of(self.weights) if self.weights else "sift")
         _download(file for file in needed_files(features, None) if file.kind == "network")
@@ -67,20 +67,24 @@ class PipelineFlags:
             device=str(usable_device(self.device)),
         )
 
-    def pipeline(self, usual_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
-        """usual_precision: where none is asked for."""
-        from lumiglue.pipeline import Pipeline
-        from lumiglue.registry import needed_files
+    def pipeline(self, default_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
+        """default_precision: where none is asked for."""
+        from lumiglue.pipeline.pipeline import Pipeline
+        from lumiglue.weights.registry import needed_files
 
         _download(needed_files(self.features, self.weights))
-        asked = (self.score_threshold, self.exit_ratio, self.prune_below)
+        requested = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
             score_threshold=self.score_threshold,
             exit_ratio=self.exit_ratio or None,
             prune_below=self.prune_below or None,
         )
-        usual = PipelineFlags()
-        if (self.weights or "").endswith(".onnx") and asked == (usual.score_threshold, usual.exit_ratio, usual.prune_below):
+        defaults = PipelineFlags()
+        if (self.weights or "").endswith(".onnx") and requested == (
+            defaults.score_threshold,
+            defaults.exit_ratio,
+            defaults.prune_below,
+        ):
             settings = None  # those of the file
         return Pipeline.pretrained(
             self.features,
@@ -90,18 +94,18 @@ class PipelineFlags:
             weights=self.weights,
             settings=settings,
             device=self.device,
-            precision=self.precision or usual_precision,
+            precision=self.precision or default_precision,
             backend=self.backend,
         )
 
 
 def _download(files: "Iterable[PublishedFile]") -> None:
     """Those that are not here yet, with a progress bar."""
-    from lumiglue.registry import fetch
+    from lumiglue.weights.registry import fetch
 
     for file in files:
         if not file.is_here():
-            with Progress(file.name, None, of_bytes=True) as advance:
+            with ProgressBar(file.name, None, of_bytes=True) as advance:
                 fetch(file.name, progress=lambda received, total, advance=advance: advance(received, total=total))
 
 

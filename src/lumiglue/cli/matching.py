@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
-from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.cli.terminal import ProgressBar, err, say
+from lumiglue.demo.limits import Limits
 from lumiglue.errors import InputError
-from lumiglue.extras import require
+from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from lumiglue.pipeline import MatchResult
+    from lumiglue.pipeline.result import MatchResult
     from lumiglue.types import Geometry
+
 
 GeometryChoice = Literal["fundamental", "homography", "none"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
@@ -66,8 +68,8 @@ def _match_two(
     rotation: Literal["none", "search"],
     masks: tuple[Path, Path] | None,
 ) -> int:
-    from lumiglue.export.files import DATA_SUFFIXES, save_result
     from lumiglue.images import read_image
+    from lumiglue.pipeline.result import DATA_SUFFIXES, save_result
     from lumiglue.visualization import draw_adaptivity, save_figure
 
     target = target or Path(f"{a.stem}_{b.stem}_matches.png")
@@ -97,8 +99,8 @@ def _match_two(
 
 
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
-    from lumiglue.bulk.pairs import check_keys
-    from lumiglue.export.files import MatchesFile
+    from lumiglue.collection.hloc import MatchesFile
+    from lumiglue.collection.pairs import check_keys
 
     names = _read_list(list_file)
     if target is None:
@@ -111,7 +113,7 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     pairs = [(root / a, root / b) for a, b in names]
     results = pipeline.match_many(pairs, workers=workers, on_error=lambda _, error: failures.append(str(error)))
     file = MatchesFile(target)
-    with Progress("matching pairs", len(names)) as advance, file:
+    with ProgressBar("matching pairs", len(names)) as advance, file:
         for (a, b), result in zip(names, results, strict=True):
             if result is not None:
                 file.write(a, b, result)
@@ -162,8 +164,8 @@ def sample(
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
     """Pairs of paths, one pair a line; blank lines and lines that begin with # are passed over."""
-    from lumiglue.bulk.pairs import names_in
-    from lumiglue.reading import read_text
+    from lumiglue.collection.pairs import names_in
+    from lumiglue.io.text import read_text
 
     if path.is_dir():
         raise InputError(f"{path} is a folder; give two photos, or one list of pairs (for a folder: lumiglue sfm)")
@@ -207,3 +209,20 @@ def _save_picture(
     from lumiglue.visualization import draw_matches, save_figure
 
     save_figure(draw_matches(*images, result.features0, result.features1, result.matches, geometry, title), target)
+
+
+def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port: int = 7860) -> int:
+    """A web page that matches two photos, and the same as an HTTP route. Needs `pip install "lumiglue[demo]"`.
+
+    Args:
+        limits: What a request may cost.
+        host: Address to listen at; the default is for this machine alone, 0.0.0.0 for others too.
+        port: Port to listen at; 0 takes a free one.
+    """
+    from lumiglue.system.extras import require
+
+    require("gradio", "pebble", "skimage")
+    from lumiglue.demo.server import serve
+
+    serve(host, port, limits, lambda address: say(f"the demo is at {address}"))
+    return 0

@@ -6,7 +6,7 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from lumiglue.cli.terminal import Progress, say
+from lumiglue.cli.terminal import ProgressBar, say
 from lumiglue.errors import InputError
 
 
@@ -61,7 +61,7 @@ def bench(
         else:
             model, pairs, note = speed.random_job(preset, size, batch, device)
         jobs = speed.contenders(names, model, pairs, settings)
-        with Progress(f"{size} points", 1) as advance:
+        with ProgressBar(f"{size} points", 1) as advance:
             timings = speed.race(jobs, rounds)
             advance(1, "")
         table = Table("", title=f"{note}: median ms of {rounds} rounds")

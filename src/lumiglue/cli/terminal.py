@@ -23,7 +23,7 @@ def say(text: str) -> None:
     out.print(text, markup=False)
 
 
-class Progress:
+class ProgressBar:
     """A progress bar on stderr: `advance(steps, note, total=None)`. A step is an item, or a byte."""
 
     def __init__(self, label: str, total: int | None, *, of_bytes: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""`lumiglue bank` and `lumiglue train`."""
+"""`lumiglue dataset` and `lumiglue train`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -6,94 +6,119 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
-from lumiglue.cli.terminal import Progress, err, say
+from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.matcher.settings import Ablation, Encoding
 
 if TYPE_CHECKING:
-    from lumiglue.training.bank import ViewSource
-    from lumiglue.training.presets import TrainSettings
-    from lumiglue.training.processes import Processes
+    from lumiglue.training.config import TrainSettings
+    from lumiglue.training.data.dataset import ViewSource
+    from lumiglue.training.distributed import Processes
 
 
-def bank(
+def dataset_homographies(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
     features: str = "sift",
-    kind: Literal["homographies", "worlds"] = "homographies",
     rolls: Literal["any", "upright"] = "any",
     tilt: float | None = None,
     zoom: tuple[float, float] | None = None,
-    spread: float | None = None,
     photometric: float | None = None,
     repeats: float | None = None,
     views: int = 6,
-    worlds: int = 1500,
     max_keypoints: int = 512,
     long_side: int = 480,
     seed: int = 0,
     workers: int = 0,
     device: str | None = None,
 ) -> int:
-    """Build a feature bank from a folder of photos: random views with known ground truth, and their features. Resumable.
+    """Build a feature dataset from a folder of photos: random homographies of each photo, and their features. Resumable.
 
     Args:
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
         features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
-        kind: Views of each photo by homographies, or of worlds of planes and boxes that the photos paper.
-        rolls: Homographies: in-plane rotations by any angle, or up to 45 degrees.
-        tilt: Homographies: largest angle between camera axis and photo normal in degrees (60).
-        zoom: Homographies: smallest and largest magnification (0.6 2.4).
-        spread: Worlds: standard deviation in degrees of the direction from which a camera looks (18).
-        photometric: Strength of the changes of light: 0 for none, 1 strong (homographies 1, worlds 0.7).
+        rolls: In-plane rotations by any angle, or up to 45 degrees.
+        tilt: Largest angle between camera axis and photo normal, in degrees (60).
+        zoom: Smallest and largest magnification (0.6 2.4).
+        photometric: Strength of the photometric augmentation: 0 for none, 1 strong (1).
         repeats: Share of photos of which a part is made to repeat, as windows and wallpaper do (0).
-        views: Views of each photo or world; any two are a training pair.
-        worlds: How many worlds.
+        views: Views of each photo; any two are a training pair.
         max_keypoints: Keypoints kept per view.
         long_side: Long side of the views in pixels.
         seed: Of the random views.
         workers: Processes; 0 takes one per core.
         device: Where pixels and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.device import usable_device
-    from lumiglue.training.homographies import PhotoViews, view_preset
-    from lumiglue.training.worlds import Worlds, WorldSettings
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.homographies import PhotoViews, view_preset
 
     where = str(usable_device(device))
-    of_kind: dict[str, dict[str, Any]] = {"homographies": {"tilt": tilt, "zoom": zoom}, "worlds": {"spread": spread}}
-    for name, value in of_kind["worlds" if kind == "homographies" else "homographies"].items():
-        if value is not None:
-            raise InputError(f"--{name} is not of --kind {kind}; leave it out")
-    given = {"photometric": photometric, "repeats": repeats, **of_kind[kind]}
-    chosen = {name: value for name, value in given.items() if value is not None}
-    if kind == "homographies":
-        view = replace(view_preset(rolls), **chosen)
-        source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=view, device=where)
-    else:
-        size = (long_side, round(0.75 * long_side))
-        world = WorldSettings(size=size, **chosen)
-        source = Worlds.of_folder(photos, count=worlds, n_views=views, seed=seed, settings=world, device=where)
-    unit = "photos" if kind == "homographies" else "worlds"
-    return write_bank(source, out, features, max_keypoints, workers, where, unit)
+    given = {"tilt": tilt, "zoom": zoom, "photometric": photometric, "repeats": repeats}
+    settings = replace(view_preset(rolls), **{name: value for name, value in given.items() if value is not None})
+    source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=settings, device=where)
+    return write_dataset(source, out, features, max_keypoints, workers, where, "photos")
 
 
-def write_bank(
+def dataset_scenes(
+    photos: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: str = "sift",
+    spread: float = 18.0,
+    photometric: float = 0.7,
+    repeats: float = 0.0,
+    views: int = 6,
+    scenes: int = 1500,
+    max_keypoints: int = 512,
+    long_side: int = 480,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | None = None,
+) -> int:
+    """Build a feature dataset from synthetic scenes: planes and boxes that your photos texture. Resumable.
+
+    Args:
+        photos: Folder, searched with its subfolders.
+        out: The .h5 file to write.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        spread: Standard deviation in degrees of the direction from which a camera looks.
+        photometric: Strength of the photometric augmentation: 0 for none, 1 strong.
+        repeats: Share of photos of which a part is made to repeat, as windows and wallpaper do.
+        views: Views of each scene; any two are a training pair.
+        scenes: How many scenes.
+        max_keypoints: Keypoints kept per view.
+        long_side: Long side of the views in pixels.
+        seed: Of the random scenes and views.
+        workers: Processes; 0 takes one per core.
+        device: Where pixels and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
+    """
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.synthetic_scenes import SceneSettings, SyntheticScenes
+
+    where = str(usable_device(device))
+    settings = SceneSettings(
+        size=(long_side, round(0.75 * long_side)), spread=spread, photometric=photometric, repeats=repeats
+    )
+    source = SyntheticScenes.of_folder(photos, count=scenes, n_views=views, seed=seed, settings=settings, device=where)
+    return write_dataset(source, out, features, max_keypoints, workers, where, "scenes")
+
+
+def write_dataset(
     source: "ViewSource", out: Path, features: str, max_keypoints: int, workers: int, device: str, unit: str
 ) -> int:
-    """Builds a bank from any source, with a progress bar; `unit` names its items."""
+    """Builds a dataset from any source, with a progress bar; `unit` names its items."""
     from lumiglue.extractors import create_extractor
-    from lumiglue.training.building import BankSettings, build_bank
+    from lumiglue.training.data.build import DatasetSettings, build_dataset
 
     extractor = create_extractor(features, device=device, max_keypoints=round(1.5 * max_keypoints), resize=None)
-    settings = BankSettings(max_keypoints=max_keypoints)
+    settings = DatasetSettings(max_keypoints=max_keypoints)
     done, skipped = 0, ()
-    with Progress(unit, None) as advance:
-        for part in build_bank(source, out, extractor, settings, workers=workers):
+    with ProgressBar(unit, None) as advance:
+        for part in build_dataset(source, out, extractor, settings, workers=workers):
             advance(part.items_done - done, f"{len(part.skipped)} unreadable", part.items)
             done, skipped = part.items_done, part.skipped
     say(f"{done - len(skipped)} {unit} -> {out}")
@@ -103,9 +128,9 @@ def write_bank(
 
 
 def train(
-    banks: Positional[tuple[Path, ...]],
+    datasets: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
-    shares: tuple[float, ...] | None = None,
+    sampling_weights: tuple[float, ...] | None = None,
     recipe: Literal["default", "standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
     model: Literal["lightglue", "superglue"] | None = None,
     ablation: Ablation | None = None,
@@ -127,7 +152,7 @@ def train(
     warmup_pairs: int | None = None,
     weight_decay: float | None = None,
     clip: float | None = None,
-    negatives: float | None = None,
+    negative_pair_ratio: float | None = None,
     ema: float | None = None,
     precision: Literal["auto", "bf16", "fp32"] | None = None,
     compile: bool | None = None,
@@ -137,14 +162,14 @@ def train(
     keep_every: int | None = None,
     seed: int | None = None,
 ) -> int:
-    """Train a matcher on feature banks, in two stages. Run again to go on after an interruption.
+    """Train a matcher on feature datasets, in two stages. Run again to go on after an interruption.
 
     Several processes: torchrun --nproc-per-node N -m lumiglue train BANKS -o RUN. Flags that are not given are the recipe's.
 
     Args:
-        banks: The .h5 files of `lumiglue bank`, of one kind of features.
+        datasets: The .h5 files of `lumiglue dataset homographies`, of one kind of features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and the like.
-        shares: How often each bank is drawn from, a number for each; equal by default.
+        sampling_weights: How often each dataset is drawn from, a number for each; equal by default.
         recipe: default (that of the matchers in this package: days of a CPU core), standard (about 80 minutes on two CPU
             cores), laptop (43 minutes on one), comparison (a short one that
             every matcher of docs/paper.md had), gpu_30min, or the paper's.
@@ -170,7 +195,7 @@ def train(
         warmup_pairs: Pairs over which it rises to its peak in stage 1.
         weight_decay: Of AdamW, in stage 1.
         clip: Largest norm of a step's gradient.
-        negatives: Share of pairs of two different scenes.
+        negative_pair_ratio: Share of negative pairs, of two different scenes.
         ema: Half-life, in pairs, of a running mean of the weights, kept if it measures better.
         precision: Of the forward and backward pass; auto measures which is faster on this machine.
         compile: Run the layers through torch.compile.
@@ -180,14 +205,14 @@ def train(
         keep_every: Keep the weights so far in snapshots/ each so many pairs of stage 1.
         seed: Of the initial weights and the order of pairs.
     """
-    from lumiglue.training import presets
-    from lumiglue.training.processes import join_processes
+    from lumiglue.training import config
+    from lumiglue.training.distributed import join_processes
 
-    given = {name: value for name, value in locals().items() if name in presets.TrainSettings.__dataclass_fields__}
-    settings = replace(presets.recipe(recipe), **{name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in locals().items() if name in config.TrainSettings.__dataclass_fields__}
+    settings = replace(config.recipe(recipe), **{name: value for name, value in given.items() if value is not None})
     here = join_processes()
     try:
-        return _train(banks, out, shares, settings, here)
+        return _train(datasets, out, sampling_weights, settings, here)
     except (LumiglueError, OSError):
         if here.is_first_to_fail():
             raise
@@ -197,15 +222,20 @@ def train(
 
 
 def _train(
-    banks: tuple[Path, ...], out: Path, shares: tuple[float, ...] | None, settings: "TrainSettings", here: "Processes"
+    datasets: tuple[Path, ...],
+    out: Path,
+    sampling_weights: tuple[float, ...] | None,
+    settings: "TrainSettings",
+    here: "Processes",
 ) -> int:
     """The run of one process; the first of them speaks."""
+    from lumiglue.training.figures import draw_learning_curves
     from lumiglue.training.loop import train as run_training
-    from lumiglue.visualization import draw_learning_curves, save_figure
+    from lumiglue.visualization import save_figure
 
     done, finished, note, pairs = 0, True, "", settings.pairs_before(settings.steps)
-    with _asked_to_stop(here.count == 1) as stop, Progress("steps", settings.steps) as advance:
-        for now in run_training(banks, out, settings, shares=shares, processes=here, stop=stop):
+    with _asked_to_stop(here.count == 1) as stop, ProgressBar("steps", settings.steps) as advance:
+        for now in run_training(datasets, out, settings, sampling_weights=sampling_weights, processes=here, stop=stop):
             finished = now.step == now.steps
             if not here.leads:
                 continue
@@ -247,3 +277,102 @@ def _asked_to_stop(alone: bool) -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def dataset_posed(
+    folder: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: str = "sift",
+    format: Literal["auto", "plain", "megadepth", "tum"] = "auto",
+    images: Path | None = None,
+    intrinsics: tuple[float, float, float, float] | None = None,
+    every: int = 1,
+    min_overlap: float = 0.1,
+    max_overlap: float = 0.9,
+    max_pairs: int = 5000,
+    max_keypoints: int = 512,
+    long_side: int = 480,
+    photometric: float = 0.5,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | None = None,
+) -> int:
+    """Build a feature dataset from photos with known cameras and depth maps (docs/posed-data.md). Resumable.
+
+    Args:
+        folder: Of posed images, or of such folders.
+        out: The .h5 file to write.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        format: Of the folder: ours, MegaDepth's scene_info, or a TUM RGB-D sequence; auto looks which files there are.
+        images: Root of the image and depth paths, where it is not the folder.
+        intrinsics: fx fy cx cy of a TUM sequence without calibration.txt.
+        every: Take each so many-th frame of a scene; a video needs few.
+        min_overlap: Pairs that see less of each other are left out.
+        max_overlap: Pairs that see more of each other are left out.
+        max_pairs: Of each scene, low overlaps as often as high.
+        max_keypoints: Keypoints kept per view.
+        long_side: Photos are shrunk to this many pixels.
+        photometric: Strength of the changes of light, 0 for none.
+        seed: Of light and pairs.
+        workers: Processes; 0 takes one per core.
+        device: Where light and the networks of features are computed: cpu or cuda; by default the GPU if there is one.
+    """
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.overlap import OverlapSettings
+    from lumiglue.training.data.posed import PosedFrames
+    from lumiglue.training.data.posed_formats import read_posed
+
+    data = read_posed(folder, images, format=format, intrinsics=intrinsics).every(every)
+    pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=seed)
+    where = str(usable_device(device))
+    source = PosedFrames(
+        frames=data.frames,
+        overlaps=data.overlaps,
+        long_side=long_side,
+        photometric=photometric,
+        device=where,
+        seed=seed,
+        pairing=pairing,
+    )
+    return write_dataset(source, out, features, max_keypoints, workers, where, "frames")
+
+
+def dataset_from_colmap(
+    model: Positional[Path],
+    images: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    min_track: int = 3,
+    max_error: float = 2.0,
+    min_angle: float = 2.0,
+    max_edge: float = 0.05,
+) -> int:
+    """Turn a COLMAP model and its photos into posed images: undistorted photos, poses, depth maps of the tracked points.
+
+    Args:
+        model: Folder with cameras, images and points3D, .bin or .txt.
+        images: The photos that the model was made from.
+        out: Folder to write; `lumiglue dataset posed` reads it.
+        min_track: Points seen in fewer photos are left out.
+        max_error: Points with a larger mean reprojection error in pixels are left out.
+        min_angle: Points seen under a smaller angle in degrees are left out.
+        max_edge: Longest edge of a triangle that is filled, as a share of the photo's long side.
+    """
+    try:
+        from lumiglue.training.data.from_colmap import SfmSettings, posed_from_sfm
+    except ModuleNotFoundError as error:
+        raise InputError(f"dataset from-colmap needs {error.name}; install it with `pip install lumiglue[sfm]`") from None
+
+    settings = SfmSettings(min_track=min_track, max_error=max_error, min_angle=min_angle, max_edge=max_edge)
+    known: list[float] = []
+    missing: list[str] = []
+    with ProgressBar("photos", None) as advance:
+        for step in posed_from_sfm(model, images, out, settings):
+            if step.known is None:
+                missing.append(step.name)
+            else:
+                known.append(step.known)
+            advance(1, f"{len(missing)} unreadable", step.photos)
+    say(f"{len(known)} photos, depth on {sum(known) / len(known):.0%} of their pixels -> {out}")
+    if missing:
+        err.print(f"{len(missing)} photos could not be read and were left out; the first: {missing[0]}", markup=False)
+    return 0

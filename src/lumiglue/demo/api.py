@@ -14,8 +14,8 @@ import lumiglue
 from lumiglue.demo.matching import Estimator, MatchRequest, Outcome, View
 from lumiglue.demo.service import BusyError, Service, TimeLimitError
 from lumiglue.errors import LumiglueError, TooLargeError
-from lumiglue.export.files import encode_result, result_arrays
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.pipeline.result import encode_result, result_arrays
 from lumiglue.types import PIXELS
 
 Point = tuple[float, float]

@@ -12,18 +12,19 @@ import numpy as np
 import torch
 from PIL import Image
 
+from lumiglue.backends.autotune import default_precision
 from lumiglue.errors import InputError
 from lumiglue.extractors import create_extractor
-from lumiglue.fastest import usual_precision
 from lumiglue.images import decode_untrusted, resize_long_side, to_rgb8
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.pipeline import MatchResult, Pipeline
-from lumiglue.registry import needed_files, resolve
+from lumiglue.pipeline.pipeline import Pipeline
+from lumiglue.pipeline.result import MatchResult
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
-from lumiglue.weights import load_weights
+from lumiglue.weights.files import load_weights
+from lumiglue.weights.registry import needed_files, resolve
 
 # What can be chosen: the weights, and the features that they were trained for.
 MODELS = {
@@ -102,7 +103,7 @@ def match(request: MatchRequest, max_pixels: int) -> bytes:
     seconds = {"decode": time.perf_counter() - start}
     model = _matcher(request.weights)
     extractor = create_extractor(MODELS[request.weights], max_keypoints=request.max_keypoints)
-    pipeline = Pipeline(extractor, model, request.settings, precision=usual_precision(torch.device("cpu")))
+    pipeline = Pipeline(extractor, model, request.settings, precision=default_precision(torch.device("cpu")))
     result = pipeline.match(images[0], images[1])
     seconds |= result.seconds
     start = time.perf_counter()

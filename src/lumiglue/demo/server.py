@@ -8,7 +8,8 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from lumiglue.demo.service import Limits, Service
+from lumiglue.demo.limits import Limits
+from lumiglue.demo.service import Service
 from lumiglue.errors import InputError
 
 

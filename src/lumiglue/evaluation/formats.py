@@ -14,7 +14,7 @@ from PIL import Image
 
 from lumiglue.errors import ImageError, InputError
 from lumiglue.images import read_image
-from lumiglue.reading import read_text, reason
+from lumiglue.io.text import read_text, reason
 
 IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
 _LARGEST = 1e12  # of a number of ground truth; beyond, products overflow

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from lumiglue.geometry import direction_angle, epipolar_error, reprojection_error, rotation_angle, transform
+from lumiglue.geometry.projective import direction_angle, epipolar_error, reprojection_error, rotation_angle, transform
 
 
 def auc(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:

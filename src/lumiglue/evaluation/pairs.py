@@ -30,9 +30,9 @@ from lumiglue.evaluation.metrics import (
     pose_error,
 )
 from lumiglue.extractors import Extractor
-from lumiglue.geometry import epipolar_error, fundamental_from_pose
-from lumiglue.reading import read_json
-from lumiglue.robust import estimate, homography_by_dlt, relative_pose, relative_pose_opencv
+from lumiglue.geometry.projective import epipolar_error, fundamental_from_pose
+from lumiglue.geometry.robust import estimate, homography_by_dlt, relative_pose, relative_pose_opencv
+from lumiglue.io.text import read_json
 from lumiglue.types import Features, Matches
 
 PIXEL_THRESHOLDS = (1.0, 3.0, 5.0, 10.0)
@@ -323,7 +323,7 @@ def summarise(scores: Sequence[PairScore]) -> list[Summary]:
 def _summary(scores: list[PairScore]) -> Summary:
     kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose", "correspondences")}
     planar, posed = kinds["homography"], kinds["pose"]
-    precision, recall = _shares([s.precision for s in planar]), 100 * _mean_known([s.recall for s in planar])
+    precision, recall = _percentages([s.precision for s in planar]), 100 * _mean_known([s.recall for s in planar])
     f1 = 2 * precision * recall / (precision + recall) if precision + recall > 0 else precision + recall
     keypoints = sum(s.keypoints_a + s.keypoints_b for s in scores)
     return Summary(
@@ -332,13 +332,13 @@ def _summary(scores: list[PairScore]) -> Summary:
         precision=precision,
         recall=recall,
         f1=f1,
-        precision_1px=_shares([s.precision_1px for s in planar]),
+        precision_1px=_percentages([s.precision_1px for s in planar]),
         recall_1px=100 * _mean_known([s.recall_1px for s in planar]),
         corner_auc=_areas(planar, PIXEL_THRESHOLDS),
         corner_auc_dlt=_areas(planar, PIXEL_THRESHOLDS, "error_plain"),
         pose_auc=_areas(posed, POSE_THRESHOLDS),
         pose_auc_opencv=_areas(posed, POSE_THRESHOLDS, "error_plain"),
-        epipolar_precision=_shares([s.precision for s in posed]),
+        epipolar_precision=_percentages([s.precision for s in posed]),
         epipolar_auc=_areas(kinds["correspondences"], EPIPOLAR_THRESHOLDS),
         matches=_mean_known([s.matches for s in scores]),
         inliers=_mean_known([s.inliers for s in scores]),
@@ -374,7 +374,7 @@ def _f1(shares: np.ndarray) -> float:
     return float(200 * precision * recall / max(precision + recall, 1e-12))
 
 
-def _shares(values: Sequence[float]) -> float:
+def _percentages(values: Sequence[float]) -> float:
     """Mean in percent; NaN, a pair without matches, counts 0."""
     return 100 * float(np.mean(np.nan_to_num(values))) if values else float("nan")
 

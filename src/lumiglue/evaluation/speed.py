@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
+from lumiglue.backends.cuda_graphs import replay_layers
 from lumiglue.errors import InputError
-from lumiglue.many import FeatureCache, match_in_threads, pool
-from lumiglue.matcher.graphs import replay_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.models import PRESETS
 from lumiglue.matcher.precision import set_precision
-from lumiglue.matcher.presets import PRESETS
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.pipeline.prefetch import FeatureCache, match_in_threads, pool
 from lumiglue.types import Features, Matches
 
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
@@ -125,7 +125,7 @@ def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> Matc
 
 def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
     """Trained weights and the sample photos, n points at most each. Raises InputError where the weights are not for SIFT."""
-    from lumiglue.pipeline import Pipeline
+    from lumiglue.pipeline.pipeline import Pipeline
     from lumiglue.samples import sample_pair
 
     pipeline = Pipeline.pretrained("sift", max_keypoints=n, resize=None, weights=weights, device=device, precision="fp32")
@@ -282,7 +282,7 @@ def _exported(
     bf16: bool = False,
     int8: bool = False,
 ) -> Job:
-    from lumiglue.extras import require
+    from lumiglue.system.extras import require
 
     require("onnx_ir", runtime)
     from lumiglue.onnx.runtime import OnnxMatcher
@@ -305,7 +305,7 @@ def _kornia(
         from kornia.feature import LightGlue as Kornia
     except ImportError:
         raise InputError("this needs kornia; pip install 'lumiglue[eval]'") from None
-    from lumiglue.released import released_names
+    from lumiglue.weights.released import released_names
 
     config = model.config
     theirs = Kornia(

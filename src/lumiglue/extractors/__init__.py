@@ -10,35 +10,12 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.extractors.own import OwnExtractor
+from lumiglue.extractors.protocol import Extractor
 from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
 from lumiglue.types import Features
 
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
-
-
-@runtime_checkable
-class Extractor(Protocol):
-    """What the pipeline and the bank ask of an extractor: the same output each time, and that it can be pickled, for the
-    bank's worker processes (an `OwnExtractor` sees to that for a class of yours)."""
-
-    @property
-    def name(self) -> str:
-        """Stored beside features and weights; a matcher refuses features of another name."""
-        ...
-
-    @property
-    def descriptor_dim(self) -> int:
-        """Width d of the descriptors."""
-        ...
-
-    def config(self) -> dict[str, Any]:
-        """What the descriptors depend on, as JSON values."""
-        ...
-
-    def __call__(self, image: np.ndarray) -> Features:
-        """Features of an h x w x 3 RGB uint8 image; an empty `Features` where nothing is found."""
-        ...
 
 
 def _aliked(*, device: str = "cpu", **settings: Any) -> Extractor:

@@ -12,19 +12,20 @@ from jaxtyping import UInt8
 from kornia.feature import ALIKED
 
 from lumiglue.errors import InputError
-from lumiglue.extractors.limits import check_limits
+from lumiglue.extractors.regions import check_limits
 from lumiglue.images import resize_long_side
-from lumiglue.registry import NETWORKS, network_file
-from lumiglue.state_dicts import load_into
+from lumiglue.io.state_dicts import load_into
 from lumiglue.types import Features
+from lumiglue.weights.registry import NETWORKS, network_file
 
 # Model -> descriptor channels.
 MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
 
 # How far right of and below its structure each released network puts a keypoint, in pixels of its input. n16rot: half of
 # how far the keypoints of mirrored photos miss each other (20 photos, +-0.02; by turned copies 0.3 to 0.5). The others match
-# few mirrored points: by turned and scaled copies (+-0.2), see bench/aliked_shift.py, which finds 0.00 for SIFT. n32 was not
-# measured. Left in, the shift grows with the factor of `resize` and comes twice into a pair of which one is turned.
+# few mirrored points: by turned and scaled copies (+-0.2), see benchmarks/accuracy/aliked_shift.py, which finds 0.00 for
+# SIFT. n32 was not measured. Left in, the shift grows with the factor of `resize` and comes twice into a pair of which one
+# is turned.
 _SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
 
 _DERIVED = {"dkd.hw_grid"}  # a constant of the network that the released files leave out

@@ -16,11 +16,11 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from lumiglue.errors import WeightsError
-from lumiglue.extractors.limits import check_limits
+from lumiglue.extractors.regions import check_limits
 from lumiglue.images import resize_long_side
-from lumiglue.registry import NETWORKS, local_network, network_file
-from lumiglue.state_dicts import load_into
+from lumiglue.io.state_dicts import load_into
 from lumiglue.types import Features
+from lumiglue.weights.registry import NETWORKS, local_network, network_file
 
 _log = logging.getLogger(__name__)
 

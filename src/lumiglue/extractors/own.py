@@ -15,8 +15,7 @@ import torch
 from jaxtyping import UInt8
 
 from lumiglue.errors import InputError
-from lumiglue.extractors.limits import check_limits
-from lumiglue.extractors.regions import rescaled, strongest
+from lumiglue.extractors.regions import check_limits, rescaled, strongest
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 

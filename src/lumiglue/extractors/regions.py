@@ -11,12 +11,12 @@ from jaxtyping import Bool, UInt8
 from torch import Tensor
 
 from lumiglue.errors import InputError
-from lumiglue.extractors.limits import check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.types import Features
 
 if TYPE_CHECKING:
-    from lumiglue.extractors import Extractor
+    from lumiglue.extractors.protocol import Extractor
+
 
 # Tiles begin at multiples of this, so that the pyramids and strides of extractors meet the pixels that they would meet in
 # the whole photo.
@@ -186,3 +186,11 @@ def _inside(features: Features, mask: Bool[np.ndarray, "h w"]) -> Features:
     column, row = (features.keypoints + 0.5).floor().long().unbind(1)
     kept = torch.from_numpy(mask)[row.clamp(0, height - 1), column.clamp(0, width - 1)]
     return features[torch.nonzero(kept)[:, 0]]
+
+
+def check_limits(max_keypoints: int | None, resize: int | None, smallest_side: int = 16) -> None:
+    """Raises InputError for fewer keypoints than 1, or a long side that is too small to find any; None is no limit."""
+    if max_keypoints is not None and max_keypoints < 1:
+        raise InputError(f"max_keypoints is {max_keypoints}; give at least 1")
+    if resize is not None and resize < smallest_side:
+        raise InputError(f"resize is {resize}; give a long side of at least {smallest_side} pixels, or None")

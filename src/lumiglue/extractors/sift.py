@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from lumiglue.extractors.limits import check_limits
+from lumiglue.extractors.regions import check_limits
 from lumiglue.images import resize_long_side, to_grey
 from lumiglue.types import Features
 

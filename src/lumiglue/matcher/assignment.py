@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
+from lumiglue.matcher.ops.exponent import MIN_SUM, exponent_offset
 
 # S of up to this many entries (64 MiB in float32) is kept between the two passes; beyond, it is computed twice.
 MAX_ENTRIES = 2**24
@@ -107,3 +107,34 @@ class _Blocks:
             torch.maximum(column_best, log_p.amax(0), out=column_best)
             start += len(similarity)
         return torch.cat(row_best), torch.cat(row_arg), column_best
+
+
+class MatchAssignment(nn.Module):
+    """Similarity and matchability (Equations 6-7)."""
+
+    def __init__(self, d: int, matchability: bool = True) -> None:
+        super().__init__()
+        self.projection = nn.Linear(d, d)
+        self.matchability = nn.Linear(d, 1) if matchability else None
+
+    def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
+        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side.
+
+        Scaled in float32, in which S is to be taken: bfloat16 would blur close scores.
+        """
+        features = self.projection(x)
+        features = features.float() if features.dtype.itemsize < 4 else features
+        return features * x.shape[-1] ** -0.25
+
+    def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
+        """sigma_i = sigmoid of these; 1 throughout where matchability is left out."""
+        if self.matchability is None:
+            return torch.full_like(x[:, 0], 30.0)
+        return self.matchability(x).squeeze(-1)
+
+
+class TokenConfidence(nn.Linear):
+    """The exit classifier of a layer: a logit for each token, whether its prediction is final (Section 3.3)."""
+
+    def __init__(self, d: int) -> None:
+        super().__init__(d, 1)

@@ -14,12 +14,14 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError
-from lumiglue.matcher.adaptive import AdaptiveRun
-from lumiglue.matcher.kernel import norm_gelu_, rotated
-from lumiglue.matcher.packed import Lengths, PackedPairs, cross_attention, partner_attention, self_attention
+from lumiglue.matcher.assignment import MatchAssignment, TokenConfidence
+from lumiglue.matcher.inference import match_adaptively, match_by_layer
+from lumiglue.matcher.ops.attention import Lengths, cross_attention, partner_attention, self_attention
+from lumiglue.matcher.ops.kernel import norm_gelu_, rotated
+from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.precision import lowered, own_precision
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
-from lumiglue.memory import keep_scratch_memory
+from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
 
 # Tokens that a CPU takes at a time. More leave its cache, and a batch of large pairs is slower than the pairs one by one.
@@ -188,30 +190,6 @@ class Layer(nn.Module):
         return self.cross_attention(self.self_attention(x, rotation, lengths), lengths)
 
 
-class Head(nn.Module):
-    """Similarity and matchability (Equations 6-7)."""
-
-    def __init__(self, d: int, matchability: bool = True) -> None:
-        super().__init__()
-        self.projection = nn.Linear(d, d)
-        self.matchability = nn.Linear(d, 1) if matchability else None
-
-    def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side.
-
-        Scaled in float32, in which S is to be taken: bfloat16 would blur close scores.
-        """
-        features = self.projection(x)
-        features = features.float() if features.dtype.itemsize < 4 else features
-        return features * x.shape[-1] ** -0.25
-
-    def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
-        """sigma_i = sigmoid of these; 1 throughout where matchability is left out."""
-        if self.matchability is None:
-            return torch.full_like(x[:, 0], 30.0)
-        return self.matchability(x).squeeze(-1)
-
-
 # The states after a layer, or None where it is to be run as it is: number of the layer, states, rotation, lengths.
 ReplayedLayer = Callable[[int, Tensor, tuple[Tensor, Tensor], Sequence[int]], Tensor | None]
 
@@ -234,9 +212,13 @@ class LightGlue(nn.Module):
         full, matchability = config.ablation == "full-cross-attention", config.ablation != "no-matchability"
         # A ModuleList registers what it holds; the cast tells readers and type checkers what that is.
         self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads, full) for _ in range(config.n_layers)))
-        self.heads = cast(Sequence[Head], nn.ModuleList(Head(d, matchability) for _ in range(config.n_layers)))
-        self.confidences = cast(Sequence[nn.Linear], nn.ModuleList(nn.Linear(d, 1) for _ in range(config.n_layers - 1)))
-        self.replayed: ReplayedLayer | None = None  # `matcher.graphs`
+        self.heads = cast(
+            Sequence[MatchAssignment], nn.ModuleList(MatchAssignment(d, matchability) for _ in range(config.n_layers))
+        )
+        self.confidences = cast(
+            Sequence[TokenConfidence], nn.ModuleList(TokenConfidence(d) for _ in range(config.n_layers - 1))
+        )
+        self.replayed: ReplayedLayer | None = None  # `backends.cuda_graphs`
         self._initialise()
 
     def _initialise(self) -> None:
@@ -264,7 +246,7 @@ class LightGlue(nn.Module):
                 assert isinstance(last, nn.Linear)
                 nn.init.zeros_(last.weight)
                 nn.init.zeros_(last.bias)
-            if isinstance(module, Head):
+            if isinstance(module, MatchAssignment):
                 nn.init.orthogonal_(module.projection.weight, math.sqrt(20 / math.sqrt(config.d)))
                 nn.init.zeros_(module.projection.bias)
         for confidence in self.confidences:
@@ -279,6 +261,11 @@ class LightGlue(nn.Module):
             if isinstance(self.position_encoding, AbsoluteEncoding):
                 x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
             return x, self.position_encoding(pairs.positions)
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers there are."""
+        return self.config.n_layers
 
     def exit_threshold(self, layer: int) -> float:
         """lambda_l of Equation 11; layer counts from 0."""
@@ -306,7 +293,8 @@ class LightGlue(nn.Module):
             keep_scratch_memory()
         parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
         with own_precision(self):
-            return [matches for part in parts for matches in AdaptiveRun(self, part, settings or MatchSettings()).run()]
+            settings = settings or MatchSettings()
+            return [matches for part in parts for matches in match_adaptively(self, part, settings)]
 
     @torch.no_grad()
     def match_by_layer(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[list[Matches]]:
@@ -317,7 +305,4 @@ class LightGlue(nn.Module):
         keypoints on a side has one entry, of no layer.
         """
         with own_precision(self):
-            run = AdaptiveRun(self, pairs, settings or MatchSettings(), by_layer=True)
-            return [
-                [*earlier[: max(last.stop_layer - 1, 0)], last] for last, earlier in zip(run.run(), run.earlier, strict=True)
-            ]
+            return match_by_layer(self, pairs, settings or MatchSettings())

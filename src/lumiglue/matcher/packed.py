@@ -4,37 +4,23 @@ Shape letters: P pairs, T tokens in all, n tokens of a segment, d channels, h he
 A batch holds 2P segments in the order A0 B0 A1 B1 ...; segment s and its partner s ^ 1 are the two images of a pair.
 Whatever runs over tokens (linear layers, norms) runs once over T; attention runs inside a segment or between partners.
 On a CPU a kernel is chosen by a pair's own sizes alone, so that a pair's result never depends on what else is in its batch;
-on a GPU pairs of like size are filled up and masked for attention, so that it does not but for rounding.
+on a GPU pairs of like size are padded and masked for attention, so that it does not but for rounding.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-
-from lumiglue.matcher.exponent import MIN_SUM, exponent_offset
-from lumiglue.matcher.kernel import fused_attention
-from lumiglue.matcher.precision import multiplies_tiles
-
-# Attention of h x n x m scores up to this many is computed with the scores in memory, on the CPU: by bfloat16 without AMX
-# (4 heads x 2048 x 2048), and by training (4 x 512 x 512), which is as fast as the fused kernel and its backward pass at 512
-# keypoints and, on AVX2 without AMX, takes 1.4 times as long at 1,024.
-MAX_SCORES_IN_MEMORY = 2**24
-MAX_SCORES_IN_TRAINING = 2**20
-# Scores of a head at a time in the CPU's bidirectional attention: they stay in the cache.
-BLOCK_SCORES = 2**17
 
 
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
     """The matcher's input: P pairs of unequal images.
 
-    descriptors: T x descriptor_dim. positions: T x 2 or T x 4, see `matcher.lightglue.positions_of`.
+    descriptors: T x descriptor_dim. positions: T x 2 or T x 4, see `matcher.inputs.positions_of`.
     lengths: 2P segment lengths; zeros are legal.
     """
 
@@ -70,27 +56,6 @@ class PackedPairs:
         return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
 
 
-@dataclass(frozen=True, eq=False)
-class FilledPair:
-    """The lengths of one pair whose images are filled up to n tokens each, tokens 0 to n and n to 2n.
-
-    counts: how many of either are real; the first ones. They lie on the device, so that nothing that is computed depends on
-    them by its shape.
-    """
-
-    n: int
-    counts: Int[Tensor, " 2"]
-
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, partners: bool) -> Tensor:
-        """Attention of each (2n, h, c) query to the real tokens of its image or of the other."""
-        real = torch.arange(self.n, device=q.device) < self.counts[:, None]
-        q, k, v = (x.unflatten(0, (2, self.n)).transpose(1, 2) for x in (q, k, v))  # (2, h, n, c)
-        return _attend_masked(q, k, v, real, partners=partners).flatten(0, 1)
-
-
-Lengths = Sequence[int] | FilledPair
-
-
 def offsets_of(lengths: Sequence[int]) -> list[int]:
     """Where each segment starts, and the end of the last: one more than there are segments."""
     return [0, *accumulate(lengths)]
@@ -108,185 +73,3 @@ def keep_segments(lengths: Sequence[int], segments: Sequence[int], device: torch
     starts = offsets_of(lengths)
     rows = [torch.arange(starts[s], starts[s + 1], device=device) for s in segments]
     return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)
-
-
-def self_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
-) -> Float[Tensor, "t h c"]:
-    """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
-    if isinstance(lengths, FilledPair):
-        return lengths.attend(q, k, v, partners=False)
-    if n := _dense_length(lengths, q):
-        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
-        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
-    if _fills_up(lengths, q):
-        return _attend_filled_up(q, k, v, lengths, partners=False)
-    parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
-    return torch.cat([_attend_segment(*part) for part in parts])
-
-
-def partner_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
-) -> Float[Tensor, "t h c"]:
-    """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner."""
-    if isinstance(lengths, FilledPair):
-        return lengths.attend(q, k, v, partners=True)
-    if n := _dense_length(lengths, q):
-        k, v = (x.unflatten(0, (-1, 2, n)).flip(1).flatten(0, 2) for x in (k, v))
-        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c), as fused kernels want it
-        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
-    if _fills_up(lengths, q):
-        return _attend_filled_up(q, k, v, lengths, partners=True)
-    q_parts, k_parts, v_parts = (x.split(list(lengths)) for x in (q, k, v))
-    return torch.cat([_attend_segment(q_parts[s], k_parts[s ^ 1], v_parts[s ^ 1]) for s in range(len(lengths))])
-
-
-def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths) -> Float[Tensor, "t h c"]:
-    """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
-    if isinstance(lengths, FilledPair):
-        return lengths.attend(qk, qk, v, partners=True)
-    if n := _dense_length(lengths, qk):
-        qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
-        a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
-        return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
-    if _fills_up(lengths, qk):
-        return _attend_filled_up(qk, qk, v, lengths, partners=True)
-    qk_parts, v_parts = qk.split(list(lengths)), v.split(list(lengths))
-    messages: list[Tensor] = []
-    for a in range(0, len(lengths), 2):
-        qk_a, qk_b, v_a, v_b = qk_parts[a], qk_parts[a + 1], v_parts[a], v_parts[a + 1]
-        a_from_b, b_from_a = fused_attention(qk_a, qk_b, v_b), fused_attention(qk_b, qk_a, v_a)
-        if a_from_b is None or b_from_a is None:
-            sides = (x.transpose(0, 1) for x in (qk_a, qk_b, v_a, v_b))  # (h, n, c)
-            a_from_b, b_from_a = (message.transpose(0, 1) for message in _attend_both(*sides))
-        messages += [a_from_b, b_from_a]
-    return torch.cat(messages)
-
-
-def _dense_length(lengths: Sequence[int], x: Tensor) -> int:
-    """n where all segments hold n > 0 tokens and are to be taken at once; 0 where they are to be taken one by one.
-
-    A CPU gains nothing from larger batches than one pair, and its cache loses. Training needs all scores anyway.
-    """
-    if len(set(lengths)) != 1:
-        return 0
-    return lengths[0] if x.is_cuda or _for_training(x) else 0
-
-
-def _fills_up(lengths: Sequence[int], x: Tensor) -> bool:
-    """Whether unequal segments are filled up to one length: a GPU waits for its kernels, not for a few more products."""
-    return x.is_cuda and len(lengths) > 2 and not _for_training(x)
-
-
-def _attend_filled_up(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, partners: bool) -> Tensor:
-    """Attention of each (n, h, c) segment to itself or to its partner, by a call for each group of pairs of like size, whose
-    segments are filled up to the longest of the group; what was filled in is masked and never attended to."""
-    out = torch.zeros_like(q)
-    starts = torch.tensor(offsets_of(lengths), device=q.device)
-    for pairs in _pairs_of_like_size(lengths):
-        segments = [2 * pair + side for pair in pairs for side in (0, 1)]
-        counts = [lengths[s] for s in segments]
-        column = torch.arange(max(counts), device=q.device)
-        real = column < torch.tensor(counts, device=q.device)[:, None]  # (2P, n)
-        rows = torch.where(real, starts[torch.tensor(segments, device=q.device)][:, None] + column, 0)
-        queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
-        out[rows[real]] = _attend_masked(queries, keys, values, real, partners=partners).to(out.dtype)[real]
-    return out
-
-
-def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: bool) -> Tensor:
-    """(2P, n, h, c) messages to the (2P, h, n, c) queries of segments from the (2P, n) real tokens of them or partners."""
-    seen = real
-    if partners:
-        k, v, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
-    some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
-    mask = (seen | ~some[:, None])[:, None, None]  # (2P, 1, 1, n), the same for all heads and queries
-    message = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    return message * some[:, None, None, None]
-
-
-def _pairs_of_like_size(lengths: Sequence[int]) -> list[list[int]]:
-    """Pairs by the power of two above their longer side, so that filling up no more than doubles that."""
-    groups: dict[int, list[int]] = {}
-    for pair in range(len(lengths) // 2):
-        if longer := max(lengths[2 * pair : 2 * pair + 2]):
-            groups.setdefault((longer - 1).bit_length(), []).append(pair)
-    return list(groups.values())
-
-
-def _for_training(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad
-
-
-def _in_memory(q: Tensor, m: int) -> bool:
-    """Whether scores of the queries over m keys are to be held."""
-    heads, n = q.shape[-3:-1]
-    if q.is_cuda:
-        return False
-    if _for_training(q):
-        return heads * n * m <= MAX_SCORES_IN_TRAINING
-    return q.dtype == torch.bfloat16 and not multiplies_tiles() and heads * n * m <= MAX_SCORES_IN_MEMORY
-
-
-def _attend_segment(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(n, h, c) queries over (m, h, c) keys and values."""
-    if (message := fused_attention(q, k, v)) is not None:
-        return message
-    q, k, v = (x.transpose(0, 1) for x in (q, k, v))  # (h, n, c)
-    return _attend(q, k, v).transpose(0, 1)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """(..., h, n, c) queries over (..., h, m, c) keys and values."""
-    channels = q.shape[-1]
-    if k.shape[-2] == 0:
-        return torch.zeros_like(q)
-    if _in_memory(q, k.shape[-2]):
-        return ((q * channels**-0.5) @ k.mT).softmax(-1).to(v.dtype) @ v
-    if q.ndim == 3:  # the fused kernel wants a batch
-        return F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
-    return F.scaled_dot_product_attention(q, k, v)
-
-
-def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Messages (..., h, n, c) to A from B and to B from A; where one side is empty the other's message is zero."""
-    n, channels = qk_a.shape[-2:]
-    m = qk_b.shape[-2]
-    if n == 0 or m == 0:
-        return torch.zeros_like(qk_a), torch.zeros_like(qk_b)
-    root = math.sqrt(channels**-0.5)
-    if _in_memory(qk_a, m):
-        similarity = (qk_a * root) @ (qk_b * root).mT  # (..., h, n, m)
-        a_from_b = similarity.softmax(-1).to(v_b.dtype) @ v_b
-        b_from_a = similarity.softmax(-2).to(v_a.dtype).mT @ v_a
-        return a_from_b, b_from_a
-    if not qk_a.is_cuda and not _for_training(qk_a) and qk_a.dtype == torch.float32:
-        found = _attend_both_in_blocks(qk_a * root, qk_b * root, v_a, v_b)
-        if found is not None:
-            return found
-    return _attend(qk_a, qk_b, v_b), _attend(qk_b, qk_a, v_a)
-
-
-def _attend_both_in_blocks(a: Tensor, b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor] | None:
-    """`_attend_both` of scaled (h, n, c) and (h, m, c) with one product and one exponential for both directions, in blocks
-    of rows; None where one offset cannot serve all rows and columns (`exponent`)."""
-    offset = exponent_offset(a, b)
-    if offset is None:
-        return None
-    heads, n, channels = a.shape
-    m = b.shape[1]
-    a, b, v_a, v_b = a.contiguous(), b.mT.contiguous(), v_a.contiguous(), v_b.contiguous()
-    a_from_b, b_from_a = a.new_empty(heads, n, channels), a.new_zeros(heads, m, channels)
-    row_sums, column_sums = a.new_empty(heads, n), a.new_zeros(heads, m)
-    block = min(max(BLOCK_SCORES // m, 32), 128)
-    for start in range(0, n, block):
-        rows = slice(start, min(start + block, n))
-        scores = torch.bmm(a[:, rows], b)  # (h, block, m); threads take heads
-        scores = scores.sub_(offset).exp_() if offset else scores.exp_()
-        a_from_b[:, rows] = torch.bmm(scores, v_b)
-        b_from_a.baddbmm_(scores.mT, v_a[:, rows])
-        row_sums[:, rows] = scores.sum(2)
-        column_sums += scores.sum(1)
-    if min(float(row_sums.min()), float(column_sums.min())) < MIN_SUM:
-        return None
-    return a_from_b.div_(row_sums.unsqueeze(-1)), b_from_a.div_(column_sums.unsqueeze(-1))

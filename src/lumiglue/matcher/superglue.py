@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import PositionInput
-from lumiglue.matcher.packed import PackedPairs, offsets_of, partner_attention, self_attention
+from lumiglue.matcher.ops.attention import partner_attention, self_attention
+from lumiglue.matcher.packed import PackedPairs, offsets_of
 from lumiglue.matcher.precision import lowered, own_precision
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.memory import keep_scratch_memory
+from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
 
 # Its positions are pixels about the centre over 0.7 max(size); ours are over max(size) / 2.
@@ -168,8 +169,8 @@ class SuperGlue(nn.Module):
         keep_scratch_memory()
         parameter = next(self.parameters())
         pairs = pairs.to(parameter.device, parameter.dtype)
-        asked = settings.score_threshold if settings else None
-        threshold = self.default_threshold if asked is None else asked
+        requested = settings.score_threshold if settings else None
+        threshold = self.default_threshold if requested is None else requested
         with own_precision(self):
             features, starts = self.features(pairs), offsets_of(pairs.lengths)
             ends = zip(starts[0:-1:2], starts[1::2], starts[2::2], strict=True)
@@ -186,5 +187,5 @@ class SuperGlue(nn.Module):
         best, partner = log_p[:-1, :-1].max(1)
         mutual = log_p[:-1, :-1].argmax(0)[partner] == torch.arange(m, device=partner.device)
         scores = best.clamp(max=0).exp()  # rounding may lift log P above 0
-        kept = (mutual & (scores > threshold)).nonzero()[:, 0]
-        return Matches(torch.stack([kept, partner[kept]], dim=1), scores[kept].float(), depth, *layers)
+        mutual_rows = (mutual & (scores > threshold)).nonzero()[:, 0]
+        return Matches(torch.stack([mutual_rows, partner[mutual_rows]], dim=1), scores[mutual_rows].float(), depth, *layers)

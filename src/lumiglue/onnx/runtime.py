@@ -11,13 +11,13 @@ import onnx_ir as ir
 import torch
 
 from lumiglue.errors import InputError
-from lumiglue.extras import require
+from lumiglue.io.text import reason
 from lumiglue.matcher.inputs import check_features
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import config_from, weights_sha256
 from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.onnx.export import OnnxSettings, build, read_onnx_metadata
-from lumiglue.reading import reason
+from lumiglue.system.extras import require
 from lumiglue.types import Features, Matches
 
 Runtime = Literal["onnxruntime", "openvino"]

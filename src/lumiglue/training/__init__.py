@@ -1,1 +1,1 @@
-"""Training a matcher on any folder of photos: feature banks, labels, losses and the loop."""
+"""Training a matcher on any folder of photos: feature datasets, labels, losses and the loop."""

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lumiglue.geometry import epipolar_distances, fundamental_from_pose, transfer, transform
+from lumiglue.geometry.projective import epipolar_distances, fundamental_from_pose, transfer, transform
 
 
 @dataclass(frozen=True, eq=False)

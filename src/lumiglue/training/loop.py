@@ -16,22 +16,21 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from lumiglue.errors import BankError, TrainingError
+from lumiglue.errors import DatasetError, TrainingError
+from lumiglue.io.text import reason
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name
+from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name, preset, superglue_preset
 from lumiglue.matcher.precision import faster_precision
-from lumiglue.matcher.presets import preset, superglue_preset
-from lumiglue.reading import reason
-from lumiglue.registry import resolve
-from lumiglue.training.bank import Bank
+from lumiglue.training.config import TrainSettings
+from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.deepening import deepened
+from lumiglue.training.distributed import Processes
 from lumiglue.training.loss import confidence_loss, matcher_loss
-from lumiglue.training.presets import TrainSettings
-from lumiglue.training.processes import Processes
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
 from lumiglue.training.sampling import Batch, PairSampler
 from lumiglue.training.validation import draw_validation, quality, validate
-from lumiglue.weights import load_weights
+from lumiglue.weights.files import load_weights
+from lumiglue.weights.registry import resolve
 
 __all__ = ["TrainProgress", "TrainSettings", "train"]
 
@@ -57,31 +56,31 @@ class TrainProgress:
 
 
 def train(
-    banks: str | Path | Sequence[str | Path],
+    datasets: str | Path | Sequence[str | Path],
     run: str | Path,
     settings: TrainSettings,
     *,
-    shares: Sequence[float] | None = None,
+    sampling_weights: Sequence[float] | None = None,
     processes: Processes | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainProgress]:
     """Trains a matcher in the folder `run`, or goes on with the run that is there; yields after every step.
 
-    shares: how often each bank is drawn from; equal by default. processes: those that share each batch, see
+    sampling_weights: how often each dataset is drawn from; equal by default. processes: those that share each batch, see
     `join_processes`; all must call this alike, and the first alone writes and validates. stop: asked after each step;
     once it is true anywhere, a checkpoint is written and the steps end early.
 
     Leaves in `run` what `run_folder` lists; the result is weights.safetensors. Raises TrainingError where the folder holds
     another run, the weights to start from do not fit, the disk is full or the loss is no longer finite (the last good
-    checkpoint stays), BankError where the banks do not fit one another or the settings.
+    checkpoint stays), DatasetError where the datasets do not fit one another or the settings.
     """
     here, run = processes or Processes(), Path(run)
-    opened = _open_banks([banks] if isinstance(banks, str | Path) else list(banks))
+    opened = _open_datasets([datasets] if isinstance(datasets, str | Path) else list(datasets))
     learner = Learner(_build_model(settings, opened), settings, here.device)
     if here.device.type == "cuda":
-        for bank in opened:
-            bank.hold_on(here.device)  # a batch is then gathered by the GPU, which outruns any disk
-    training, held_out = _samplers(opened, learner.config, settings, shares)
+        for dataset in opened:
+            dataset.hold_on(here.device)  # a batch is then gathered by the GPU, which outruns any disk
+    training, held_out = _samplers(opened, learner.config, settings, sampling_weights)
     for size in settings.batch_sizes:
         here.part_of(size)  # says now that they cannot be shared evenly, not in the middle of the run
     batches = _batches(training, learner, here, ahead=here.device.type == "cuda")
@@ -120,7 +119,7 @@ def train(
                 log.write(asdict(progress))
                 if settings.keep_every and stage == 1 and _due(settings.keep_every, settings, done):
                     with learner.averaged():
-                        folder.write_snapshot(learner.model, seen, {"pairs_seen": seen, "banks": record["banks"]})
+                        folder.write_snapshot(learner.model, seen, {"pairs_seen": seen, "datasets": record["datasets"]})
                 if settings.draw_every and _due(settings.draw_every, settings, done):
                     folder.write_picture(draw_validation(learner.model, held_out, settings, seen), seen)
                 if stopping or _due(settings.checkpoint_every, settings, done):
@@ -129,7 +128,7 @@ def train(
             if stopping and done < settings.steps:
                 return
         if folder:
-            folder.write_weights(learner.model, {"recipe": asdict(settings), "banks": record["banks"]} | learner.notes)
+            folder.write_weights(learner.model, {"recipe": asdict(settings), "datasets": record["datasets"]} | learner.notes)
     finally:
         torch.backends.cuda.matmul.allow_tf32 = tf32
         batches.close()
@@ -332,36 +331,50 @@ def _due(every: int, settings: TrainSettings, done: int) -> bool:
 
 
 def _samplers(
-    banks: Sequence[Bank], config: ModelConfig, settings: TrainSettings, shares: Sequence[float] | None
+    datasets: Sequence[FeatureDataset],
+    config: ModelConfig,
+    settings: TrainSettings,
+    sampling_weights: Sequence[float] | None,
 ) -> tuple[PairSampler, PairSampler]:
-    """Training and held-out pairs. Raises BankError now, not hours later, where there are too few keypoints."""
-    training = PairSampler(banks, config, split="training", seed=settings.seed, negatives=settings.negatives, shares=shares)
-    held_out = PairSampler(banks, config, split="validation", seed=0, negatives=0.0, shares=shares)
+    """Training and held-out pairs. Raises DatasetError now, not hours later, where there are too few keypoints."""
+    training = PairSampler(
+        datasets,
+        config,
+        split="training",
+        seed=settings.seed,
+        negative_pair_ratio=settings.negative_pair_ratio,
+        sampling_weights=sampling_weights,
+    )
+    held_out = PairSampler(
+        datasets, config, split="validation", seed=0, negative_pair_ratio=0.0, sampling_weights=sampling_weights
+    )
     for points in settings.all_points:
         training.batch(0, 1, points)
     held_out.batch(0, 1, settings.validation_points)
     return training, held_out
 
 
-def _open_banks(paths: Sequence[str | Path]) -> list[Bank]:
-    """Raises BankError where they hold different features."""
+def _open_datasets(paths: Sequence[str | Path]) -> list[FeatureDataset]:
+    """Raises DatasetError where they hold different features."""
     if not paths:
-        raise BankError("no bank was given; build one with `lumiglue bank PHOTOS -o bank.h5`")
-    banks = [Bank(path) for path in paths]
-    for other in banks[1:]:
-        if other.extractor != banks[0].extractor:
-            first, second = (json.dumps(bank.extractor) for bank in (banks[0], other))
-            raise BankError(f"{banks[0].path} holds features {first} and {other.path} {second}; train on banks of one kind")
-    return banks
+        raise DatasetError("no dataset was given; build one with `lumiglue dataset homographies PHOTOS -o dataset.h5`")
+    datasets = [FeatureDataset(path) for path in paths]
+    for other in datasets[1:]:
+        if other.extractor != datasets[0].extractor:
+            first, second = (json.dumps(dataset.extractor) for dataset in (datasets[0], other))
+            raise DatasetError(
+                f"{datasets[0].path} holds features {first} and {other.path} {second}; train on datasets of one kind"
+            )
+    return datasets
 
 
-def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> MatcherModel:
-    """A fresh matcher for the banks' features, or the one to start from. Raises TrainingError where that does not fit."""
+def _build_model(settings: TrainSettings, datasets: Sequence[FeatureDataset]) -> MatcherModel:
+    """A fresh matcher for the datasets' features, or the one to start from. Raises TrainingError where that does not fit."""
     start = None if settings.start_from is None else load_weights(resolve(settings.start_from))
     if start is not None and model_name(start.config) != settings.model:
         found = model_name(start.config)
         raise TrainingError(f"the weights {settings.start_from} are of {found}, the run is of {settings.model}")
-    config = _config(settings, banks, start)
+    config = _config(settings, datasets, start)
     if isinstance(start, LightGlue) and isinstance(config, LightGlueConfig) and start.config.n_layers < config.n_layers:
         start = deepened(start, config.n_layers)
     if start is None:
@@ -376,36 +389,38 @@ def _build_model(settings: TrainSettings, banks: Sequence[Bank]) -> MatcherModel
     return start
 
 
-def _config(settings: TrainSettings, banks: Sequence[Bank], start: MatcherModel | None) -> ModelConfig:
-    """The shape of the run's matcher. Raises TrainingError where the banks lack what its encoding needs."""
-    name, channels = banks[0].extractor["name"], banks[0].descriptor_dim
+def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: MatcherModel | None) -> ModelConfig:
+    """The shape of the run's matcher. Raises TrainingError where the datasets lack what its encoding needs."""
+    name, channels = datasets[0].extractor["name"], datasets[0].descriptor_dim
     if settings.model == "superglue":
         return superglue_preset(settings.preset, name, channels)
-    oriented = all(bank.has_orientation for bank in banks)
+    oriented = all(dataset.has_orientation for dataset in datasets)
     encoding = settings.encoding or (start.config.encoding if isinstance(start, LightGlue) else None)
     encoding = encoding or ("xy-logscale-angle" if oriented else "xy")
     if encoding != "xy" and not oriented:
-        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the banks lack; take 'xy'")
+        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the datasets lack; take 'xy'")
     return replace(preset(settings.preset, name, channels, encoding), ablation=settings.ablation)
 
 
-def _record(settings: TrainSettings, config: ModelConfig, banks: Sequence[Bank], chances: Sequence[float]) -> dict[str, Any]:
+def _record(
+    settings: TrainSettings, config: ModelConfig, datasets: Sequence[FeatureDataset], chances: Sequence[float]
+) -> dict[str, Any]:
     """What is trained on what, for settings.json. Where files lie may change; what is in them may not."""
     record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
     del record["settings"]["start_from"]
     if settings.start_from is not None:
         sha256 = hashlib.sha256(resolve(settings.start_from).read_bytes()).hexdigest()
         record["start_from"] = {"_weights": settings.start_from, "sha256": sha256}
-    record["banks"] = [
+    record["datasets"] = [
         {
-            "_path": str(bank.path),
+            "_path": str(dataset.path),
             "share": chance,
-            "views": len(bank),
-            "extractor": bank.extractor,
-            "settings": bank.plan["settings"],
-            "plan_sha256": hashlib.sha256(json.dumps(bank.plan, sort_keys=True).encode()).hexdigest(),
+            "views": len(dataset),
+            "extractor": dataset.extractor,
+            "settings": dataset.plan["settings"],
+            "plan_sha256": hashlib.sha256(json.dumps(dataset.plan, sort_keys=True).encode()).hexdigest(),
         }
-        for bank, chance in zip(banks, chances, strict=True)
+        for dataset, chance in zip(datasets, chances, strict=True)
     ]
     return record
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lumiglue.matcher.assignment import log_assignment
-from lumiglue.matcher.lightglue import Head, LightGlue
+from lumiglue.matcher.assignment import MatchAssignment, log_assignment
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.superglue import SuperGlue, log_optimal_transport
@@ -17,7 +17,7 @@ from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels
 
 
-def layer_scores(head: Head, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
+def layer_scores(head: MatchAssignment, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
     """S (P, n, n) and the matchability logits of both sides (P, n), in float32, for segments of equal length."""
     with torch.autocast(x.device.type, enabled=False):
         features = head.features(x.float()).unflatten(0, (n_pairs, 2, -1))

@@ -24,10 +24,10 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
+from lumiglue.io.text import differences
 from lumiglue.matcher.models import MatcherModel
-from lumiglue.reading import differences
 from lumiglue.visualization import save_figure
-from lumiglue.weights import save_weights
+from lumiglue.weights.files import save_weights
 
 
 class RunFolder:
@@ -44,7 +44,7 @@ class RunFolder:
         now = _lasting(json.loads(text))
         if file.exists() and (before := _read_record(file)) != now:
             raise TrainingError(
-                f"{path} holds a run with other settings or other banks{differences(before, now)}; choose another folder or "
+                f"{path} holds a run with other settings or datasets{differences(before, now)}; choose another folder or "
                 "delete it"
             )
         with self._saying_when_the_disk_is_full():
@@ -113,8 +113,6 @@ class RunLog:
         self.folder, self.lines = folder, file.open("a")
         self.events: Any = None
         if importlib.util.find_spec("tensorboard") is not None:
-            from lumiglue.training.events import EventLog
-
             self.events = EventLog(folder.path / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:
@@ -169,3 +167,29 @@ def _lasting(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _lasting(inner) for key, inner in value.items() if not key.startswith("_")}
     return [_lasting(inner) for inner in value] if isinstance(value, list) else value
+
+
+class EventLog:
+    """Scalars over the pairs seen. step: how many steps of an earlier start count; what lies beyond is purged."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+        self.writer: Any = None
+
+    def write(self, line: Mapping[str, Any]) -> None:
+        pairs = line["pairs"]
+        if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Only now the first pair count that is written again is known.
+            self.writer = SummaryWriter(str(self.folder), purge_step=pairs if self.step else None, flush_secs=30)
+        for name in ("loss", "learning_rate", "gradient_norm", "pairs_per_second"):
+            self.writer.add_scalar(name, line[name], pairs)
+        for kind in ("layers", "ema_layers"):
+            for layer, figures in enumerate(line[kind] or [], start=1):
+                for name, value in figures.items():
+                    self.writer.add_scalar(f"validation{'_ema' * (kind == 'ema_layers')}/layer_{layer}/{name}", value, pairs)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()

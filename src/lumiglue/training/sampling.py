@@ -1,4 +1,4 @@
-"""Training batches from banks. A batch is a pure function of (seed, step): a resumed run sees the same pairs, and so
+"""Training batches from datasets. A batch is a pure function of (seed, step): a resumed run sees the same pairs, and so
 does each of several processes that share a batch."""
 
 from collections.abc import Mapping, Sequence
@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from lumiglue.errors import BankError
+from lumiglue.errors import DatasetError
 from lumiglue.matcher.inputs import MatcherConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
-from lumiglue.training.bank import Bank
+from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
 from lumiglue.training.taught import PairLabels
@@ -102,7 +102,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One pair as drawn: (bank, view) and rows of its keypoints for each image; number: of a related pair in its bank."""
+    """One pair as drawn: (dataset, view) and rows of its keypoints for each image; number: of a related pair in its
+    dataset."""
 
     views: tuple[tuple[int, int], tuple[int, int]]
     rows: tuple[np.ndarray, np.ndarray]
@@ -112,7 +113,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Pairs to draw from, Q x 2 views, their numbers in the bank, and the running sum of their chances."""
+    """Pairs to draw from, Q x 2 views, their numbers in the dataset, and the running sum of their chances."""
 
     pairs: np.ndarray
     numbers: np.ndarray
@@ -127,45 +128,48 @@ class _Pool:
 
 
 class PairSampler:
-    """Draws pairs of views of one scene (and, with chance `negatives`, of two) from one split of some banks.
+    """Draws pairs of views of one scene (and, with chance `negative_pair_ratio`, of two) from one split of some datasets.
 
-    shares: how often each bank is drawn from; equal by default. Within a bank a scene of n pairs is drawn as often as the
+    sampling_weights: how often each dataset is drawn from; equal by default. Within a dataset a scene of n pairs is drawn
+    as often as the
     square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out,
     but for those that a teacher matched.
     split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
-    whatever the seed, so that runs on one bank can be compared; in a bank of fewer than 20 scenes a twentieth of the pairs.
-    A negative's two scenes come from two folders where there are several, as photos of one folder may show one place, and
-    from no bank of worlds, as two worlds show some of the same photos.
+    whatever the seed, so that runs on one dataset can be compared; in a dataset of fewer than 20 scenes a twentieth of the
+    pairs. A negative's two scenes come from two folders where there are several, as photos of one folder may show one
+    place, and from no dataset of synthetic scenes, as two synthetic scenes show some of the same photos.
     """
 
     def __init__(
         self,
-        banks: Sequence[Bank],
+        datasets: Sequence[FeatureDataset],
         config: MatcherConfig,
         *,
         split: str,
         seed: int,
-        negatives: float,
-        shares: Sequence[float] | None = None,
+        negative_pair_ratio: float,
+        sampling_weights: Sequence[float] | None = None,
         least_overlap: float = 0.1,
     ) -> None:
-        self.banks, self.config, self.seed, self.negatives = list(banks), config, seed, negatives
-        chances = np.asarray(shares if shares is not None else np.ones(len(banks)), dtype=np.float64)
-        if len(chances) != len(banks) or chances.min() < 0 or not chances.sum() > 0:
-            raise BankError(f"{len(banks)} banks need {len(banks)} shares, none negative; got {chances.tolist()}")
+        self.datasets, self.config, self.seed, self.negative_pair_ratio = list(datasets), config, seed, negative_pair_ratio
+        chances = np.asarray(sampling_weights if sampling_weights is not None else np.ones(len(datasets)), dtype=np.float64)
+        if len(chances) != len(datasets) or chances.min() < 0 or not chances.sum() > 0:
+            raise DatasetError(
+                f"{len(datasets)} datasets need {len(datasets)} sampling weights, none negative; got {chances.tolist()}"
+            )
         self.chances = chances / chances.sum()
         self.numbers = [
-            np.flatnonzero(_in_split(bank, split) & ((bank.overlaps >= least_overlap) | (bank.kind == "taught")))
-            for bank in self.banks
+            np.flatnonzero(_in_split(dataset, split) & ((dataset.overlaps >= least_overlap) | (dataset.kind == "taught")))
+            for dataset in self.datasets
         ]
-        self.folders = [_folders(bank) for bank in self.banks]
-        self.has_orientation = all(bank.has_orientation for bank in self.banks)
+        self.folders = [_folders(dataset) for dataset in self.datasets]
+        self.has_orientation = all(dataset.has_orientation for dataset in self.datasets)
         self._usable: dict[int, list[_Pool]] = {}
 
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
     ) -> Batch:
-        """The batch of this step, or the pairs `part` of it. Raises BankError where no pair has `points` keypoints."""
+        """The batch of this step, or the pairs `part` of it. Raises DatasetError where no pair has `points` keypoints."""
         usable = self._pairs_of(points)
         chances = self.chances * [len(pool.pairs) > 0 for pool in usable]
         numbers = range(size)[part or slice(None)]
@@ -174,49 +178,50 @@ class PairSampler:
         return self._assemble(drawn, points, device)
 
     def _pairs_of(self, points: int) -> list["_Pool"]:
-        """For each bank its pairs of views with enough keypoints."""
+        """For each dataset its pairs of views with enough keypoints."""
         if points not in self._usable:
             pools = []
-            for bank, numbers in zip(self.banks, self.numbers, strict=True):
-                numbers = numbers[(bank.counts >= points)[bank.pairs[numbers]].all(1)]
-                rich = bank.pairs[numbers]
-                _, scenes, counts = np.unique(bank.view_scenes[rich[:, 0]], return_inverse=True, return_counts=True)
+            for dataset, numbers in zip(self.datasets, self.numbers, strict=True):
+                numbers = numbers[(dataset.counts >= points)[dataset.pairs[numbers]].all(1)]
+                rich = dataset.pairs[numbers]
+                _, scenes, counts = np.unique(dataset.view_scenes[rich[:, 0]], return_inverse=True, return_counts=True)
                 pools.append(_Pool(rich, numbers, np.cumsum(counts[scenes] ** -0.5)))
             self._usable[points] = pools
         usable = self._usable[points]
         if not sum(weight * len(pool.pairs) for weight, pool in zip(self.chances, usable, strict=True)):
-            names = ", ".join(str(bank.path) for bank in self.banks)
-            raise BankError(f"no pair of views in {names} has {points} keypoints each; train with fewer points")
+            names = ", ".join(str(dataset.path) for dataset in self.datasets)
+            raise DatasetError(f"no pair of views in {names} has {points} keypoints each; train with fewer points")
         return usable
 
     def _draw(self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, points: int) -> _Drawn:
-        which = int(rng.choice(len(self.banks), p=chances))
+        which = int(rng.choice(len(self.datasets), p=chances))
         row = usable[which].draw_row(rng)
         a, b = rng.permutation(usable[which].pairs[row]).tolist()
         views = ((which, a), (which, b))
         related = True
-        if rng.random() < self.negatives and (strangers := self._strangers(rng, usable, chances)):
-            views, related = strangers, False
+        if rng.random() < self.negative_pair_ratio and (negatives := self._negatives(rng, usable, chances)):
+            views, related = negatives, False
         rows = (self._rows(*views[0], points, rng), self._rows(*views[1], points, rng))
         return _Drawn(views, rows, related, int(usable[which].numbers[row]))
 
     def _taught(self, drawn: _Drawn) -> PairLabels | None:
         """What a teacher said of a pair's keypoints, if one did."""
         (which, first), _ = drawn.views
-        bank = self.banks[which]
-        if bank.taught is None or not drawn.related:
+        dataset = self.datasets[which]
+        if dataset.taught is None or not drawn.related:
             return None
-        labels = bank.taught.labels(drawn.number)
-        if first != bank.pairs[drawn.number, 0]:
+        labels = dataset.taught.labels(drawn.number)
+        if first != dataset.pairs[drawn.number, 0]:
             labels = labels.reversed()
-        starts = (bank.offsets[view] for _, view in drawn.views)
+        starts = (dataset.offsets[view] for _, view in drawn.views)
         return labels.select(*(rows - start for rows, start in zip(drawn.rows, starts, strict=True)))
 
-    def _strangers(
+    def _negatives(
         self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray
     ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Views of two scenes, if a few draws find some. Never of worlds, in each of which dozens of the photos hang."""
-        chances = chances * [bank.plan["settings"].get("source") != "worlds" for bank in self.banks]
+        """Views of two scenes, if a few draws find some. Never of synthetic scenes, in each of which dozens of the photos
+        hang."""
+        chances = chances * [dataset.plan["settings"].get("source") != "worlds" for dataset in self.datasets]
         if not chances.sum():
             return None
         chances /= chances.sum()
@@ -231,10 +236,10 @@ class PairSampler:
 
     def _rows(self, which: int, view: int, points: int, rng: np.random.Generator) -> np.ndarray:
         """`points` of the view's keypoints in random order: mostly the strongest, but never twice the same set."""
-        bank = self.banks[which]
-        count = int(bank.counts[view])
+        dataset = self.datasets[which]
+        count = int(dataset.counts[view])
         rank = np.arange(count) / points
-        return bank.offsets[view] + rng.permutation(np.argsort(rank + rng.exponential(0.25, count))[:points])
+        return dataset.offsets[view] + rng.permutation(np.argsort(rank + rng.exponential(0.25, count))[:points])
 
     def _assemble(self, drawn: list[_Drawn], points: int, device: torch.device | str) -> Batch:
         p = len(drawn)
@@ -252,7 +257,7 @@ class PairSampler:
         )
         matrices = [self._of_views(name, images, device) for name in ("homographies", "intrinsics", "cameras")]
         per_point = [gathered[name].unflatten(0, (2 * p, points)) for name in ("keypoints", "depths")]
-        planar = torch.tensor([self.banks[pair.views[0][0]].kind == "plane" for pair in drawn], device=device)
+        planar = torch.tensor([self.datasets[pair.views[0][0]].kind == "plane" for pair in drawn], device=device)
         related = torch.tensor([pair.related for pair in drawn], device=device)
         packed = PackedPairs(gathered["descriptors"], positions, (points,) * (2 * p))
         side0, side1 = (Side(*(table[offset::2] for table in (*per_point, sizes, *matrices))) for offset in (0, 1))
@@ -262,39 +267,43 @@ class PairSampler:
     def _gather(
         self, images: list[tuple[tuple[int, int], np.ndarray]], points: int, device: torch.device | str
     ) -> dict[str, Tensor]:
-        """Keypoint arrays of all images, in order, read bank by bank."""
+        """Keypoint arrays of all images, in order, read dataset by dataset."""
         found: dict[str, Tensor] = {}
-        for which, bank in enumerate(self.banks):
+        for which, dataset in enumerate(self.datasets):
             mine = [number for number, ((owner, _), _) in enumerate(images) if owner == which]
             if not mine:
                 continue
             index = (torch.tensor(mine)[:, None] * points + torch.arange(points)).flatten().to(device)
-            for name, array in bank.gather(np.concatenate([images[number][1] for number in mine])).items():
+            for name, array in dataset.gather(np.concatenate([images[number][1] for number in mine])).items():
                 if name not in found:
                     found[name] = array.new_empty(len(images) * points, *array.shape[1:], device=device)
                 found[name][index] = array.to(device)  # waits: what a GPU sends later would be read too early
         return found
 
     def _of_views(self, name: str, images: list[tuple[tuple[int, int], np.ndarray]], device: torch.device | str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(self.banks[which], name)[view] for (which, view), _ in images])).to(device)
+        return torch.from_numpy(np.stack([getattr(self.datasets[which], name)[view] for (which, view), _ in images])).to(
+            device
+        )
 
 
-def _in_split(bank: Bank, split: str) -> np.ndarray:
-    """For each of the bank's pairs, whether it belongs to that split."""
+def _in_split(dataset: FeatureDataset, split: str) -> np.ndarray:
+    """For each of the dataset's pairs, whether it belongs to that split."""
     rng = np.random.default_rng(0)
-    if len(bank.scenes) >= 20:
-        scenes = rng.permutation(len(bank.scenes))
+    if len(dataset.scenes) >= 20:
+        scenes = rng.permutation(len(dataset.scenes))
         if len(scenes) < 100:  # one or a few: not those in which hardly a keypoint is found
-            total = np.bincount(bank.view_scenes, weights=bank.counts, minlength=len(scenes))[scenes]
+            total = np.bincount(dataset.view_scenes, weights=dataset.counts, minlength=len(scenes))[scenes]
             scenes = scenes[total >= np.median(total)]
-        held_out = scenes[: min(len(bank.scenes) // 20, 128)]
-        validation = np.isin(bank.view_scenes[bank.pairs[:, 0]], held_out)
+        held_out = scenes[: min(len(dataset.scenes) // 20, 128)]
+        validation = np.isin(dataset.view_scenes[dataset.pairs[:, 0]], held_out)
     else:
-        validation = np.isin(np.arange(len(bank.pairs)), rng.permutation(len(bank.pairs))[: max(1, len(bank.pairs) // 20)])
+        validation = np.isin(
+            np.arange(len(dataset.pairs)), rng.permutation(len(dataset.pairs))[: max(1, len(dataset.pairs) // 20)]
+        )
     return validation if split == "validation" else ~validation
 
 
-def _folders(bank: Bank) -> np.ndarray:
+def _folders(dataset: FeatureDataset) -> np.ndarray:
     """For each view its scene's folder; its scene where all lie in one folder."""
-    parents = [str(PurePosixPath(name).parent) for name in bank.scenes]
-    return np.array(parents if len(set(parents)) > 1 else bank.scenes)[bank.view_scenes]
+    parents = [str(PurePosixPath(name).parent) for name in dataset.scenes]
+    return np.array(parents if len(set(parents)) > 1 else dataset.scenes)[dataset.view_scenes]

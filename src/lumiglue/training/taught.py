@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 from jaxtyping import Bool, Float, Integer
 
-from lumiglue.reading import read_numbers
+from lumiglue.io.hdf5 import read_numbers
 
 GROUP = "taught"
 MATCH_PX = 3.0  # a positive's largest distance, either way

@@ -11,14 +11,15 @@ from jaxtyping import Integer
 
 from lumiglue.errors import InputError
 from lumiglue.extractors import Extractor, create_extractor
+from lumiglue.io.download import file_sha256
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
-from lumiglue.released import import_released
 from lumiglue.training.loss import mutual_best
 from lumiglue.training.taught import SparseAssignment
 from lumiglue.types import Features
-from lumiglue.weights import file_sha256, is_ours, load_weights, resolve
+from lumiglue.weights.files import is_ours, load_weights, resolve
+from lumiglue.weights.released import import_released
 
 LEAST_P = 1e-3  # entries of the teacher's assignment below it are not stored
 

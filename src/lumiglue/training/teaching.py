@@ -20,9 +20,9 @@ import torch
 from lumiglue.errors import ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.images import read_image, resize_long_side
-from lumiglue.training.bank import Kind, LabelledPair, View
-from lumiglue.training.building import strongest
-from lumiglue.training.homographies import photo_names, photos_sha256
+from lumiglue.training.data.build import strongest
+from lumiglue.training.data.dataset import Kind, LabelledPair, View
+from lumiglue.training.data.homographies import photo_names, photos_sha256
 from lumiglue.training.taught import SparseAssignment
 from lumiglue.training.teacher import Teacher
 from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair
@@ -173,7 +173,7 @@ class TaughtPhotos:
         names = list(features)
         if len(names) <= self.neighbours + 1:
             return list(combinations(names, 2))
-        from lumiglue.bulk.retrieval import by_retrieval
+        from lumiglue.collection.retrieval import by_retrieval
 
         return by_retrieval(lambda name: features[name].descriptors.numpy(), names, self.neighbours)
 

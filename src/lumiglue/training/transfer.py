@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from lumiglue.robust import estimate
+from lumiglue.geometry.robust import estimate
 from lumiglue.training.taught import NEAR_PX, PairLabels, SparseAssignment
 
 

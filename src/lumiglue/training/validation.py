@@ -12,16 +12,16 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.superglue import SuperGlue
+from lumiglue.training.config import TrainSettings
+from lumiglue.training.figures import draw_training_matches
 from lumiglue.training.loss import layer_scores, log_partial_assignment, mutual_best
-from lumiglue.training.presets import TrainSettings
 from lumiglue.training.sampling import Batch, PairSampler
-from lumiglue.visualization import draw_training_matches
 
 BATCHES, PAIRS = 8, 8
 
 
 @dataclass(frozen=True, eq=False)
-class LayerSays:
+class LayerPrediction:
     """What one layer says of P pairs: mutual best partners or -1, their P, whether its classifier calls a point done.
 
     threshold: what a match's P must exceed.
@@ -42,7 +42,7 @@ class LayerSays:
 
 
 @torch.no_grad()
-def ask_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerSays]:
+def predict_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerPrediction]:
     """Runs all layers on a batch, in evaluation mode; what they say, on the CPU. SuperGlue speaks at its end alone."""
     device = next(model.parameters()).device
     pairs = batch.pairs.to(device, torch.float32)
@@ -51,13 +51,13 @@ def ask_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerS
         if isinstance(model, SuperGlue):
             log_p = log_partial_assignment(model, pairs, model.config.sinkhorn_iterations)[:, :-1, :-1]
             partner0, best0, partner1, best1 = (tensor.cpu() for tensor in mutual_best(log_p))
-            return [LayerSays(partner0, partner1, best0.exp(), best1.exp(), None, model.default_threshold)]
-        return _ask_lightglue(model, pairs)
+            return [LayerPrediction(partner0, partner1, best0.exp(), best1.exp(), None, model.default_threshold)]
+        return _predict_lightglue(model, pairs)
 
 
-def _ask_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerSays]:
+def _predict_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerPrediction]:
     states = list(model.states(pairs))
-    says = []
+    predictions = []
     for layer, (head, x) in enumerate(zip(model.heads, states, strict=True)):
         partner0, best0, partner1, best1 = mutual_best(log_assignment(*layer_scores(head, x, pairs.n_pairs)))
         confident = None
@@ -65,8 +65,8 @@ def _ask_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerSays]:
             sure = model.confidences[layer](x.float()).squeeze(-1).sigmoid() > model.exit_threshold(layer)
             confident = sure.unflatten(0, (pairs.n_pairs, 2, -1)).cpu()
         said = (partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu())
-        says.append(LayerSays(*said, confident, model.default_threshold))
-    return says
+        predictions.append(LayerPrediction(*said, confident, model.default_threshold))
+    return predictions
 
 
 def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
@@ -86,13 +86,13 @@ def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings,
         batch = sampler.batch(step, PAIRS, settings.validation_points)
         truth, labelled = truth_of(batch)
         true += int((truth >= 0).sum())
-        says = ask_layers(model, batch, settings.precision)
-        for layer, said in enumerate(says):
+        predictions = predict_layers(model, batch, settings.precision)
+        for layer, said in enumerate(predictions):
             known = (said.partner0 >= 0) & labelled
             rights[layer].append((said.partner0 == truth)[known])
             scores[layer].append(said.score0[known])
             if said.confident is not None:
-                same = said.matches == says[-1].matches
+                same = said.matches == predictions[-1].matches
                 counts[layer] += torch.tensor([same.numel(), said.confident.sum(), (said.confident & same).sum()])
     limit = model.default_threshold
     figures = [_figures(torch.cat(s), torch.cat(r), true, limit) for s, r in zip(scores, rights, strict=True)]
@@ -132,7 +132,7 @@ def draw_validation(model: MatcherModel, sampler: PairSampler, settings: TrainSe
     """What the last layer says of six held-out pairs."""
     batch = sampler.batch(0, 6, settings.validation_points)
     truth, labelled = truth_of(batch)
-    matches = ask_layers(model, batch, settings.precision)[-1].matches[:, 0]
+    matches = predict_layers(model, batch, settings.precision)[-1].matches[:, 0]
     colours = torch.where(matches == truth, 1, torch.where(labelled, 0, -1))
     drawn = []
     for pair in range(len(matches)):

@@ -1,0 +1,90 @@
+"""What a pair takes where other programs want the cores too, by how PyTorch's threads wait for each other.
+
+    python benchmarks/speed/busy_cores.py [--points 1024] [--rounds 5]
+
+As many busy loops as there are cores beside the matcher, or none. Each figure is the median over processes that take turns,
+of the median time of a layer of `compact` on that many points in each image.
+"""
+
+import argparse
+import multiprocessing
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+WAITS = {
+    "default": {},
+    "GOMP_SPINCOUNT=1000": {"GOMP_SPINCOUNT": "1000"},
+    "GOMP_SPINCOUNT=0": {"GOMP_SPINCOUNT": "0"},
+    "one thread": {"OMP_NUM_THREADS": "1"},
+}
+_MATCH = """
+import sys, time, torch
+from lumiglue.evaluation.speed import random_matcher
+from lumiglue.matcher.packed import PackedPairs
+n = int(sys.argv[1])
+model = random_matcher("compact")
+pairs = PackedPairs(torch.randn(2 * n, 128), torch.rand(2 * n, 2), (n, n))
+seconds, began = [], time.monotonic()
+with torch.no_grad():
+    x, rotation = model.begin(pairs)
+    while len(seconds) < 12 and time.monotonic() - began < 10 or len(seconds) < 3:
+        start = time.perf_counter()
+        model.layers[0](x, rotation, pairs.lengths)
+        seconds.append(time.perf_counter() - start)
+print(sorted(seconds[1:])[len(seconds[1:]) // 2])
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, default=1024)
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    print("| threads wait | milliseconds a layer, idle machine | every core busy |\n|---|---|---|")
+    found: dict[tuple[str, bool], list[float]] = {}
+    for _ in range(options.rounds):
+        for busy in (False, True):
+            with _programs(os.cpu_count() or 1 if busy else 0):
+                for name in WAITS:
+                    found.setdefault((name, busy), []).append(_milliseconds(name, options.points))
+    for name in WAITS:
+        columns = [_told(found[name, busy]) for busy in (False, True)]
+        print(f"| {name} | {' | '.join(columns)} |")
+
+
+def _told(values: list[float]) -> str:
+    return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
+
+
+def _milliseconds(name: str, points: int) -> float:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    run = subprocess.run(
+        [sys.executable, "-c", _MATCH, str(points)], env={**kept, **WAITS[name]}, capture_output=True, text=True, check=True
+    )
+    return 1000 * float(run.stdout)
+
+
+@contextmanager
+def _programs(count: int) -> Iterator[None]:
+    programs = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(count)]
+    for program in programs:
+        program.start()
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.join()
+
+
+def _busy() -> None:
+    while True:
+        pass
+
+
+if __name__ == "__main__":
+    main()

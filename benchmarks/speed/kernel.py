@@ -1,0 +1,76 @@
+"""The compiled kernel beside PyTorch's operations, part by part and for a whole layer, in turns in one process.
+
+python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15]
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lumiglue.evaluation.speed import random_matcher
+from lumiglue.matcher.lightglue import LightGlue, rotate
+from lumiglue.matcher.ops import kernel
+from lumiglue.matcher.ops.attention import self_attention
+from lumiglue.matcher.precision import set_precision
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
+    parser.add_argument("--rounds", type=int, default=15)
+    options = parser.parse_args()
+    if isinstance(kernel.library(), str):
+        raise SystemExit(f"there is no kernel here: {kernel.library()}")
+    print(f"{torch.get_num_threads()} threads, milliseconds (lowest to highest)")
+    print("| size | points | part | PyTorch | kernel | ratio |\n|---|---|---|---|---|---|")
+    for preset in ("base", "compact"):
+        model = random_matcher(preset)
+        set_precision(model, "bf16")
+        for n in options.points:
+            for part, job in _jobs(model, n).items():
+                theirs, ours = _times(job, options.rounds)
+                ratio = statistics.median(theirs) / statistics.median(ours)
+                print(f"| {preset} | {n} | {part} | {_told(theirs)} | {_told(ours)} | {ratio:.1f} |")
+
+
+def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
+    d, heads = model.config.d, model.config.heads
+    x = torch.randn(2 * n, d)
+    rotation = model.position_encoding(torch.rand(2 * n, 2))
+    qkv = torch.randn(2 * n, 3 * heads, d // heads).bfloat16()
+    q, k, v = qkv.chunk(3, dim=1)
+    norm = model.layers[0].self_attention.ffn[1]
+    assert isinstance(norm, nn.LayerNorm)
+    hidden = torch.randn(2 * n, 2 * d).bfloat16()
+    return {
+        "attention inside two images": lambda: self_attention(q, k, v, [n, n]),
+        "rotation": lambda: rotate(qkv[:, : 2 * heads], *rotation),
+        "LayerNorm and GELU": lambda: kernel.norm_gelu_(y := hidden.clone(), norm) or F.gelu(norm(y)),
+        "a layer": lambda: model.layers[0](x, rotation, [n, n]),
+    }
+
+
+def _times(job: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
+    found: tuple[list[float], list[float]] = ([], [])
+    with torch.inference_mode():
+        for number in range(2 * rounds + 4):
+            with patch.object(kernel, "library", (lambda: "off") if number % 2 == 0 else kernel.library):
+                start = time.perf_counter()
+                job()
+                if number >= 4:
+                    found[number % 2].append(1000 * (time.perf_counter() - start))
+    return found
+
+
+def _told(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
+
+
+if __name__ == "__main__":
+    main()

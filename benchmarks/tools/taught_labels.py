@@ -1,0 +1,150 @@
+"""How right are the labels that a teacher gives? Measured where truth is known: synthetic scenes and posed RGB-D.
+
+    python benchmarks/tools/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS --rgbd ../shared/rgbd/tartan --pairs 12
+
+Of the positives: pixels between the true place of a keypoint in the other photo and the keypoint that it was matched with,
+where depth says that place is seen. Of the unmatchable keypoints: the share that truth matches within 3 pixels. Recall: of
+the true matches (3 pixels, mutual), the share that became positives. A line for each kind of data.
+"""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lumiglue.extractors import Extractor, create_extractor
+from lumiglue.geometry.projective import transfer
+from lumiglue.images import read_image
+from lumiglue.training.data.overlap import OverlapSettings
+from lumiglue.training.data.posed import DepthSource, PosedFrame, PosedFrames
+from lumiglue.training.data.synthetic_scenes import (
+    SceneSettings,
+    SyntheticScenes,
+    aim_camera,
+    build_scene,
+    depths_at,
+    render,
+)
+from lumiglue.training.labels import labels_from_depths
+from lumiglue.training.teacher import Teacher
+from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair
+from lumiglue.types import Features
+
+View = tuple[Features, Features, np.ndarray, np.ndarray, np.ndarray]  # teacher's, labelled, depths of these, K, pose
+
+
+def synthetic(photos: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:
+    """Pairs of views of synthetic scenes."""
+    settings = SceneSettings(size=(640, 480))
+    source, found = SyntheticScenes.of_folder(photos, settings=settings, texture_side=480), []
+    for number in range(pairs):
+        rng = np.random.default_rng(number)
+        world, views = build_scene(rng, source.textures(rng), settings), []
+        for _ in range(2):
+            camera = aim_camera(rng, settings)
+            rendering = render(world, camera)
+            features = labelled(rendering.image)
+            depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
+            views.append((teacher(rendering.image), features, depths, camera.intrinsics, camera.camera_from_world))
+        found.append((views[0], views[1]))
+    return found
+
+
+def measured(folder: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:
+    """Pairs of posed RGB-D frames that overlap by a quarter to three quarters."""
+    meta = json.loads((folder / "meta.json").read_text())
+    intrinsics = np.array(meta["K"], dtype=np.float64)
+    half = np.array([*(intrinsics[:2] / 2), [0, 0, 1]])
+    frames = [
+        PosedFrame(
+            name=frame["id"],
+            scene=folder.name,
+            image=folder / "rgb" / f"{frame['id']}.jpg",
+            depth=DepthSource(path=folder / "depth" / f"{frame['id']}.png", scale=1000, intrinsics=half),
+            intrinsics=intrinsics,
+            camera_from_world=np.linalg.inv(np.array(frame["T_wc"])),
+        )
+        for frame in meta["frames"]
+    ]
+    chosen = PosedFrames(frames=frames, pairing=OverlapSettings(min_overlap=0.25, max_overlap=0.75, max_pairs=pairs)).pairs()
+    views: dict[int, View] = {}
+    for row in {row for a, b, _ in chosen for row in (a, b)}:
+        frame, image = frames[row], read_image(frames[row].image)
+        features = labelled(image)
+        depths = frame.depths_at(features.keypoints.numpy().astype(np.float64), features.image_size)
+        views[row] = (teacher(image), features, depths, intrinsics, frame.camera_from_world)
+    return [(views[a], views[b]) for a, b, _ in chosen]
+
+
+def figures(pairs: list[tuple[View, View]], matched: list[np.ndarray], settings: TransferSettings) -> dict[str, float]:
+    """Of all labels of all pairs together."""
+    errors, wrong, lonely_count, recalled, true_count, labelled, used = [], 0, 0, 0, 0, 0, 0
+    for (first, second), matches in zip(pairs, matched, strict=True):
+        (theirs0, own0, depths0, k0, pose0), (theirs1, own1, depths1, k1, pose1) = first, second
+        ends0, ends1 = theirs0.keypoints.numpy()[matches[:, 0]], theirs1.keypoints.numpy()[matches[:, 1]]
+        anchors = find_anchors(ends0, ends1, settings)
+        if anchors is None:
+            continue
+        used += 1
+        points = (own0.keypoints.numpy(), own1.keypoints.numpy())
+        labels = label_pair(*points, (own0.image_size, own1.image_size), anchors, settings)
+        arrays = (*points, depths0, depths1, k0, k1, pose1 @ np.linalg.inv(pose0))
+        exact = [torch.from_numpy(np.asarray(array, dtype=np.float64)) for array in arrays]
+        seen, z = (x.numpy() for x in transfer(exact[0], exact[2], exact[4], exact[5], exact[6]))
+        positives = labels.matches()
+        i, j = positives.T
+        known = np.abs(depths1[j] / z[i] - 1) < 0.05
+        errors.append(np.linalg.norm(seen[i] - points[1][j], axis=1)[known])
+        truth = labels_from_depths(*(tensor[None] for tensor in exact)).matches[:, 1:].numpy()
+        lonely0, lonely1 = labels.unmatchable()
+        # Truth is of keypoints with depth alone, so of these alone may an unmatchable one be called wrong or right.
+        known0, known1 = np.isfinite(depths0), np.isfinite(depths1)
+        lonely_count += int((lonely0 & known0).sum() + (lonely1 & known1).sum())
+        wrong += int(lonely0[truth[:, 0]].sum() + lonely1[truth[:, 1]].sum())
+        pairs_found = {(int(a), int(b)) for a, b in positives}
+        recalled += sum((int(a), int(b)) in pairs_found for a, b in truth)
+        true_count += len(truth)
+        labelled += len(positives)
+    every = np.concatenate(errors) if errors else np.zeros(1)
+    return {
+        "pairs": used, "positives": labelled, "median_px": float(np.median(every)),
+        "over_3px": 100 * float((every > 3).mean()), "over_5px": 100 * float((every > 5).mean()),
+        "unmatchable": lonely_count, "unmatchable_wrong": 100 * wrong / max(lonely_count, 1),
+        "recall": 100 * recalled / max(true_count, 1),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--teacher", default="aliked-lightglue")
+    parser.add_argument("--teacher-features")
+    parser.add_argument("--teacher-keypoints", type=int, default=1024)
+    parser.add_argument("--features", default="sift")
+    parser.add_argument("--scenes", type=Path, help="photos for synthetic scenes")
+    parser.add_argument("--rgbd", type=Path, nargs="*", default=[])
+    parser.add_argument("--pairs", type=int, default=12)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    teacher = Teacher.named(args.teacher, args.teacher_features, max_keypoints=args.teacher_keypoints)
+    theirs, own = teacher.extractor(), create_extractor(args.features, max_keypoints=2048, resize=None)
+    data = {"synthetic scenes": synthetic(args.scenes, args.pairs, theirs, own)} if args.scenes else {}
+    data |= {folder.name: measured(folder, args.pairs, theirs, own) for folder in args.rgbd}
+    usual = TransferSettings()
+    variants = {"as it is": usual}
+    fields = {
+        "neighbours": (5, 12), "reach": (16.0, 64.0), "residual": (0.75, 3.0), "spread": (0.5, 2.0), "cycle": (1.0, 4.0)
+    }  # fmt: skip
+    for name, values in fields.items():
+        variants |= {f"{name} {value}": replace(usual, **{name: value}) for value in values}
+    for kind, pairs in data.items():
+        matched = [teacher.match(first[0], second[0]) for first, second in pairs]
+        for variant, settings in variants.items():
+            line = {"data": kind, "variant": variant} | figures(pairs, matched, settings)
+            print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""CUDA graphs: on a GPU a layer of one pair is some forty small kernels, and starting them takes longer than they run.
+
+A graph starts them all at once, but for fixed shapes. So the pair's images are padded to one of a few numbers of points
+and what was filled in is masked; early exit and pruning happen between the layers, as always. Larger images, and several
+pairs at a time, which keep a GPU busy by themselves, run as they do without.
+"""
+
+import copy
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from lumiglue.errors import InputError
+from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.ops.attention import PaddedPair
+
+# Computes the same again, of whatever its inputs' memory holds by then, into the same output; returns both.
+Recorded = tuple[Callable[[], Any], Tensor]
+Record = Callable[[Callable[[], Tensor]], Recorded]
+
+# Up to so many points images are padded to a multiple of so many; beyond the last they are not.
+STEPS = ((512, 128), (2048, 256), (4096, 512))
+# PyTorch records one graph of a process at a time.
+_recording = threading.Lock()
+_log = logging.getLogger(__name__)
+
+
+def padded_length(points: int) -> int | None:
+    """How many points an image of so many is padded to; None where it is too large to be worth it."""
+    for limit, step in STEPS:
+        if points <= limit:
+            return -(-points // step) * step
+    return None
+
+
+def replay_layers(model: nn.Module) -> None:
+    """Has the model run the layers of single pairs as CUDA graphs; once it is on its device and in its precision.
+
+    Raises InputError for another model than LightGlue, and where it is not on a GPU.
+    """
+    if not isinstance(model, LightGlue):
+        raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
+    device = next(model.parameters()).device
+    if device.type != "cuda":
+        raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
+    model.replayed = ReplayedLayers(model, record_cuda_graph(device), device)
+
+
+def record_cuda_graph(device: torch.device) -> Record:
+    """Records on that GPU. All records of one recorder share their scratch memory, so they take turns."""
+    pool = torch.cuda.graph_pool_handle()
+    with torch.cuda.device(device):
+        aside = torch.cuda.Stream()  # of this GPU: the one that PyTorch would take is the first GPU's that recorded
+
+    def record(run: Callable[[], Tensor]) -> Recorded:
+        graph = torch.cuda.CUDAGraph()
+        with _recording, torch.cuda.device(device):
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
+                for _ in range(2):
+                    run()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+                output = run()
+
+        def replay() -> None:
+            with torch.cuda.device(device):
+                graph.replay()
+
+        return replay, output
+
+    return record
+
+
+@dataclass(frozen=True, eq=False)
+class _Inputs:
+    """Where the recorded layers of one filled length find their input: 2n tokens, and how many of either image are real."""
+
+    x: Float[Tensor, "t d"]
+    cosine: Float[Tensor, "t q"]
+    sine: Float[Tensor, "t q"]
+    pair: PaddedPair
+
+    def fill(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> None:
+        n, first = self.pair.n, lengths[0]
+        self.x.zero_()  # what is filled in must be finite, as the mask multiplies it by 0
+        for memory, values in ((self.x, x), (self.cosine, rotation[0]), (self.sine, rotation[1])):
+            memory[:first].copy_(values[:first])
+            memory[n : n + lengths[1]].copy_(values[first:])
+        for side in (0, 1):
+            self.pair.counts[side].fill_(lengths[side])
+
+
+class ReplayedLayers:
+    """Runs a model's layers, recording each the first time that a filled length occurs. Threads take turns."""
+
+    def __init__(self, model: LightGlue, record: Record, device: torch.device | None = None) -> None:
+        """device: the only one that `record` records on."""
+        self._model, self._record, self._device = model, record, device
+        self._inputs: dict[int, _Inputs] = {}
+        self._recorded: dict[tuple[int, int], Recorded] = {}
+        self._weights: tuple[torch.device, torch.dtype, int] | None = None
+        self._done: torch.cuda.Event | None = None
+        self._lock = threading.Lock()
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        """Nothing, in another process: the model runs its layers without graphs there."""
+        return _nothing, ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "ReplayedLayers":
+        """A copied model records layers of its own."""
+        return ReplayedLayers(copy.deepcopy(self._model, memo), self._record, self._device)
+
+    def __call__(self, layer: int, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor | None:
+        """The states after that layer; None where the pair is to be computed without a graph."""
+        n = padded_length(max(lengths))
+        if len(lengths) != 2 or n is None:
+            return None
+        # Memory made in inference mode could not be filled outside of it.
+        with self._lock, torch.inference_mode(False), torch.no_grad():
+            if (weights := _where(self._model)) != self._weights:  # moved or rounded: the graphs read where they lay
+                self._recorded.clear()
+                self._inputs.clear()
+                self._weights = weights
+            if self._device not in (None, x.device):
+                return None
+            if self._done is not None:  # another stream may still be reading what is filled next
+                torch.cuda.current_stream(x.device).wait_event(self._done)
+            inputs = self._inputs.get(n) or self._inputs.setdefault(n, _inputs_like(x, rotation, n))
+            inputs.fill(x, rotation, lengths)
+            recorded = self._recorded.get((layer, n)) or self._recorded_anew(layer, inputs)
+            if recorded is None:
+                return None
+            replay, output = recorded
+            replay()
+            states = torch.cat([output[: lengths[0]], output[n : n + lengths[1]]])
+            if x.is_cuda:
+                self._done = self._done or torch.cuda.Event()
+                self._done.record(torch.cuda.current_stream(x.device))
+            return states
+
+    def _recorded_anew(self, layer: int, inputs: _Inputs) -> Recorded | None:
+        module = self._model.layers[layer]
+        try:
+            recorded = self._record(lambda: module(inputs.x, (inputs.cosine, inputs.sine), inputs.pair))
+        except RuntimeError as error:
+            reason = (str(error).splitlines() or ["no reason given"])[0]
+            _log.warning("layers cannot be recorded as CUDA graphs (%s), so they run without", reason)
+            self._model.replayed = None
+            return None
+        self._recorded[layer, inputs.pair.n] = recorded
+        return recorded
+
+
+def _where(model: LightGlue) -> tuple[torch.device, torch.dtype, int]:
+    """Where the layers' weights lie, and in which precision."""
+    weights = next(cast(nn.ModuleList, model.layers).parameters())
+    return weights.device, weights.dtype, weights.data_ptr()
+
+
+def _nothing() -> None:
+    return None
+
+
+def _inputs_like(x: Tensor, rotation: tuple[Tensor, Tensor], n: int) -> _Inputs:
+    x, cosine, sine = (tensor.new_zeros(2 * n, tensor.shape[1]) for tensor in (x, *rotation))
+    return _Inputs(x, cosine, sine, PaddedPair(n, torch.zeros(2, dtype=torch.int64, device=x.device)))

@@ -1,0 +1,71 @@
+"""What runs a matcher beside PyTorch, and which of them is fastest here."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, get_args
+
+import torch
+
+from lumiglue.backends.autotune import Match, about_matching, autotune
+from lumiglue.errors import InputError
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.models import model_name
+from lumiglue.matcher.precision import set_precision
+from lumiglue.matcher.settings import Backend, MatchSettings, Precision
+from lumiglue.system.extras import require
+from lumiglue.weights.files import load_weights
+
+if TYPE_CHECKING:
+    from lumiglue.onnx.runtime import OnnxMatcher
+
+
+def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
+    """A matcher that runs on ONNX Runtime or OpenVINO, of weights or of an .onnx file.
+
+    Raises InputError for another backend, for bf16, for a model other than LightGlue, and where a package is missing.
+    """
+    if backend not in get_args(Backend):
+        raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
+    if precision == "bf16":  # OpenVINO rounds positions, scores and rows along with the layers: 72 % of the matches are left
+        raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
+    if backend in ("torch", "cudagraphs"):
+        raise InputError(f"{file} runs on onnxruntime or openvino, not on {backend}; choose one, or give .safetensors")
+    require("onnx_ir", backend)
+    from lumiglue.onnx.runtime import OnnxMatcher
+
+    if file.suffix == ".onnx":
+        return OnnxMatcher(file, backend, precision=precision)
+    model = load_weights(file)
+    if not isinstance(model, LightGlue):
+        raise InputError(f"only LightGlue runs on {backend}; {file} holds {model_name(model.config)}")
+    return OnnxMatcher(model, backend, precision=precision)
+
+
+def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
+    """Of the backends that are installed and know the precision, the fastest."""
+    makers: dict[Backend, Callable[[], Match]] = {}
+    runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
+    for backend in runtimes:
+        if find_spec("onnx_ir") and find_spec(backend):
+            makers[backend] = partial(_opened, file, backend, precision, settings)
+    if file.suffix == ".onnx":
+        if not makers:
+            return "onnxruntime"  # which says what to install
+        config = onnx_matcher(file, next(iter(makers)), precision).config
+    else:
+        model = load_weights(file)
+        if not isinstance(model, LightGlue) or device.type != "cpu":
+            return "torch"
+        set_precision(model, precision)
+        makers["torch"] = lambda: lambda pairs: model.match(pack(list(pairs), model.config), settings)
+        config = model.config
+    assert isinstance(config, LightGlueConfig)
+    return autotune(makers, config, about_matching(settings, precision))
+
+
+def _opened(file: Path, backend: Backend, precision: Precision, settings: MatchSettings) -> Match:
+    matcher = onnx_matcher(file, backend, precision)
+    return lambda pairs: matcher.match_features(pairs, matcher.fixed or settings)

@@ -1,0 +1,1 @@
+"""Whole collections of photos: features, pairs, matches and a reconstruction, in resumable steps."""

@@ -1,0 +1,209 @@
+"""hloc's layout of features and matches in HDF5, written and read in one place."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+
+from lumiglue.collection.pairs import Pair
+from lumiglue.errors import InputError
+from lumiglue.io.atomic import disk_is_full, has_room
+from lumiglue.io.hdf5 import HDF5_ERRORS, Reader, read_numbers
+from lumiglue.io.text import reason
+from lumiglue.pipeline.prefetch import MatchedPair
+from lumiglue.pipeline.result import MatchResult
+from lumiglue.types import Features
+
+_REMEDY = "write the file again with `lumiglue features`"
+
+
+def write_features(group: h5py.Group, features: Features) -> None:
+    group.create_dataset("keypoints", data=features.keypoints.float().numpy())
+    group.create_dataset("descriptors", data=features.descriptors.T.half().numpy())
+    scores = torch.ones(len(features)) if features.scores is None else features.scores
+    group.create_dataset("scores", data=scores.float().numpy())
+    group.create_dataset("image_size", data=np.array(features.image_size))
+    if features.scales is not None and features.orientations is not None:
+        group.create_dataset("scales", data=features.scales.float().numpy())
+        group.create_dataset("oris", data=features.orientations.float().numpy())
+    group.attrs["extractor"] = features.extractor
+
+
+class FeaturesFile(Reader):
+    """Reads features in hloc's layout, ours or hloc's own."""
+
+    written_by = "lumiglue features"
+
+    def __contains__(self, name: str) -> bool:
+        try:
+            return _is_image(self._file[name])
+        except HDF5_ERRORS:
+            return False
+
+    def names(self) -> list[str]:
+        """The images, in order."""
+        found: list[str] = []
+        try:
+            self._file.visititems(lambda name, item: found.append(name) if _is_image(item) else None)
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path} is damaged ({reason(error)}); {_REMEDY}") from None
+        return sorted(found)
+
+    def read(self, name: str) -> Features:
+        """Raises InputError where the image is not in the file, lacks a part, or a part cannot be used."""
+        if name not in self:
+            raise InputError(f"{self.path} has no features of {name!r}; {_REMEDY}")
+        try:
+            return self._read(name)
+        except InputError as error:
+            raise InputError(f"{self.path}, {name}: {error}") from None
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
+
+    def _read(self, name: str) -> Features:
+        group: Any = self._file[name]
+        width, height = (int(size) for size in read_numbers(group, "image_size").tolist())
+        stored = {"keypoints": "keypoints", "descriptors": "descriptors", "scores": "scores"}
+        stored |= {"scales": "scales", "orientations": "oris"}
+        with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused
+            arrays = {
+                ours: read_numbers(group, theirs).astype(np.float32)
+                for ours, theirs in stored.items()
+                if theirs in group or ours in ("keypoints", "descriptors")
+            }
+        arrays["descriptors"] = arrays["descriptors"].T
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        return Features(image_size=(width, height), extractor=str(group.attrs.get("extractor", "")), **tensors)
+
+
+def _is_image(item: object) -> bool:
+    return isinstance(item, h5py.Group) and "keypoints" in item
+
+
+def pair_key(a: str, b: str) -> str:
+    """hloc's group of a pair: slashes inside a name become dashes."""
+    return "/".join(name.replace("/", "-") for name in (a, b))
+
+
+@dataclass(frozen=True, eq=False)
+class PairMatches:
+    """What is kept of a matched pair: for each keypoint of the first image its row in the second or -1, and the scores."""
+
+    matches0: np.ndarray
+    scores0: np.ndarray
+    stop_layer: int
+
+    @classmethod
+    def of(cls, matched: MatchedPair) -> "PairMatches":
+        count = len(matched.features0)
+        matches0 = matched.matches.matches0(count).numpy().astype(np.int32)
+        return cls(matches0, matched.matches.scores0(count).numpy().astype(np.float16), matched.matches.stop_layer)
+
+
+def write_matches(group: h5py.Group, row: PairMatches) -> None:
+    group.create_dataset("matches0", data=row.matches0, compression="lzf")
+    group.create_dataset("matching_scores0", data=row.scores0, compression="lzf")
+    group.attrs["stop_layer"] = row.stop_layer
+
+
+class MatchesReader(Reader):
+    """Reads matches in hloc's layout, ours or hloc's own."""
+
+    written_by = "lumiglue matches"
+
+    def __contains__(self, pair: Pair) -> bool:
+        try:
+            return pair_key(*pair) in self._file
+        except HDF5_ERRORS:
+            return False
+
+    def read(self, a: str, b: str) -> np.ndarray:
+        """k x 2 rows of the keypoints of a and b that match; in either order of the names. Raises InputError for others."""
+        for names, turned in (((a, b), False), ((b, a), True)):
+            if names in self:
+                partner = self._partners(pair_key(*names))
+                rows = np.flatnonzero(partner >= 0)
+                ends = np.stack([rows, partner[rows]], axis=1)
+                return ends[:, ::-1] if turned else ends
+        raise InputError(f"{self.path} has no matches of {a!r} and {b!r}; match them with `lumiglue matches`")
+
+    def _partners(self, key: str) -> np.ndarray:
+        try:
+            group: Any = self._file[key]
+            partner = read_numbers(group, "matches0")
+            if partner.ndim != 1 or partner.dtype.kind != "i":
+                raise ValueError(f"matches0 is {partner.dtype} of shape {partner.shape}, not whole numbers in a row")
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path}, {key}: {reason(error)}; match them again with `lumiglue matches`") from None
+        return partner.astype(np.int64)
+
+
+class MatchesFile:
+    """Matches of many pairs in one HDF5 file, pair by pair.
+
+    hloc's layout: group `name0/name1` (slashes inside a name become dashes) with matches0 (per keypoint of image 0 the
+    row in image 1, or -1) and matching_scores0. Beside them, so that the file stands alone: keypoints0 and keypoints1
+    of the matches in pixels, and the attribute stop_layer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._unfinished, self._written = self.path.with_name(self.path.name + ".unfinished"), False
+        with self._writing():
+            self._file = h5py.File(self._unfinished, "w")
+
+    def __enter__(self) -> "MatchesFile":
+        return self
+
+    def write(self, name0: str, name1: str, result: MatchResult) -> None:
+        """Adds one pair; a pair that is there already is replaced. Raises InputError where the disk is full."""
+        if not has_room(self.path, 64 * len(result.features0)):
+            raise self._full()
+        with self._writing():
+            self._write(name0, name1, result)
+
+    def _write(self, name0: str, name1: str, result: MatchResult) -> None:
+        self._written = True
+        key = pair_key(name0, name1)
+        if key in self._file:
+            del self._file[key]
+        group = self._file.create_group(key)
+        count = len(result.features0)
+        group.create_dataset("matches0", data=result.matches.matches0(count).numpy().astype(np.int32))
+        group.create_dataset("matching_scores0", data=result.matches.scores0(count).numpy().astype(np.float16))
+        group.create_dataset("keypoints0", data=result.points0)
+        group.create_dataset("keypoints1", data=result.points1)
+        group.attrs["stop_layer"] = result.matches.stop_layer
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        try:
+            with self._writing():
+                self._file.close()
+                if kind is None and (self._written or not self.path.exists()):  # nothing does not replace something
+                    self._unfinished.replace(self.path)
+        finally:
+            self._unfinished.unlink(missing_ok=True)
+
+    def _full(self) -> InputError:
+        return InputError(f"the disk of {self.path} is full; make room and run the same command again")
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, RuntimeError, UnicodeError) as error:
+            if disk_is_full(error):
+                raise self._full() from None
+            raise InputError(f"{self.path} cannot be written ({_why(error)}); check the path and the names") from None
+
+
+def _why(error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    return os.strerror(code) if code else reason(error)

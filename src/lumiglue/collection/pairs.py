@@ -1,0 +1,125 @@
+"""Which pairs of a collection to match: all, neighbours in a sequence, near ones by position, similar ones, or a file's."""
+
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain, combinations
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from lumiglue.errors import InputError
+from lumiglue.io.text import read_text, reason
+
+Pair = tuple[str, str]
+EARTH_RADIUS = 6_371_000.0
+
+
+def exhaustive(names: Sequence[str]) -> list[Pair]:
+    """Every image with every other."""
+    return list(combinations(names, 2))
+
+
+def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
+    """Each image with the `overlap` next ones in order."""
+    if overlap < 1:
+        raise InputError(f"overlap is {overlap}; give at least 1")
+    return [(names[i], names[j]) for i in range(len(names)) for j in range(i + 1, min(i + 1 + overlap, len(names)))]
+
+
+def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pair]:
+    """Two names a line, as hloc writes them; apart by a tab where a name holds a space. # before or after them begins a
+    comment. With `names`, raises InputError for one not among them."""
+    path = Path(path)
+    known, pairs = None if names is None else set(names), []
+    text = read_text(path, "give a file with two image names on each line")
+    for number, line in enumerate(text.split("\n"), start=1):
+        words = names_in(line)
+        if not words:
+            continue
+        if len(words) != 2:
+            remedy = "give two image names, with a tab between them where a name holds a space"
+            raise InputError(f"{path}, line {number}: {len(words)} words; {remedy}")
+        for word in words:
+            if known is not None and word not in known:
+                raise InputError(f"{path}, line {number}: {word!r} is not among the images")
+        pairs.append((words[0], words[1]))
+    return unique(pairs)
+
+
+def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
+    """Two names a line, with a tab between them where one holds a space. Raises InputError where a line cannot hold them."""
+    lines = []
+    for pair in pairs:
+        line = ("\t" if any(re.search(r"\s", name) for name in pair) else " ").join(pair)
+        if tuple(names_in(line)) != pair or "\n" in line:
+            raise InputError(f"the names {pair} do not fit on a line of a list; rename the file")
+        lines.append(line + "\n")
+    try:
+        Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
+    except UnicodeEncodeError as error:
+        raise InputError(f"a name is not in UTF-8 ({reason(error)}); rename the file") from None
+
+
+def names_in(line: str) -> list[str]:
+    """The names on a line of a list: between tabs if it has any, else between spaces; # begins a comment."""
+    line = re.split(r"(?:^|\s)#", line)[0].strip()
+    return [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
+
+
+def unique(pairs: Iterable[Pair]) -> list[Pair]:
+    """Without repetitions, the other way round included, and without an image paired with itself."""
+    seen: dict[frozenset[str], Pair] = {}
+    for a, b in pairs:
+        if a != b:
+            seen.setdefault(frozenset((a, b)), (a, b))
+    return list(seen.values())
+
+
+def check_keys(pairs: Iterable[Pair]) -> None:
+    """Raises InputError where two images share their place in hloc's layout, as a/b.jpg and a-b.jpg do."""
+    images: dict[str, str] = {}
+    for name in chain.from_iterable(pairs):
+        other = images.setdefault(name.replace("/", "-"), name)
+        if other != name:
+            raise InputError(
+                f"{other!r} and {name!r} share one place in a file of matches (slashes become dashes); rename one"
+            )
+
+
+def by_position(positions: Mapping[str, tuple[float, float]], neighbours: int = 20, metres: float = 100.0) -> list[Pair]:
+    """Each image with its nearest ones, at most so many and so far; positions are (latitude, longitude) in degrees."""
+    names = list(positions)
+    points = np.array([_on_sphere(*positions[name]) for name in names])
+    pairs = []
+    for i, name in enumerate(names):
+        distance = np.linalg.norm(points - points[i], axis=1)
+        nearest = [int(j) for j in np.argsort(distance, kind="stable") if j != i and distance[j] <= metres]
+        pairs += [(name, names[j]) for j in nearest[:neighbours]]
+    return unique(pairs)
+
+
+def read_position(path: str | Path) -> tuple[float, float] | None:
+    """Latitude and longitude of a photo's EXIF, in degrees; None where it has none."""
+    try:
+        with Image.open(path) as image:
+            gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
+    except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
+        return None
+    try:
+        found = []
+        for value, reference, negative in ((2, 1, "S"), (4, 3, "W")):
+            degrees, minutes, seconds = (float(part) for part in gps[value])
+            sign = -1.0 if str(gps.get(reference, "")).upper() == negative else 1.0
+            found.append(sign * (degrees + minutes / 60 + seconds / 3600))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not all(math.isfinite(value) for value in found):
+        return None
+    return found[0], found[1]
+
+
+def _on_sphere(latitude: float, longitude: float) -> np.ndarray:
+    lat, lon = math.radians(latitude), math.radians(longitude)
+    return EARTH_RADIUS * np.array([math.cos(lat) * math.cos(lon), math.cos(lat) * math.sin(lon), math.sin(lat)])

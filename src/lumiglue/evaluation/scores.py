@@ -1,0 +1,89 @@
+"""Per-pair results on disk: a CSV that grows pair by pair, so that a killed evaluation goes on where it was.
+
+scores.csv has a line for each pair, method and factor; scores.json beside it has the protocol and what was measured.
+"""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from lumiglue.errors import InputError
+from lumiglue.evaluation.pairs import PairScore
+from lumiglue.io.text import read_json, read_text, reason
+
+_NAMES = [field.name for field in fields(PairScore)]
+_TYPES = {field.name: field.type for field in fields(PairScore)}
+
+
+def read_scores(path: str | Path) -> list[PairScore]:
+    """The scores in a .csv of `lumiglue eval --out`; columns that an older version did not write have their defaults.
+
+    Raises InputError where it is missing or not such a file.
+    """
+    text = read_text(path, "give the .csv of `lumiglue eval --out`")
+    try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        return [PairScore(**{name: _value(name, text) for name, text in row.items()}) for row in rows]
+    except (TypeError, KeyError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} is not a file of scores ({reason(error)}); write it with `lumiglue eval --out`") from None
+
+
+def read_record(path: str | Path) -> dict[str, Any]:
+    """What stands in the .json beside the scores; empty where there is none."""
+    file = Path(path).with_suffix(".json")
+    record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}
+    if not isinstance(record, dict):
+        raise InputError(f"{file} holds no record of an evaluation; write it with `lumiglue eval --out`")
+    return record
+
+
+class ScoresFile:
+    """Opens `path` to go on with it, or begins it. Raises InputError where it holds results of another protocol.
+
+    record: JSON values that say how and what is measured. per_pair: scores that a whole pair has.
+    """
+
+    def __init__(self, path: str | Path, record: Mapping[str, Any], per_pair: int) -> None:
+        self.path = Path(path)
+        if self.path.suffix != ".csv":
+            raise InputError(f"{path} is no .csv file; per-pair figures are written as .csv")
+        plain = json.loads(json.dumps(record))
+        self.scores: list[PairScore] = []
+        if self.path.exists():
+            if read_record(self.path) != plain:
+                raise InputError(
+                    f"{path} holds results of another protocol, set or matcher; choose another --out or delete it"
+                )
+            found = read_scores(self.path)
+            whole = Counter((score.a, score.b) for score in found)
+            self.scores = [score for score in found if whole[score.a, score.b] == per_pair]
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.with_suffix(".json").write_text(json.dumps(plain, indent=2) + "\n")
+        unfinished = self.path.with_suffix(".csv.unfinished")
+        with unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, _NAMES)
+            writer.writeheader()
+            writer.writerows(asdict(score) for score in self.scores)
+        unfinished.replace(self.path)
+
+    def missing(self, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+        """The pairs that are not in the file yet."""
+        done = {(score.a, score.b) for score in self.scores}
+        return [pair for pair in pairs if (pair["a"], pair["b"]) not in done]
+
+    def append(self, scores: Iterable[PairScore]) -> None:
+        """Adds scores; they are on disk when this returns."""
+        added = list(scores)
+        with self.path.open("a", newline="") as file:
+            csv.DictWriter(file, _NAMES).writerows(asdict(score) for score in added)
+        self.scores += added
+
+
+def _value(name: str, text: str) -> Any:
+    kind = _TYPES[name]
+    return int(text) if kind is int else float(text) if kind is float else text

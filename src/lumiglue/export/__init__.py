@@ -1,1 +1,0 @@
-"""Writing matches for other programs."""

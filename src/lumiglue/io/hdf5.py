@@ -1,0 +1,248 @@
+"""HDF5 files that grow in parts: what is written stays written, whatever kills the process, and more may come later.
+
+FILE.parts/ holds finished parts; a part is written aside, flushed to the disk and renamed, so it is whole or not there. In
+the end the parts become FILE, in hloc's layout.
+"""
+
+import hashlib
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import h5py
+import numpy as np
+from filelock import FileLock, Timeout
+
+from lumiglue.errors import InputError
+from lumiglue.io.atomic import disk_is_full, has_room
+from lumiglue.io.text import differences, read_text, reason
+
+# Whatever a damaged HDF5 file makes h5py and NumPy raise.
+HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
+# A file of a few kB may claim an array of any size.
+LARGEST_ARRAY = 2**30  # bytes
+
+NAMES = "names"
+
+
+AnyReader = TypeVar("AnyReader", bound="Reader")
+
+
+class Reader:
+    """An HDF5 file that is open for reading. written_by: the command that makes such files."""
+
+    written_by = "lumiglue"
+
+    def __init__(self, path: str | Path) -> None:
+        """Raises InputError where the file is missing or no HDF5."""
+        self.path = Path(path)
+        if not self.path.is_file():
+            wrong = "is a folder" if self.path.is_dir() else "does not exist"
+            raise InputError(f"{self.path} {wrong}; give a file that `{self.written_by}` wrote")
+        with _readable(self.path, self.written_by):
+            self._file = h5py.File(self.path, "r")
+            self.record = str(self._file.attrs.get("record", ""))
+            # Of one that is made again it is another, of one that grows the same.
+            self.made = str(self._file.attrs.get("made", ""))
+
+    def __enter__(self: "AnyReader") -> "AnyReader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class GrowingFile:
+    """Adds groups by name to a file, which need not exist yet; one process at a time.
+
+    record: what the file is made of, as text; a file that was made or begun with another record is not continued.
+    """
+
+    def __init__(self, path: str | Path, record: str) -> None:
+        """Raises InputError where the file was begun with another record, or another process is writing it."""
+        self.path, self.record = Path(path), record
+        self._agree(self.path, _record_of(self.path) if self.path.exists() else None)
+        self.folder = self.path.with_name(self.path.name + ".parts")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = FileLock(self.folder / "lock", timeout=0)
+        try:
+            self._lock.acquire()
+        except Timeout:
+            raise InputError(f"another process is writing {self.path}; wait for it, or choose another name") from None
+        try:
+            noted = self.folder / "record.json"
+            remedy = f"delete {self.folder} to begin again"
+            self._agree(self.folder, read_text(noted, remedy) if noted.exists() else None)
+            noted.write_text(record, encoding="utf-8")
+            self._in_parts: set[str] = {name for part in self._parts() for name in _names(part)}
+        except BaseException:
+            self._lock.release()
+            raise
+
+    def _agree(self, where: Path, record: str | None) -> None:
+        if record is not None and record != self.record:
+            raise InputError(
+                f"{where} was made with other settings{differences(record, self.record)}; delete it to begin again, or "
+                "choose another name"
+            )
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Those of the names that are neither in the file nor in a part."""
+        left = [name for name in names if name not in self._in_parts]
+        if not self.path.exists():
+            return left
+        with _readable(self.path), h5py.File(self.path, "r") as file:
+            return [name for name in left if name not in file]
+
+    def notes(self, attribute: str) -> dict[str, str]:
+        """Of every name that is in the file or a part, the attribute of its group; the empty text where it has none."""
+        found: dict[str, str] = {}
+
+        def read(path: Path) -> None:
+            with _readable(path), h5py.File(path, "r") as file:
+                file.visititems(
+                    lambda name, item: (
+                        found.update({name: str(item.attrs.get(attribute, ""))}) if isinstance(item, h5py.Group) else None
+                    )
+                )
+
+        for path in [*self._parts(), *([self.path] if self.path.exists() else [])]:
+            read(path)
+        return found
+
+    def __enter__(self) -> "GrowingFile":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+    def _parts(self) -> list[Path]:
+        return sorted(self.folder.glob("part-*.h5"))
+
+    @contextmanager
+    def part(self) -> Iterator[Callable[[str], h5py.Group]]:
+        """Inside, the given function makes the group of a name; they are on the disk, all together, when it ends.
+
+        Raises InputError where the disk is full; the parts before stay.
+        """
+        aside, names, whole = self.folder / "unfinished.h5", [], io.BytesIO()
+        try:
+            with h5py.File(whole, "w") as file:  # HDF5 crashes on a full disk, so it writes to memory
+
+                def group(name: str) -> h5py.Group:
+                    names.append(name)
+                    return file.create_group(name)
+
+                yield group
+                file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
+            aside.write_bytes(whole.getbuffer())
+            _flush(aside)
+            last = max((int(part.stem.removeprefix("part-")) for part in self._parts()), default=-1)
+            aside.replace(self.folder / f"part-{last + 1:06d}.h5")  # not their count: a damaged one may have been deleted
+        except (OSError, RuntimeError) as error:
+            if disk_is_full(error):
+                raise InputError(
+                    f"the disk of {self.path} is full; make room and run the same command again to go on"
+                ) from None
+            raise
+        finally:
+            aside.unlink(missing_ok=True)
+        self._in_parts |= set(names)
+
+    def finish(self) -> None:
+        """Joins the file and the parts and removes those; `record` is an attribute. Raises InputError on a full disk."""
+        aside = self.path.with_name(self.path.name + ".unfinished")
+        size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
+        if self._in_parts and not has_room(self.path, size):
+            raise InputError(f"the disk of {self.path} is full; make room and run the same command again to go on")
+        if self.path.exists():
+            if not self._in_parts:  # nothing is new
+                self._remove_parts()
+                return
+            shutil.copyfile(self.path, aside)
+        with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
+            file.attrs["record"] = self.record
+            if "made" not in file.attrs:
+                file.attrs["made"] = _digest(self._parts())
+            for part in self._parts():
+                with _readable(part), h5py.File(part, "r") as source:
+                    for name in _names(part):
+                        if name in file:  # joined before a kill that left the parts
+                            continue
+                        parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
+                        source.copy(source[name], parent, name.rpartition("/")[2])
+        _flush(aside)
+        aside.replace(self.path)
+        self._remove_parts()
+
+    def _remove_parts(self) -> None:
+        """While the lock is held, so that no other process begins in a folder that vanishes."""
+        lock = self.folder / "lock"
+        for path in self.folder.iterdir():
+            if path != lock:
+                path.unlink()
+        try:
+            lock.unlink(missing_ok=True)
+        except PermissionError:  # Windows keeps files that are open
+            self._lock.release()
+            lock.unlink(missing_ok=True)
+        with suppress(OSError):  # another process has just begun
+            self.folder.rmdir()
+        self._lock.release()
+
+
+def _record_of(path: Path) -> str:
+    with Reader(path) as file:
+        return file.record
+
+
+def _names(part: Path) -> list[str]:
+    with _readable(part), h5py.File(part, "r") as file:
+        dataset: Any = file[NAMES]
+        return [name.decode() for name in dataset[()].tolist()]
+
+
+@contextmanager
+def _readable(path: Path, written_by: str = "") -> Iterator[None]:
+    """Raises InputError where HDF5 cannot make sense of a file. written_by: the command that makes such files."""
+    try:
+        yield
+    except InputError:
+        raise
+    except HDF5_ERRORS as error:
+        if disk_is_full(error):
+            raise InputError(f"the disk of {path} is full; make room and run the same command again to go on") from None
+        if written_by:
+            raise InputError(f"{path} is not one of `{written_by}`, or is damaged ({reason(error)})") from None
+        raise InputError(
+            f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
+        ) from None
+
+
+def _digest(parts: Sequence[Path]) -> str:
+    whole = hashlib.sha256()
+    for part in parts:
+        with part.open("rb") as file:
+            whole.update(hashlib.file_digest(file, "sha256").digest())
+    return whole.hexdigest()
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def read_numbers(group: h5py.Group, name: str) -> np.ndarray:
+    """A whole data set of numbers. KeyError where it is missing, ValueError where it is something else, or too large."""
+    dataset: Any = group.get(name)
+    if not isinstance(dataset, h5py.Dataset):
+        raise KeyError(f"{name} is missing")
+    if dataset.shape is None or dataset.dtype.kind not in "biuf":
+        raise ValueError(f"{name} holds no numbers")
+    if dataset.size * dataset.dtype.itemsize > LARGEST_ARRAY:
+        raise ValueError(f"{name} has shape {dataset.shape}, more than {LARGEST_ARRAY >> 20} MiB")
+    return np.asarray(dataset[()])

@@ -1,0 +1,1 @@
+"""The machine: devices and memory, the cache folder, optional packages."""

@@ -1,0 +1,1 @@
+"""Feature datasets: what is trained on, and how it is made."""

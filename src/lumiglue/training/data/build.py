@@ -1,0 +1,379 @@
+"""Building a dataset from any source of views, in parts of a few items, so that a killed build goes on where it was."""
+
+import contextlib
+import errno
+import json
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+
+from lumiglue.errors import DatasetError, ImageError, InputError
+from lumiglue.extractors import Extractor
+from lumiglue.geometry.projective import transfer, transform
+from lumiglue.io.atomic import has_room
+from lumiglue.io.text import differences
+from lumiglue.system.device import usable_cores
+from lumiglue.training.data.dataset import (
+    FORMAT,
+    ROWS,
+    VERSION,
+    VIEWS,
+    FeatureDataset,
+    Kind,
+    LabelledPair,
+    LabelledSource,
+    View,
+    ViewSource,
+    parts_folder,
+    read_array,
+)
+from lumiglue.training.taught import join_taught, write_taught
+from lumiglue.types import Features
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetSettings:
+    """max_keypoints: kept per view, the strongest. items_per_part: photos (synthetic scenes, frames) between two
+    checkpoints."""
+
+    max_keypoints: int = 512
+    items_per_part: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_keypoints < 8 or self.items_per_part < 1:
+            raise InputError("a dataset needs max_keypoints of at least 8 and items_per_part of at least 1")
+
+
+@dataclass(frozen=True)
+class DatasetProgress:
+    """One finished part of a build."""
+
+    items_done: int
+    items: int
+    skipped: tuple[str, ...]
+
+
+def build_dataset(
+    source: ViewSource, out: str | Path, extractor: Extractor, settings: DatasetSettings, *, workers: int = 0
+) -> Iterator[DatasetProgress]:
+    """Builds `out` from a source of views; yields after each part. Run again after a kill to go on.
+
+    Views depend on the source and the item only, so neither the number of workers nor a restart changes them.
+    workers: processes; 0 takes one per core. Raises DatasetError where `out` or an unfinished build has other settings,
+    another process is building it, no item can be read, no two views pair up, or the disk is full.
+    """
+    out = Path(out)
+    plan = {
+        "extractor": {**extractor.config(), "name": extractor.name, "descriptor_dim": extractor.descriptor_dim},
+        "settings": asdict(settings) | source.plan(),
+        "items": list(source.items),
+    }
+    if out.exists():
+        _agree(FeatureDataset(out).plan, plan, f"{out} holds a dataset")
+        yield DatasetProgress(len(plan["items"]), len(plan["items"]), ())
+        return
+    try:
+        yield from _build(source, out, extractor, settings, plan, workers)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DatasetError(f"the disk of {out} is full; make room and run the same command again to go on") from None
+        raise
+
+
+def strongest(features: Features, usable: np.ndarray, max_keypoints: int) -> np.ndarray:
+    """Rows of the usable keypoints (n booleans) to keep, strongest first."""
+    rows = np.flatnonzero(usable)
+    scores = features.scores.numpy()[rows] if features.scores is not None else -rows
+    return rows[np.argsort(-scores, kind="stable")[:max_keypoints]]
+
+
+@dataclass(frozen=True)
+class _Job:
+    source: ViewSource
+    items: Sequence[int]
+    out: Path
+    extractor: Extractor
+    settings: DatasetSettings
+
+
+def _build(
+    source: ViewSource, out: Path, extractor: Extractor, settings: DatasetSettings, plan: dict[str, Any], workers: int
+) -> Iterator[DatasetProgress]:
+    parts = _open_parts_folder(out, plan)
+    lock = FileLock(parts / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise DatasetError(f"another process is building {out}; wait for it, or stop it and run this again") from None
+    try:
+        yield from _build_in(parts, source, out, extractor, settings, plan, workers)
+    finally:
+        lock.release()
+    shutil.rmtree(parts)
+
+
+def _build_in(
+    parts: Path,
+    source: ViewSource,
+    out: Path,
+    extractor: Extractor,
+    settings: DatasetSettings,
+    plan: dict[str, Any],
+    workers: int,
+) -> Iterator[DatasetProgress]:
+    """Builds the missing parts and joins them all; no other process is at it."""
+    count, step = len(source.items), settings.items_per_part
+    jobs = [
+        _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
+        for start in range(0, count, step)
+    ]
+    waiting = [job for job in jobs if not job.out.exists()]
+    done = count - sum(len(job.items) for job in waiting)
+    skipped: list[str] = []
+    yield DatasetProgress(done, count, ())
+    workers = min(workers or usable_cores(), len(waiting))
+    if workers > 1:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            running = [pool.submit(_build_part, job) for job in waiting]
+            try:
+                for future in as_completed(running):
+                    finished, bad = future.result()
+                    done, skipped = done + finished, skipped + bad
+                    yield DatasetProgress(done, count, tuple(skipped))
+            except BrokenProcessPool:
+                raise DatasetError(
+                    f"one of {workers} processes was killed, for want of memory perhaps; run it again with fewer --workers"
+                ) from None
+            finally:
+                for future in running:
+                    future.cancel()
+    else:
+        for job in waiting:
+            finished, bad = _build_part(job)
+            done, skipped = done + finished, skipped + bad
+            yield DatasetProgress(done, count, tuple(skipped))
+    _join_parts([job.out for job in jobs], out, source, plan)
+
+
+def _build_part(job: _Job) -> tuple[int, list[str]]:
+    """Writes one part; returns how many items it was for and which could not be read."""
+    cv2.setNumThreads(1)
+    torch.set_num_threads(1)  # each worker has a core
+    skipped: list[str] = []
+    views: list[tuple[int, View]] = []
+    pairs: list[LabelledPair] | None = [] if isinstance(job.source, LabelledSource) else None
+    for item in job.items:
+        try:
+            if isinstance(job.source, LabelledSource) and pairs is not None:
+                found, labelled = job.source.labelled(item, job.extractor, job.settings.max_keypoints)
+                pairs += [(a + len(views), b + len(views), overlap, labels) for a, b, overlap, labels in labelled]
+            else:
+                found = job.source.views(item, job.extractor, job.settings.max_keypoints)
+            for view in found:
+                view.scene.encode()
+            views += [(item, view) for view in found]
+        except (ImageError, UnicodeEncodeError):  # HDF5 holds no name that is not UTF-8
+            skipped.append(job.source.items[item].encode("utf-8", "backslashreplace").decode())
+    _write_part(job, views, skipped, pairs)
+    return len(job.items), skipped
+
+
+def _write_part(
+    job: _Job, views: Sequence[tuple[int, View]], skipped: Sequence[str], pairs: Sequence[LabelledPair] | None
+) -> None:
+    empty = {"keypoints": (0, 2), "descriptors": (0, job.extractor.descriptor_dim)}
+    columns: dict[str, list[np.ndarray]] = {
+        name: [np.zeros(empty.get(name, (0,)), np.int8 if name == "descriptors" else np.float32)] for name in ROWS
+    }
+    for _, view in views:
+        for name, array in _columns_of(view).items():
+            columns[name].append(array)
+    oriented = all(v.features.scales is not None and v.features.orientations is not None for _, v in views)
+    unfinished = job.out.with_suffix(".unfinished")
+    _need_room(job.out, sum(array.nbytes for arrays in columns.values() for array in arrays))
+    with h5py.File(unfinished, "w") as file:
+        for name, arrays in columns.items():
+            file[name] = np.concatenate(arrays)
+        file["counts"] = np.array([len(view.features) for _, view in views], dtype=np.int64)
+        file["items"] = np.array([item for item, _ in views], dtype=np.int64)
+        file["scenes"] = np.array([view.scene for _, view in views], dtype=h5py.string_dtype())
+        file["view_sizes"] = np.array([view.features.image_size for _, view in views], dtype=np.int64).reshape(-1, 2)
+        file["homographies"] = _matrices([view.view_from_scene for _, view in views], 3)
+        file["intrinsics"] = _matrices([view.intrinsics for _, view in views], 3)
+        file["cameras"] = _matrices([view.camera_from_world for _, view in views], 4)
+        if pairs is not None:
+            file["pairs"] = np.array([(a, b) for a, b, _, _ in pairs], dtype=np.int64).reshape(-1, 2)
+            file["overlaps"] = np.array([overlap for _, _, overlap, _ in pairs], dtype=np.float32)
+            write_taught(file, [labels for *_, labels in pairs])
+        file.attrs.update(skipped=json.dumps(list(skipped)), has_orientation=oriented)
+    unfinished.replace(job.out)
+
+
+def _columns_of(view: View) -> dict[str, np.ndarray]:
+    features = view.features
+    descriptors = features.descriptors.numpy().astype(np.float32)
+    steps = np.maximum(np.abs(descriptors).max(1, initial=0.0), 1e-12) / 127
+    columns = {
+        "keypoints": features.keypoints.numpy(),
+        "descriptors": np.rint(descriptors / steps[:, None]).astype(np.int8),
+        "descriptor_steps": steps,
+        "depths": np.full(len(features), np.nan) if view.depths is None else view.depths,
+    }
+    for name in ("scales", "orientations", "scores"):
+        value = getattr(features, name)
+        columns[name] = np.zeros(len(features)) if value is None else value.numpy()
+    return {name: array if name == "descriptors" else array.astype(np.float32) for name, array in columns.items()}
+
+
+def _matrices(matrices: Sequence[np.ndarray | None], size: int) -> np.ndarray:
+    filled = [np.eye(size) if matrix is None else matrix for matrix in matrices]
+    return np.array(filled, dtype=np.float64).reshape(-1, size, size)
+
+
+def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict[str, Any]) -> None:
+    """Copies the parts into one file of contiguous arrays, array by array, pairs up the views, renames it into place."""
+    counts, skipped, oriented = [np.zeros(0, np.int64)], [], True
+    names: list[bytes] = []
+    for part in parts:
+        with h5py.File(part, "r") as file:
+            counts.append(read_array(file, "counts"))
+            names += read_array(file, "scenes").tolist()
+            skipped += json.loads(str(file.attrs["skipped"]))
+            oriented &= bool(file.attrs["has_orientation"])
+    per_view = np.concatenate(counts)
+    if not len(per_view):
+        raise DatasetError(f"none of the {len(plan['items'])} photos can be read; the first is {plan['items'][0]}")
+    scenes = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    offsets = np.concatenate([[0], np.cumsum(per_view)])
+    unfinished = out.with_name(out.name + ".unfinished")
+    _need_room(out, sum(part.stat().st_size for part in parts))
+    with h5py.File(unfinished, "w") as dataset:
+        for name in (*ROWS, *VIEWS, "items"):
+            _join_array(parts, dataset, name, int(offsets[-1]) if name in ROWS else len(per_view))
+        dataset["offsets"] = offsets
+        dataset["view_scenes"] = np.array([scenes[name] for name in names], dtype=np.int64)
+        dataset["scenes"] = np.array(list(scenes), dtype=h5py.string_dtype())
+        dataset["skipped"] = np.array(skipped, dtype=h5py.string_dtype())
+        if isinstance(source, LabelledSource):
+            dataset["pairs"], dataset["overlaps"] = _join_pairs(parts, dataset)
+        else:
+            dataset["pairs"], dataset["overlaps"] = _pair_up(dataset, source)
+        dataset.attrs.update(
+            format=FORMAT, version=VERSION, kind=source.kind, has_orientation=oriented, plan=json.dumps(plan)
+        )
+    unfinished.replace(out)
+
+
+def _need_room(file: Path, size: int) -> None:
+    """Raises OSError before HDF5 finds the disk full, which it does not survive."""
+    if not has_room(file, size):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+
+def _join_array(parts: Sequence[Path], dataset: h5py.File, name: str, rows: int) -> None:
+    target: Any = None
+    start = 0
+    for part in parts:
+        with h5py.File(part, "r") as file:
+            block = read_array(file, name)
+        if target is None:
+            target = dataset.create_dataset(name, shape=(rows, *block.shape[1:]), dtype=block.dtype)
+        target[start : start + len(block)] = block
+        start += len(block)
+
+
+def _join_pairs(parts: Sequence[Path], dataset: h5py.File) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of views (Q x 2) and their overlaps, of parts that hold labels; these are joined into the dataset."""
+    pairs, overlaps, start = [], [], 0
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context(h5py.File(part, "r")) for part in parts]
+        for file in files:
+            pairs.append(read_array(file, "pairs") + start)
+            overlaps.append(read_array(file, "overlaps"))
+            start += len(read_array(file, "counts"))
+        join_taught(files, dataset)
+    return np.concatenate(pairs), np.concatenate(overlaps)
+
+
+def _pair_up(dataset: h5py.File, source: ViewSource) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of views (Q x 2) and their overlaps."""
+    given = source.pairs()
+    if given is not None:
+        view_of = {item: view for view, item in enumerate(read_array(dataset, "items").tolist())}
+        kept = [(view_of[a], view_of[b], overlap) for a, b, overlap in given if a in view_of and b in view_of]
+    else:
+        scenes, offsets = read_array(dataset, "view_scenes"), read_array(dataset, "offsets")
+        arrays = {name: read_array(dataset, name) for name in (*VIEWS, "keypoints", "depths")}
+        starts = np.flatnonzero(np.diff(scenes, prepend=-1))  # a scene's views follow one another
+        groups = np.split(np.arange(len(scenes)), starts[1:])
+        kept = [
+            (a, b, min(_share_seen(arrays, offsets, source.kind, *way) for way in ((a, b), (b, a))))
+            for group in groups
+            for a, b in combinations(group.tolist(), 2)
+        ]
+    if not kept and (limits := source.plan().get("pairing")):
+        raise DatasetError(
+            f"no two of {len(source.items)} frames overlap by {limits['min_overlap']:g} to {limits['max_overlap']:g}; "
+            "give --min-overlap and --max-overlap that are wider, or more frames"
+        )
+    if not kept:
+        raise DatasetError(f"no two views of {len(source.items)} items show the same scene; give more views or more frames")
+    return np.array([pair[:2] for pair in kept], dtype=np.int64), np.array([pair[2] for pair in kept], dtype=np.float32)
+
+
+def _share_seen(arrays: dict[str, np.ndarray], offsets: np.ndarray, kind: Kind, a: int, b: int) -> float:
+    """Share of view a's keypoints (of known depth) whose place lies inside view b, occluded or not."""
+    rows = slice(offsets[a], offsets[a + 1])
+    points = torch.from_numpy(arrays["keypoints"][rows].astype(np.float64))
+    if kind == "plane":
+        b_from_a = arrays["homographies"][b] @ np.linalg.inv(arrays["homographies"][a])
+        seen = transform(torch.from_numpy(b_from_a), points)
+    else:
+        depths = torch.from_numpy(arrays["depths"][rows].astype(np.float64))
+        b_from_a = arrays["cameras"][b] @ np.linalg.inv(arrays["cameras"][a])
+        matrices = (arrays["intrinsics"][a], arrays["intrinsics"][b], b_from_a)
+        seen = transfer(points, depths, *(torch.from_numpy(matrix) for matrix in matrices))[0][torch.isfinite(depths)]
+    limit = torch.from_numpy(arrays["view_sizes"][b] - 0.5)
+    return float(((seen > -0.5) & (seen < limit)).all(1).double().mean()) if len(seen) else 0.0
+
+
+def _agree(before: Any, plan: dict[str, Any], what: str) -> None:
+    """Raises DatasetError where a dataset, or one that was begun, was planned otherwise."""
+    now = json.loads(json.dumps(plan))
+    if before != now:
+        raise DatasetError(f"{what} of other photos or settings{differences(before, now)}; delete it or choose another -o")
+
+
+def _plan_in(record: Path) -> Any:
+    try:
+        return json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _open_parts_folder(out: Path, plan: dict[str, Any]) -> Path:
+    """The folder of parts with its plan; refuses to mix two plans in one build."""
+    parts = parts_folder(out)
+    parts.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(plan, sort_keys=True)
+    record = parts / "plan.json"
+    if record.exists():
+        _agree(_plan_in(record), plan, f"{parts} holds an unfinished build")
+    if not record.exists():
+        unfinished = record.with_suffix(".unfinished")
+        unfinished.write_text(text)
+        unfinished.replace(record)
+    return parts

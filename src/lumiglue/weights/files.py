@@ -1,0 +1,111 @@
+"""Weights on disk: safetensors with their config beside the tensors, strict loading, download with SHA-256."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save
+
+from lumiglue.errors import WeightsError
+from lumiglue.io.download import file_sha256
+from lumiglue.io.text import reason
+from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
+from lumiglue.matcher.precision import unrounded_state
+
+FORMAT = "lumiglue-"  # and the name of the model
+FOLDER_FILES = ("config.json", "model.safetensors")  # of a matcher in a folder, as on the Hugging Face Hub
+
+
+def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, Any]) -> None:
+    """Writes a model and its config; `metadata` holds JSON values (training data, steps, metrics, licence).
+
+    Of a model set to bf16 what is written is not rounded."""
+    header = {"config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
+    header["format"] = FORMAT + model_name(model.config)
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in unrounded_state(model).items()}
+    path = Path(path)
+    unfinished = path.with_name(path.name + ".unfinished")
+    unfinished.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
+    unfinished.replace(path)
+
+
+def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
+    """The config and the metadata of a weights file. Raises WeightsError where it is missing or not one of ours."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path} does not exist; give a .safetensors file, or leave --weights out for the built-in ones")
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+    except Exception as error:  # safetensors raises SafetensorError, OSError and ValueError on damaged files
+        raise WeightsError(f"{path} cannot be read as safetensors ({reason(error)}); copy or convert it again") from None
+    name = header.get("format", "").removeprefix(FORMAT)
+    if name not in CONFIGS:
+        raise WeightsError(f"{path} is not a Lumiglue weights file; convert it with `lumiglue weights import`")
+    try:
+        config, metadata = config_from(name, json.loads(header["config"])), json.loads(header.get("metadata", "{}"))
+        if not isinstance(metadata, dict):
+            raise ValueError("its metadata are no names and values")
+    except (KeyError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has a config that this version cannot read ({reason(error)}); update lumiglue") from None
+    return config, metadata
+
+
+def is_ours(path: str | Path) -> bool:
+    """Whether a file says that it is one of ours; released checkpoints do not."""
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return (file.metadata() or {}).get("format", "").startswith(FORMAT)
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
+def load_weights(path: str | Path, device: torch.device | str = "cpu") -> MatcherModel:
+    """A model in evaluation mode from a file; every tensor must be there and fit. Raises WeightsError."""
+    config, _ = read_metadata(path)
+    try:
+        return build_for(config, load_file(path)).to(device)
+    except Exception as error:  # safetensors raises SafetensorError, OSError and more on damaged files
+        raise WeightsError(f"{path} does not fit its own config ({reason(error)}); copy it again") from None
+
+
+# The weights in the package, by name. Trained by us; see docs/weights.md.
+BUILT_IN = {
+    "sift": "sift-compact.safetensors",
+    "sift-clean": "sift-compact-clean.safetensors",  # of openly licensed photos alone
+    "aliked-compact": "aliked-compact.safetensors",
+}
+
+
+def pretrained_path(name: str) -> Path:
+    """Where the built-in weights of that name lie. Raises WeightsError for an unknown name."""
+    if name not in BUILT_IN:
+        raise WeightsError(f"there are no built-in weights for {name!r}; choose from {sorted(BUILT_IN)} or give a file")
+    return Path(__file__).parent / "data" / BUILT_IN[name]
+
+
+def built_in_checksums() -> dict[str, str]:
+    """SHA-256 of each file of built-in weights, as data/SHA256SUMS has them."""
+    lines = (Path(__file__).parent / "data" / "SHA256SUMS").read_text().splitlines()
+    return {name.strip(): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
+
+
+def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights file and the config of a folder that holds both, as on the Hub; the config's checksum is compared.
+    Raises WeightsError where one is missing, damaged or not ours."""
+    path, weights = (folder / name for name in FOLDER_FILES)
+    for file in (path, weights):
+        if not file.is_file():
+            raise WeightsError(f"{folder} has no {file.name}; give a folder that save_pretrained or push_to_hub wrote")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        expected = config["sha256"]
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} is not one of Lumiglue's ({type(error).__name__}: {error}); write it again") from None
+    if (found := file_sha256(weights)) != expected:
+        raise WeightsError(f"{weights} has SHA-256 {found}, its config.json says {expected}; delete it and fetch it again")
+    return weights, config

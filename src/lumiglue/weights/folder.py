@@ -1,0 +1,118 @@
+"""A matcher as a folder: model.safetensors, config.json and a model card, as the Hugging Face Hub has them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lumiglue.errors import InputError, WeightsError
+from lumiglue.io.download import file_sha256
+from lumiglue.matcher.models import MatcherModel, model_name
+from lumiglue.matcher.precision import unrounded_state
+from lumiglue.matcher.settings import MatchSettings
+from lumiglue.weights.files import FOLDER_FILES, check_folder, read_metadata, save_weights
+
+CONFIG, WEIGHTS, CARD = *FOLDER_FILES, "README.md"  # the card is for people; loading does not need it
+_NAMES = {"lightglue": "LightGlue", "superglue": "SuperGlue"}
+_PAPERS = {
+    "lightglue": "Philipp Lindenberger, Paul-Edouard Sarlin, Marc Pollefeys: LightGlue: Local Feature Matching at Light "
+    "Speed. ICCV 2023.",
+    "superglue": "Paul-Edouard Sarlin, Daniel DeTone, Tomasz Malisiewicz, Andrew Rabinovich: SuperGlue: Learning Feature "
+    "Matching with Graph Neural Networks. CVPR 2020.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFolder:
+    """What lies in a folder. weights: the safetensors file, whose checksum was compared. features: name of the extractor
+    that the matcher was trained for, "" for any. settings: how to match by default. metadata: the training record."""
+
+    weights: Path
+    features: str
+    settings: MatchSettings
+    metadata: Mapping[str, Any]
+
+
+def write_model_folder(
+    folder: str | Path, model: MatcherModel, settings: MatchSettings, metadata: Mapping[str, Any], name: str
+) -> None:
+    """Writes the three files; the folder is made where there is none. name: what the card calls it."""
+    if any(tensor.dtype == torch.bfloat16 for tensor in unrounded_state(model).values()):
+        raise InputError("the weights were rounded to bfloat16; write those that they were rounded from")
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / WEIGHTS, metadata)
+    config = {
+        "library": "lumiglue",
+        "model": model_name(model.config),
+        "features": model.config.extractor,
+        "config": asdict(model.config),
+        "settings": asdict(settings),
+        "sha256": file_sha256(folder / WEIGHTS),
+    }
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    (folder / CARD).write_text(model_card(model, metadata, name), encoding="utf-8")
+
+
+def read_model_folder(folder: str | Path) -> ModelFolder:
+    """Checks and reads what `write_model_folder` wrote. Raises WeightsError where a file is missing, damaged or of another
+    kind."""
+    weights, config = check_folder(Path(folder))
+    try:
+        settings = MatchSettings(**config["settings"])
+    except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
+        raise WeightsError(f"{folder}/{CONFIG} has settings that are not known here ({error}); update lumiglue") from None
+    model, metadata = read_metadata(weights)
+    return ModelFolder(weights=weights, features=model.extractor, settings=settings, metadata=metadata)
+
+
+def model_card(model: MatcherModel, metadata: Mapping[str, Any], name: str) -> str:
+    """Markdown with the Hub's front matter. What the training record does not say, the card does not claim."""
+    config = model.config
+    kind, features = _NAMES[model_name(config)], config.extractor or f"any {config.descriptor_dim}-channel"
+    licence = str(metadata.get("licence", "unknown"))
+    tags = ["feature-matching", "image-matching", "keypoint-matching", model_name(config), *filter(None, [config.extractor])]
+    front = {"license": licence.lower(), "library_name": "lumiglue", "tags": tags}
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    parts = [
+        "---",
+        *(f"{key}: {json.dumps(value)}" for key, value in front.items()),  # JSON is YAML
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A {kind} matcher for {features} features: {config.n_layers} layers of {config.d} channels, "
+        f"{parameters / 1e6:.1f} million parameters.",
+        "",
+        "```python",
+        "import lumiglue",
+        "",
+        f"matcher = lumiglue.Pipeline.from_pretrained({name!r})",
+        'result = matcher.match("a.jpg", "b.jpg")',
+        "```",
+        "",
+        f'Or `lumiglue match a.jpg b.jpg --weights hub:{name}`. Install with `pip install "lumiglue[hub]"`.',
+        "",
+        f"Licence of the weights: {licence}.",
+    ]
+    if training := metadata.get("training_data"):
+        parts += ["", "## Training data", "", str(training)]
+    if metrics := metadata.get("metrics"):
+        parts += ["", "## Measured", "", *_table(metrics)]
+    parts += [
+        "",
+        "## Cite",
+        "",
+        _PAPERS[model_name(config)],
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _table(metrics: Any) -> list[str]:
+    if not isinstance(metrics, Mapping):
+        return [str(metrics)]
+    rows = [f"| {key} | {json.dumps(value) if not isinstance(value, str) else value} |" for key, value in metrics.items()]
+    return ["| figure | value |", "|---|---|", *rows]

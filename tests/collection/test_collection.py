@@ -1,0 +1,713 @@
+"""Collections: jobs that go on after any kill, hloc's layouts, pair selection, and a reconstruction of a known scene."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import cv2
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers import draw_photo
+from lumiglue import InputError, Pipeline, Sift
+from lumiglue.cli import main
+from lumiglue.collection import features as bulk_features
+from lumiglue.collection.features import describe_collection, list_images
+from lumiglue.collection.hloc import FeaturesFile, MatchesReader
+from lumiglue.collection.matching import in_threads, match_collection
+from lumiglue.collection.pairs import by_position, exhaustive, read_pairs, read_position, sequential, unique, write_pairs
+from lumiglue.images import read_image
+from lumiglue.io.hdf5 import GrowingFile
+from lumiglue.io.text import differences
+from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
+from lumiglue.training.data.synthetic_scenes import Camera as WorldCamera
+from lumiglue.training.data.synthetic_scenes import SceneSettings, build_scene, render
+
+pytest.importorskip("pycolmap")
+pytest.importorskip("faiss")
+
+from lumiglue.collection.retrieval import by_retrieval
+
+Save = Callable[[str, np.ndarray], Path]
+
+
+def write(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    assert cv2.imwrite(str(path), image[..., ::-1])
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine photos: three views of three scenes, in two folders; and their features."""
+    folder, rng = tmp_path_factory.mktemp("drawn") / "photos", np.random.default_rng(0)
+    gentle = ViewSettings(any_roll=0, roll=5, tilt=20, zoom=(0.9, 1.1), shift=0.05)
+    import torch
+
+    for scene in range(3):
+        photo = torch.from_numpy(draw_photo(scene))
+        for view in range(3):
+            image = photo if view == 0 else warp(photo, sample_view(rng, (320, 240), gentle))
+            write(folder / ("east" if scene < 2 else "west") / f"{scene}{view}.png", image.numpy())
+    list(describe_collection(folder, list_images(folder), Sift(max_keypoints=200), folder.parent / "features.h5"))
+    return folder.parent
+
+
+@pytest.fixture
+def photos(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(drawn / "photos", tmp_path / "photos")
+
+
+@pytest.fixture
+def described(drawn: Path, tmp_path: Path) -> Path:
+    return shutil.copy(drawn / "features.h5", tmp_path / "features.h5")
+
+
+def contents(path: Path) -> dict[str, np.ndarray]:
+    """Every data set of an HDF5 file."""
+    found: dict[str, np.ndarray] = {}
+    with h5py.File(path) as file:
+        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return found
+
+
+def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[key], b[key]) for key in a)
+
+
+# -- files that grow ---------------------------------------------------------------------------------------------------
+
+
+def test_parts_are_whole_or_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with GrowingFile(path, "record") as growing:
+        with growing.part() as group:
+            group("a/b").create_dataset("numbers", data=[1, 2])
+        with contextlib.suppress(RuntimeError), growing.part() as group:
+            group("c").create_dataset("numbers", data=[3])
+            raise RuntimeError("killed")
+        assert growing.missing(["a/b", "c"]) == ["c"]
+    with GrowingFile(path, "record") as growing:
+        assert growing.missing(["a/b", "c"]) == ["c"]
+        with growing.part() as group:
+            group("c").create_dataset("numbers", data=[3])
+        growing.finish()
+    assert {key: value.tolist() for key, value in contents(path).items()} == {"a/b/numbers": [1, 2], "c/numbers": [3]}
+    with GrowingFile(path, "record") as growing:  # more, later
+        assert growing.missing(["a/b", "c", "d"]) == ["d"]
+        with growing.part() as group:
+            group("d").create_dataset("numbers", data=[4])
+        growing.finish()
+    assert sorted(contents(path)) == ["a/b/numbers", "c/numbers", "d/numbers"]
+    before = path.read_bytes()
+    with GrowingFile(path, "record") as growing:  # nothing new
+        growing.finish()
+    assert path.read_bytes() == before
+    assert not path.with_name("x.h5.parts").exists()
+    with pytest.raises(InputError, match=r"x\.h5 was made with other settings"):
+        GrowingFile(path, "another")
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "told"),
+    [
+        ({"a": 1, "b": {"c": [1, 2]}}, {"a": 2, "b": {"c": [1, 2]}}, "a 1, now 2"),
+        ({"a": 1}, {"a": 1, "b": True}, "b none, now true"),
+        ({"b": {"c": 1, "d": "x"}}, {"b": {"c": 3, "d": "y"}}, 'b.c 1, now 3; b.d "x", now "y"'),
+        ({"datasets": [{"seed": 1}, {"seed": 2}]}, {"datasets": [{"seed": 1}, {"seed": 3}]}, "datasets 2.seed 2, now 3"),
+        ({"items": list("abcdef")}, {"items": list("abcde")}, "items 6 of them, now 5 of them"),
+        ({"items": list("abcdef")}, {"items": list("abcdeg")}, "items 6 of them, now others"),
+        ('{"in": "{\\"text\\": 1}"}', '{"in": "{\\"text\\": 2}"}', "in.text 1, now 2"),
+        (dict.fromkeys("abcde", 1), dict.fromkeys("abcde", 2), "a 1, now 2; b 1, now 2; c 1, now 2; and 2 more"),
+        ("one", "two", ""),
+        ({"a": 1}, {"a": 1}, ""),
+    ],
+)
+def test_records_say_what_they_do_not_agree_in(before: Any, now: Any, told: str) -> None:
+    assert differences(before, now) == (f" ({told})" if told else "")
+
+
+def test_a_file_belongs_to_one_process_and_one_record(tmp_path: Path) -> None:
+    path = tmp_path / "x.h5"
+    with GrowingFile(path, "one"), pytest.raises(InputError, match="another process is writing"):
+        GrowingFile(path, "one")
+    with pytest.raises(InputError, match=r"x\.h5\.parts was made with other settings"):
+        GrowingFile(path, "two")
+    with GrowingFile(path, "one") as growing:  # the lock was let go
+        assert growing.missing(["a"]) == ["a"]
+
+
+# -- features ----------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_in_hlocs_layout(photos: Path, described: Path) -> None:
+    """hloc reads keypoints, descriptors (channels first), scores, image_size from the group of the image's name."""
+    names = list_images(photos)
+    assert names == [f"{'east' if s < 2 else 'west'}/{s}{v}.png" for s in range(3) for v in range(3)]
+    with h5py.File(described) as file:
+        group = file["east/01.png"]
+        assert isinstance(group, h5py.Group)
+        n = len(group["keypoints"])  # pyright: ignore[reportArgumentType]
+        shapes = {name: item.shape for name, item in group.items() if isinstance(item, h5py.Dataset)}
+    assert 50 < n <= 200
+    assert shapes == {
+        "keypoints": (n, 2), "descriptors": (128, n), "scores": (n,), "image_size": (2,), "scales": (n,), "oris": (n,),
+    }  # fmt: skip
+    alone = Sift(max_keypoints=200)(read_image(photos / "east/01.png"))
+    with FeaturesFile(described) as file:
+        assert file.names() == names
+        found = file.read("east/01.png")
+    assert np.array_equal(found.keypoints, alone.keypoints)
+    assert np.allclose(found.descriptors, alone.descriptors, atol=1e-3)
+    assert found.image_size == (320, 240)
+    assert found.extractor == "sift"
+
+
+def test_description_goes_on_and_leaves_out_broken_images(
+    photos: Path, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bulk_features, "IMAGES_IN_A_PART", 2)
+    (photos / "east" / "00b.png").write_bytes(b"no image")
+    names, out = list_images(photos), tmp_path / "again.h5"
+    steps = describe_collection(photos, names, Sift(max_keypoints=200), out, workers=2)
+    first = list(islice(steps, 3))  # nothing, then two parts
+    assert [(step.done, step.total) for step in first] == [(0, 10), (2, 10), (4, 10)]
+    assert [name for step in first for name, _ in step.failed] == ["east/00b.png"]
+    steps.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+    read: list[str] = []
+    monkeypatch.setattr(
+        bulk_features, "read_image", lambda path, real=bulk_features.read_image: read.append(path.name) or real(path)
+    )
+    rest = list(describe_collection(photos, names, Sift(max_keypoints=200), out))
+    assert rest[0].done == 3  # four were done, one of them broken
+    assert sorted(read) == ["00b.png", *sorted(Path(name).name for name in names[4:])]
+    assert [name for step in rest for name, _ in step.failed] == ["east/00b.png"]
+    assert same(contents(out), contents(described))
+    with pytest.raises(InputError, match="was made with other settings"):
+        list(describe_collection(photos, names, Sift(max_keypoints=100), out, note="100 keypoints"))
+    write(photos / "east" / "00b.png", draw_photo(7))  # mended
+    read.clear()
+    assert list(describe_collection(photos, names, Sift(max_keypoints=200), out))[-1].failed == ()
+    assert read == ["00b.png"]
+    with FeaturesFile(out) as file:
+        assert file.names() == names
+
+
+def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no folder"):
+        list_images(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no photo"):
+        list_images(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        FeaturesFile(tmp_path / "none.h5")
+    (tmp_path / "noise.h5").write_bytes(b"noise")
+    for reader in (FeaturesFile, MatchesReader):
+        with pytest.raises(InputError, match=r"is not one of `lumiglue (features|matches)`"):
+            reader(tmp_path / "noise.h5")
+    (tmp_path / "bad.png").write_bytes(b"no")
+    with pytest.raises(InputError, match="none of the 1 images"):
+        list(describe_collection(tmp_path, ["bad.png"], Sift(), tmp_path / "f.h5"))
+
+
+# -- matches -----------------------------------------------------------------------------------------------------------
+
+
+def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_path: Path) -> None:
+    pipeline, out = Pipeline.pretrained("sift", max_keypoints=200), tmp_path / "matches.h5"
+    pairs = exhaustive(list_images(photos))
+    steps = list(match_collection(described, pairs, pipeline, out, in_threads(2, cached_images=3)))
+    assert steps[-1].done == len(pairs) == 36
+    with FeaturesFile(described) as file, MatchesReader(out) as found:
+        for a, b in pairs[::5]:
+            (alone,) = pipeline.match_features([(file.read(a), file.read(b))])
+            assert np.array_equal(found.read(a, b), alone.pairs)
+            assert np.array_equal(found.read(b, a), alone.pairs.flip(1))
+        with pytest.raises(InputError, match="has no matches of"):
+            found.read("east/00.png", "nowhere.png")
+    with h5py.File(out) as file:  # as hloc's find_pair looks for it
+        assert {"matches0", "matching_scores0"} <= set(file["east-00.png/east-01.png"])  # pyright: ignore[reportArgumentType]
+    list(match_collection(described, pairs, pipeline, out))  # there already
+    with pytest.raises(InputError, match="was made with other settings"):
+        list(match_collection(described, pairs, Pipeline.pretrained("sift", weights="sift-clean"), out))
+
+
+KILLED = """
+import time
+from lumiglue.collection import matching
+from lumiglue.collection.pairs import read_pairs
+from lumiglue.pipeline.pipeline.pipeline import Pipeline
+matching.PAIRS_IN_A_PART = 3
+for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
+    said.send(step.done)
+    time.sleep(0.02)
+"""
+
+
+def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> None:
+    """kill -9 at any moment loses at most a part; what comes out is what an undisturbed run gives."""
+    pairs, out, whole = tmp_path / "pairs.txt", tmp_path / "killed.h5", tmp_path / "whole.h5"
+    write_pairs(pairs, exhaustive(list_images(photos)))
+    list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
+    rng, kills, counts = np.random.default_rng(0), 0, []
+    server = multiprocessing.get_context("forkserver")  # which imports once for all the processes that are killed
+    server.set_forkserver_preload(["lumiglue.collection.matching", "lumiglue.pipeline.pipeline"])
+    while not out.exists():
+        heard, said = server.Pipe(duplex=False)
+        names = {"features": described, "pairs": pairs, "out": out, "said": said}
+        process = server.Process(target=exec, args=(KILLED, names))
+        process.start()
+        said.close()
+        counts.append(heard.recv())
+        if kills < 3:  # somewhere in the next parts
+            for _ in range(int(rng.integers(1, 4))):
+                heard.recv()
+            time.sleep(float(rng.uniform(0, 0.05)))
+            process.kill()
+            kills += 1
+        process.join()
+        heard.close()
+    assert process.exitcode == 0
+    assert kills == 3
+    assert counts == sorted(counts)
+    assert counts[-1] > 0
+    assert same(contents(out), contents(whole))
+
+
+def test_a_pair_that_cannot_be_matched_stops_no_other(described: Path, tmp_path: Path) -> None:
+    pairs = [("east/00.png", "east/01.png"), ("east/00.png", "gone.png"), ("west/20.png", "west/21.png")]
+    steps = list(match_collection(described, pairs, Pipeline.pretrained("sift"), tmp_path / "m.h5"))
+    assert [failure for step in steps for failure in step.failed] == [
+        ("east/00.png gone.png", f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`")
+    ]
+    with MatchesReader(tmp_path / "m.h5") as found:
+        assert len(found.read("west/20.png", "west/21.png")) > 30
+
+
+def test_a_full_disk_is_said_and_keeps_what_was_done(tmp_path: Path) -> None:
+    with GrowingFile(tmp_path / "x.h5", "r") as growing:
+        with growing.part() as group:
+            group("a").create_dataset("n", data=[1])
+        with pytest.raises(InputError, match=r"disk of .* is full"), growing.part():
+            raise OSError(28, os.strerror(28))
+        assert growing.missing(["a", "b"]) == ["b"]
+
+
+ON_RAY = """
+import functools, json, os, signal, subprocess, sys, time
+import ray
+from lumiglue import Pipeline
+from lumiglue.collection.ray import join, on_ray
+from lumiglue.collection.pairs import read_pairs
+
+matching.PAIRS_IN_A_PART = 4
+features, pairs, out = sys.argv[1:]
+ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
+make = functools.partial(Pipeline.pretrained, "sift")
+killed, failed, cores = [], [], join()
+for step in matching.match_collection(features, read_pairs(pairs), make(), out, on_ray(make, 2)):
+    failed += step.failed
+    if step.done and not killed:
+        actors = []
+        while len(actors) < 2:  # the second may still be starting
+            time.sleep(0.2)
+            listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
+            actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::_Matcher" in line]
+        os.kill(actors[0], signal.SIGKILL)
+        killed.append(len(actors))
+print(json.dumps({"cores": cores, "actors": killed, "failed": failed}))
+"""
+
+
+def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, described: Path, tmp_path: Path) -> None:
+    """Two Ray workers, one of which is killed in the middle; what it had is done again."""
+    pytest.importorskip("ray")
+    pairs, whole, out = exhaustive(list_images(photos)), tmp_path / "whole.h5", tmp_path / "ray.h5"
+    list(match_collection(described, pairs, Pipeline.pretrained("sift"), whole, in_threads(2)))
+    write_pairs(tmp_path / "pairs.txt", [*pairs, ("east/00.png", "gone.png")])
+    command = [sys.executable, "-c", ON_RAY, str(described), str(tmp_path / "pairs.txt"), str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["cores"] == said["actors"][0] == 2
+    reason = f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`"
+    assert said["failed"] == [["east/00.png gone.png", reason]]
+    assert same(contents(out), contents(whole))
+
+
+# -- pairs -------------------------------------------------------------------------------------------------------------
+
+
+def test_pairs_by_order_and_by_file(tmp_path: Path) -> None:
+    assert exhaustive("abc") == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert sequential("abcd", 2) == [("a", "b"), ("a", "c"), ("b", "c"), ("b", "d"), ("c", "d")]
+    assert unique([("a", "b"), ("b", "a"), ("a", "a"), ("b", "c")]) == [("a", "b"), ("b", "c")]
+    file = tmp_path / "pairs.txt"
+    file.write_text("a b  # first\n\n# nothing\nb a\nb c\n")
+    assert read_pairs(file, "abc") == [("a", "b"), ("b", "c")]
+    with pytest.raises(InputError, match="line 5: 'c' is not among the images"):
+        read_pairs(file, "ab")
+    file.write_text("a b\na b c\n")
+    with pytest.raises(InputError, match="line 2: 3 words"):
+        read_pairs(file)
+    with pytest.raises(InputError, match="overlap is 0"):
+        sequential("ab", 0)
+
+
+def test_pairs_by_position_are_near_on_the_sphere() -> None:
+    """Also across the meridian of 180 degrees, where longitudes jump."""
+    degree = 1 / 111_195  # a metre of latitude
+    positions = {"a": (0.0, 179.9999), "b": (0.0, -179.9999), "c": (30 * degree, 179.9999), "far": (1.0, 179.0)}
+    assert by_position(positions, neighbours=5, metres=60) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert by_position(positions, neighbours=1, metres=60) == [("a", "b"), ("c", "a")]
+    assert by_position(positions, metres=10) == []
+
+
+def test_positions_come_from_exif(tmp_path: Path) -> None:
+    photo = Image.fromarray(draw_photo(1))
+    exif = Image.Exif()
+    exif[0x8825] = {1: "S", 2: (33.0, 51.0, 36.0), 3: "E", 4: (151.0, 12.0, 54.0)}
+    photo.save(tmp_path / "gps.jpg", exif=exif)
+    photo.save(tmp_path / "plain.jpg")
+    found = read_position(tmp_path / "gps.jpg")
+    assert found is not None
+    assert found == pytest.approx((-33.86, 151.215))
+    assert read_position(tmp_path / "plain.jpg") is None
+    assert read_position(tmp_path / "none.jpg") is None
+
+
+def test_similar_images_are_views_of_one_scene(photos: Path, described: Path) -> None:
+    names = list_images(photos)
+    with FeaturesFile(described) as file:
+        pairs = by_retrieval(lambda name: file.read(name).descriptors.numpy(), names, neighbours=2)
+    scene = {name: Path(name).stem[0] for name in names}
+    assert {frozenset(pair) for pair in pairs} == {
+        frozenset(pair) for pair in exhaustive(names) if scene[pair[0]] == scene[pair[1]]
+    }
+    with pytest.raises(InputError, match="no image of the collection has features"):
+        by_retrieval(lambda _: np.zeros((0, 128), np.float32), names)
+
+
+def test_commands_from_photos_to_matches(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (photos / "broken.jpg").write_bytes(b"no")
+    features, pairs, matches = (str(tmp_path / name) for name in ("f.h5", "p.txt", "m.h5"))
+    assert main(["features", str(photos), "-o", features, "--max-keypoints", "200"]) == 2  # one was left out
+    captured = capsys.readouterr()
+    assert "9 images" in captured.out
+    assert "left out: broken.jpg" in captured.err
+    assert main(["pairs", features, "-o", pairs, "--neighbours", "2"]) == 0
+    assert "9 images, 9 pairs (retrieval)" in capsys.readouterr().out.replace("\n", " ")
+    assert main(["pairs", features, "-o", str(tmp_path / "s.txt"), "--by", "sequential", "--overlap", "1"]) == 0
+    assert {("east/00.png", "east/01.png"), ("east/02.png", "east/10.png")} <= set(read_pairs(tmp_path / "s.txt"))
+    assert main(["pairs", features, "-o", pairs, "--by", "position"]) == 2
+    assert main(["pairs", features, "-o", pairs, "--by", "position", "--photos", str(photos)]) == 2
+    assert "0 of 9 photos" in capsys.readouterr().err.replace("\n", " ")
+    assert main(["matches", features, pairs, "-o", matches]) == 0
+    with MatchesReader(matches) as found:
+        assert len(found.read("west/20.png", "west/21.png")) > 30
+
+
+# -- reconstruction ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
+    """Eight photos on an arc around a synthetic scene, and where they were taken."""
+    folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(3)
+    settings = SceneSettings(objects=(3, 3), spread=4.0)
+    world = build_scene(rng, (draw_photo(seed, 320, 240) for seed in range(10_000)), settings)
+    centres = {}
+    for number in range(8):
+        angle = np.radians(-28 + 8 * number)
+        centre = np.array([6 * np.sin(angle), 0.15 * number, -6 * np.cos(angle) + 0.0])
+        forward = -centre / np.linalg.norm(centre)
+        right = np.cross([0.0, 1.0, 0.0], forward)
+        right /= np.linalg.norm(right)
+        rotation = np.stack([right, np.cross(forward, right), forward])
+        camera_from_world = np.eye(4)
+        camera_from_world[:3, :3], camera_from_world[:3, 3] = rotation, -rotation @ centre
+        intrinsics = np.array([[520.0, 0, 239.5], [0, 520.0, 179.5], [0, 0, 1]])
+        write(folder / f"{number}.png", render(world, WorldCamera(intrinsics, camera_from_world, (480, 360))).image)
+        centres[f"{number}.png"] = centre
+    return folder, centres
+
+
+def test_a_known_scene_is_reconstructed(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import pycolmap
+
+    folder, centres = scene
+    out = tmp_path / "model"
+    assert main(["sfm", str(folder), "-o", str(out), "--max-keypoints", "600", "--single-camera"]) == 0
+    assert "8 of 8 images" in capsys.readouterr().out.replace("\n", " ")
+    model = pycolmap.Reconstruction(str(out / "0"))
+    assert model.num_reg_images() == 8
+    assert model.compute_mean_reprojection_error() < 1.0
+    found = np.array([image.projection_center() for _, image in sorted(model.images.items(), key=lambda i: i[1].name)])
+    true = np.array([centres[name] for name in sorted(centres)])
+    # the best similarity between the two (Umeyama 1991)
+    a, b = found - found.mean(0), true - true.mean(0)
+    u, s, vt = np.linalg.svd(b.T @ a)
+    flip = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
+    aligned = (s * np.diag(flip)).sum() / (a**2).sum() * a @ (u @ flip @ vt).T
+    assert np.linalg.norm(aligned - b, axis=1).max() < 0.08  # of an arc 6 across
+    camera = next(iter(model.cameras.values()))
+    assert camera.focal_length == pytest.approx(520, rel=0.1)
+    assert (out / "model.png").stat().st_size > 10_000
+    picture = cv2.imread(str(out / "model.png"))
+    assert picture is not None
+    assert picture.std() > 5
+
+
+def test_keypoints_are_shifted_half_a_pixel_for_colmap(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    import pycolmap
+
+    from lumiglue.collection.colmap import write_database
+
+    folder, _ = scene
+    names, features, matches = list_images(folder)[:3], tmp_path / "f.h5", tmp_path / "m.h5"
+    list(describe_collection(folder, names, Sift(max_keypoints=300), features))
+    list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    verified = write_database(folder, names, features, matches, exhaustive(names), tmp_path / "d.db")
+    assert verified == 3
+    database = pycolmap.Database.open(tmp_path / "d.db")
+    image = database.read_image_with_name(names[1])
+    assert image is not None
+    with FeaturesFile(features) as file:
+        ours = file.read(names[1]).keypoints.numpy()
+    assert np.allclose(np.asarray(database.read_keypoints(image.image_id))[:, :2], ours + 0.5)
+    database.close()
+
+
+def test_photos_of_different_places_are_refused(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    apart = tmp_path / "apart"
+    for number in range(3):
+        write(apart / f"{number}.png", draw_photo(50 + number, 200, 150))
+    assert main(["sfm", str(apart), "-o", str(tmp_path / "m"), "--max-keypoints", "150"]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")  # a pair of drawn shapes may agree by chance, three do not
+    assert "are these photos of one place?" in said or "nothing could be reconstructed" in said
+    assert not (tmp_path / "m" / "0").exists()
+    (tmp_path / "two").mkdir()
+    write(tmp_path / "two" / "a.png", draw_photo(1))
+    assert main(["sfm", str(tmp_path / "two"), "-o", str(tmp_path / "m2")]) == 2
+    assert "needs at least 3" in capsys.readouterr().err.replace("\n", " ")
+
+
+def numbered(folder: Path, source: Path, names: list[str]) -> Path:
+    """A folder with the scene's photos under other names."""
+    for name, photo in zip(names, sorted(source.glob("*.png")), strict=False):
+        write(folder / name, read_image(photo))
+    return folder
+
+
+def test_a_reconstruction_removes_nothing_that_it_did_not_write(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Photos by the year, a project with its photos inside, another program's database."""
+    photos = numbered(tmp_path / "holiday", scene[0], [f"2024/{number}.png" for number in range(4)])
+    command = ["sfm", str(photos), "--max-keypoints", "400", "--single-camera", "-o"]
+    assert main([*command, str(photos)]) == 2
+    assert "is the folder of the photos" in capsys.readouterr().err
+    assert main([*command, str(photos / "2024")]) == 2  # all photos lie in what is to be written
+    (tmp_path / "2023").mkdir()
+    write(tmp_path / "2023" / "a.png", draw_photo(1))
+    assert main([*command, str(tmp_path)]) == 2
+    assert "holds other things than a model" in capsys.readouterr().err
+    assert len(list_images(tmp_path)) == 5
+    project = tmp_path / "project"
+    photos.rename(project.with_name("moved"))
+    (tmp_path / "moved").rename(tmp_path / "images")
+    project.mkdir()
+    (tmp_path / "images").rename(project / "images")
+    command = ["sfm", str(project / "images"), "--max-keypoints", "400", "--single-camera", "-o", str(project)]
+    (project / "database.db").write_text("of another program")
+    assert main(command) == 2
+    assert "is not of an earlier run" in capsys.readouterr().err
+    (project / "database.db").unlink()
+    (project / "0").mkdir()
+    (project / "0" / "cameras.txt").write_text("of another program")
+    assert main(command) == 2
+    assert (project / "0" / "cameras.txt").read_text() == "of another program"
+    (project / "0" / "cameras.txt").unlink()
+    (project / "0").rmdir()
+    for _ in range(2):  # the second run replaces the first one's model
+        assert main(command) == 0
+        assert sorted(path.name for path in (project / "0").iterdir())[0] == "cameras.bin"
+    assert [path.name for path in project.iterdir() if path.name.startswith("mapping-")] == []
+    assert len(list_images(project / "images")) == 4
+
+
+def test_names_with_spaces_reach_the_model(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    import pycolmap
+
+    photos = numbered(tmp_path / "photos", scene[0], [f"my photo {number}.png" for number in range(4)])
+    out = tmp_path / "out"
+    assert main(["sfm", str(photos), "-o", str(out), "--max-keypoints", "400", "--single-camera"]) == 0
+    model = pycolmap.Reconstruction(str(out / "0"))
+    assert sorted(image.name for image in model.images.values()) == [f"my photo {number}.png" for number in range(4)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_keypoints_lie_where_colmap_reads_the_photo(orientation: int, tmp_path: Path) -> None:
+    """COLMAP does not turn photos by their EXIF orientation; a bright dot is found at its stored place again."""
+    from lumiglue.images import as_stored
+
+    stored = np.zeros((40, 60, 3), np.uint8)
+    stored[7, 13] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    upright = read_image(tmp_path / "a.png")
+    y, x = np.argwhere(upright[..., 0] > 128)[0]
+    height, width = upright.shape[:2]
+    assert (height, width) == ((40, 60) if orientation < 5 else (60, 40))
+    assert as_stored(tmp_path / "a.png", np.array([[x, y]]), (width, height)).tolist() == [[13, 7]]
+
+
+def test_a_turned_photo_has_colmaps_camera(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """Photos stored on their side give the same cameras and poses as upright ones, in the pixels that COLMAP reads."""
+    import pycolmap
+
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(scene[0].glob("*.png"))[:5]:
+        Image.fromarray(np.rot90(read_image(path)).copy()).save(photos / path.name, exif=exif)
+    assert main(["sfm", str(photos), "-o", str(tmp_path / "out"), "--max-keypoints", "500", "--single-camera"]) == 0
+    model = pycolmap.Reconstruction(str(tmp_path / "out" / "0"))
+    camera = next(iter(model.cameras.values()))
+    assert model.num_reg_images() == 5
+    assert (camera.width, camera.height) == (360, 480)
+    assert model.compute_mean_reprojection_error() < 1.0
+    assert camera.focal_length == pytest.approx(520, rel=0.1)
+
+
+def test_what_colmap_cannot_take_is_said_first(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sfm", str(scene[0]), "-o", str(tmp_path / "out"), "--camera-model", "simple_radial"]) == 2
+    assert "unknown camera model 'simple_radial'; choose from" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    for path in sorted(scene[0].glob("*.png"))[:3]:
+        Image.fromarray(read_image(path)).save(photos / f"{path.stem}.webp", lossless=True)
+    assert main(["sfm", str(photos), "-o", str(tmp_path / "out")]) == 2
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "left out: 0.webp: this COLMAP reads no WebP; convert it" in said
+    assert "holds 0 photos to use" in said
+
+
+def test_matches_of_other_features_are_not_used(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, photos: Path
+) -> None:
+    """A photo was corrected and the features were written again: the matches are of rows that are gone."""
+    from lumiglue.collection.colmap import write_database
+
+    names, features, matches = list_images(scene[0])[:3], tmp_path / "f.h5", tmp_path / "m.h5"
+    list(describe_collection(scene[0], names, Sift(max_keypoints=300), features))
+    list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    corrected = numbered(tmp_path / "corrected", scene[0], names)
+    write(corrected / names[1], read_image(corrected / names[1])[:120, :160])
+    features.unlink()
+    list(describe_collection(corrected, names, Sift(max_keypoints=300), features))
+    with pytest.raises(InputError, match=r"m\.h5 was made with other settings"):
+        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    with pytest.raises(InputError, match="are of other features; delete it"):
+        write_database(corrected, names, features, matches, exhaustive(names), tmp_path / "d.db")
+
+
+# -- damage and mistakes -----------------------------------------------------------------------------------------------
+
+
+def test_a_deleted_part_costs_that_part_alone(tmp_path: Path) -> None:
+    """What the message on a damaged part advises."""
+    path = tmp_path / "x.h5"
+
+    def add(growing: GrowingFile, name: str) -> None:
+        with growing.part() as group:
+            group(name).create_dataset("numbers", data=[1])
+
+    with GrowingFile(path, "record") as growing:
+        for name in "abcd":
+            add(growing, name)
+    (path.with_name("x.h5.parts") / "part-000001.h5").unlink()
+    with GrowingFile(path, "record") as growing:
+        assert growing.missing(list("abcd")) == ["b"]
+        add(growing, "b")
+        growing.finish()
+    assert sorted(contents(path)) == [f"{name}/numbers" for name in "abcd"]
+
+
+def test_a_kill_after_joining_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "x.h5"
+    with GrowingFile(path, "record") as growing:
+        with growing.part() as group:
+            group("a").create_dataset("numbers", data=[1])
+        monkeypatch.setattr(growing, "_remove_parts", lambda: None)
+        growing.finish()
+    before = contents(path)
+    with GrowingFile(path, "record") as growing:
+        assert growing.missing(["a"]) == []
+        growing.finish()
+    assert same(contents(path), before)
+    assert not path.with_name("x.h5.parts").exists()
+
+
+def test_features_of_other_masks_are_refused(photos: Path, tmp_path: Path) -> None:
+    names, out = list_images(photos)[:2], tmp_path / "f.h5"
+    for folder, columns in (("left", slice(0, 160)), ("right", slice(160, None))):
+        mask = np.zeros((240, 320, 3), np.uint8)
+        mask[:, columns] = 255
+        write(tmp_path / folder / f"{names[0]}.png", mask)
+    for _ in range(2):  # the second run has nothing to do
+        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "left"))
+    with pytest.raises(InputError, match=r"made with another mask of east/00\.png"):
+        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "right"))
+
+
+def test_images_that_share_a_key_are_refused(tmp_path: Path, photos: Path) -> None:
+    names = ["a/b.png", "a-b.png", "c.png"]
+    for seed, name in enumerate(names):
+        write(tmp_path / "p" / name, draw_photo(seed))
+    features = tmp_path / "f.h5"
+    list(describe_collection(tmp_path / "p", names, Sift(max_keypoints=100), features))
+    with pytest.raises(InputError, match=r"'a/b\.png' and 'a-b\.png' share one place"):
+        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), tmp_path / "m.h5"))
+    list_file = tmp_path / "pairs.txt"
+    list_file.write_text("a/b.png c.png\na-b.png c.png\n")
+    assert main(["match", str(list_file), "--root", str(tmp_path / "p"), "-o", str(tmp_path / "m.h5")]) == 2
+    assert not (tmp_path / "m.h5").exists()
+
+
+def test_a_pair_both_ways_round_is_matched_once(described: Path, tmp_path: Path) -> None:
+    out, a, b = tmp_path / "m.h5", "east/00.png", "east/01.png"
+    list(match_collection(described, [(a, b), (a, b), (b, a)], Pipeline.pretrained("sift"), out))
+    steps = list(match_collection(described, [(b, a)], Pipeline.pretrained("sift"), out))
+    assert [(step.done, step.total) for step in steps] == [(1, 1)]
+    with h5py.File(out) as file:
+        assert list(file) == ["east-00.png"]
+
+
+def test_matching_all_bad_pairs_keeps_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "pairs.txt").write_text("gone.png lost.png\n")
+    (tmp_path / "m.h5").write_bytes(b"kept")
+    assert main(["match", str(tmp_path / "pairs.txt"), "-o", str(tmp_path / "m.h5")]) == 2
+    assert (tmp_path / "m.h5").read_bytes() == b"kept"
+
+
+def test_features_need_no_weights(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lumiglue.pipeline.pipeline.load_weights", lambda *_: pytest.fail("weights were loaded"))
+    assert main(["features", str(photos), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "50"]) == 0
+    assert main(["features", str(photos), "-o", str(tmp_path / "g.h5"), "--workers", "-2"]) == 2

@@ -1,0 +1,224 @@
+"""The compiled kernel: attention, rotation, LayerNorm and GELU by their definitions, at any sizes, or not at all."""
+
+import logging
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from helpers import make_features, make_model
+from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.ops import kernel
+from lumiglue.matcher.ops.attention import cross_attention, self_attention
+from lumiglue.matcher.ops.kernel import fused_attention, library, norm_gelu_, rotated
+from lumiglue.matcher.precision import multiplies_tiles, set_precision
+
+pytestmark = pytest.mark.numeric
+
+needs_kernel = pytest.mark.skipif(
+    not multiplies_tiles() or kernel.compiler() is None, reason="the kernel needs a processor with AMX and a C compiler"
+)
+SIZES = [(1, 1), (1, 40), (5, 7), (16, 16), (17, 33), (31, 64), (33, 255), (100, 257), (300, 999)]
+
+
+def _qkv(n: int, m: int, c: int, heads: int = 2, seed: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+    """Views into wider rows, as the layers hand them over."""
+    generator = torch.Generator().manual_seed(seed)
+    a, b = (torch.randn(rows, 3 * heads, c, generator=generator).bfloat16() for rows in (n, m))
+    return a[:, :heads], b[:, heads : 2 * heads], b[:, 2 * heads :]
+
+
+def _definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.double().transpose(0, 1) for x in (q, k, v))
+    return ((q @ k.mT / math.sqrt(q.shape[-1])).softmax(-1) @ v).transpose(0, 1)
+
+
+@needs_kernel
+@pytest.mark.parametrize("c", [32, 64, 96, 128])
+@pytest.mark.parametrize(
+    ("n", "m"), [(1, 1), (1, 40), (5, 7), (16, 16), (17, 33), (31, 64), (33, 255), (100, 257), (300, 999)]
+)
+def test_it_is_attention(n: int, m: int, c: int) -> None:
+    q, k, v = _qkv(n, m, c)
+    found, expected = fused_attention(q, k, v), _definition(q, k, v)
+    assert found is not None
+    assert found.shape == (n, 2, c)
+    batched = [x.transpose(0, 1)[None] for x in (q, k, v)]
+    usual = F.scaled_dot_product_attention(batched[0], batched[1], batched[2])[0].transpose(0, 1)
+    rounding = (usual.double() - expected).square().mean().sqrt()  # what PyTorch's kernel of the same precision is off
+    if n > 1:  # a single row is rounded by luck
+        assert (found.double() - expected).square().mean().sqrt() <= 1.3 * rounding + 1e-4
+    assert (found.double() - expected).abs().max() <= 2**-8 * float(v.abs().max()) * 1.5
+
+
+@needs_kernel
+def test_sharp_attention_picks_its_key() -> None:
+    """Logits of 100: all weight on one key, which one offset for all rows still serves, as norms are alike."""
+    keys = F.normalize(torch.randn(200, 1, 64, generator=torch.Generator().manual_seed(0)), dim=2).bfloat16()
+    values = torch.randn(200, 1, 64).bfloat16()
+    order = torch.randperm(200)
+    found = fused_attention((800 * keys[order]).bfloat16(), keys, values)
+    assert found is not None
+    assert torch.equal(found, values[order])
+
+
+@needs_kernel
+@pytest.mark.parametrize("scale", [1e3, 1e30, float("nan")])
+def test_what_one_offset_cannot_serve_is_left_to_pytorch(scale: float) -> None:
+    """A query at right angles to all keys has weights far below its bound; the row is not guessed."""
+    q, k, v = _qkv(40, 50, 32)
+    k = k.clone()
+    k[:, :, 0], q = 0.0, torch.zeros_like(q).contiguous()
+    q[:, :, 0] = scale
+    assert fused_attention(q, (k * 50).bfloat16(), v) is None
+    found = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [40])
+    assert torch.isfinite(found).all() == math.isfinite(scale)
+
+
+@needs_kernel
+def test_units_use_it_and_agree_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = (x.contiguous() for x in _qkv(70, 70, 32))
+    lengths = [30, 40]
+    mine = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
+    monkeypatch.setattr("lumiglue.matcher.ops.attention.fused_attention", lambda *_: None)
+    theirs = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
+    for a, b in zip(mine, theirs, strict=True):
+        assert not torch.equal(a, b)  # else it was not used
+        torch.testing.assert_close(a.float(), b.float(), atol=0.02, rtol=0)
+
+
+@needs_kernel
+def test_threads_change_no_bit() -> None:
+    q, k, v = _qkv(333, 444, 64, heads=4)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            found.append(fused_attention(q, k, v))
+        with ThreadPoolExecutor(8) as pool:
+            found += list(pool.map(lambda _: fused_attention(q, k, v), range(16)))
+    finally:
+        torch.set_num_threads(before)
+    assert all(other is not None and torch.equal(other, found[0]) for other in found)  # pyright: ignore[reportArgumentType]
+
+
+@needs_kernel
+def test_a_matcher_in_bf16_keeps_the_matches() -> None:
+    model = make_model()
+    a = make_features(150, 0)
+    pairs = pack([(a, make_features(120, 1, like=a))], model.config)
+    expected = {tuple(pair) for pair in model.match(pairs)[0].pairs.tolist()}
+    set_precision(model, "bf16")
+    found = {tuple(pair) for pair in model.match(pairs)[0].pairs.tolist()}
+    assert len(expected) > 3
+    assert len(found & expected) >= 0.95 * len(expected | found)
+
+
+def test_what_it_does_not_fit_is_left_alone() -> None:
+    q, k, v = _qkv(8, 8, 32)
+    for off in (
+        (q.float(), k.float(), v.float()), (q[:0], k, v), (q, k[:0], v[:0]), (q[..., :16], k[..., :16], v[..., :16]),
+        (q.mT.contiguous().mT, k, v), (q.clone().requires_grad_(), k, v),
+    ):  # fmt: skip
+        assert fused_attention(*off) is None
+
+
+@needs_kernel
+@pytest.mark.parametrize(("n", "c"), [(1, 32), (7, 64), (300, 64), (50, 128)])
+def test_rotation_turns_planes(n: int, c: int) -> None:
+    x = torch.randn(n, 9, c).bfloat16()[:, :5]
+    angles = torch.randn(n, c // 2)
+    found = rotated(x, angles.cos(), angles.sin())
+    a, b = x.double().chunk(2, dim=2)
+    cosine, sine = angles.double().cos()[:, None], angles.double().sin()[:, None]
+    expected = torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=2)
+    assert found is not None
+    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("n", "width"), [(1, 16), (33, 256), (200, 512), (3, 1024)])
+def test_norm_and_gelu(n: int, width: int) -> None:
+    norm = torch.nn.LayerNorm(width)
+    torch.nn.init.normal_(norm.weight)
+    torch.nn.init.normal_(norm.bias)
+    norm.bfloat16()
+    x = (3 + 5 * torch.randn(n, width)).bfloat16()
+    expected = F.gelu(F.layer_norm(x.double(), (width,), norm.weight.double(), norm.bias.double(), norm.eps))
+    with torch.no_grad():
+        assert norm_gelu_(x, norm)
+    torch.testing.assert_close(x.double(), expected, rtol=2**-8, atol=2e-4)
+
+
+def test_states_that_gradients_are_asked_of_are_left_alone() -> None:
+    x, norm = torch.randn(8, 256).bfloat16().requires_grad_(), torch.nn.LayerNorm(256).bfloat16()
+    assert not norm_gelu_(x, norm)
+    assert not norm_gelu_(x.detach().float(), norm.float())
+    assert rotated(x.unflatten(1, (4, 64)), torch.ones(8, 32), torch.zeros(8, 32)) is None
+
+
+_SAYS = "from lumiglue.matcher.ops.kernel import library; print(library())"
+
+
+@pytest.fixture
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "kernels"
+
+
+def test_it_can_be_switched_off() -> None:
+    environment = {**os.environ, "LUMIGLUE_KERNEL": "0"}
+    run = subprocess.run([sys.executable, "-c", _SAYS], env=environment, capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "LUMIGLUE_KERNEL is 0"
+
+
+@needs_kernel
+def test_no_compiler_and_a_compiler_that_fails(
+    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    library.cache_clear()
+    try:
+        monkeypatch.setenv("PATH", str(tmp_path))
+        with caplog.at_level(logging.INFO):
+            assert library() == "no C compiler"
+        assert "PyTorch's (no C compiler)" in caplog.text
+        for instructions, reason in ((set[str](), "no AMX"), (kernel._INSTRUCTIONS - {"avx512_bf16"}, "no avx512_bf16")):
+            library.cache_clear()
+            with monkeypatch.context() as patch:
+                patch.setattr(kernel, "_instructions", lambda known=instructions: known)
+                assert library() == reason
+        library.cache_clear()
+        broken = tmp_path / "cc"
+        broken.write_text("#!/bin/sh\necho 'cc: unknown option -mamx-tile' >&2\nexit 1\n")
+        broken.chmod(0o755)
+        said = library()
+        assert isinstance(said, str)
+        assert said.endswith("cannot compile kernel.c: cc: unknown option -mamx-tile")
+        assert list(own_cache.iterdir()) == []
+        assert fused_attention(*_qkv(8, 8, 32)) is None
+    finally:
+        monkeypatch.undo()
+        library.cache_clear()
+
+
+@needs_kernel
+def test_it_is_compiled_once_and_mended(own_cache: Path) -> None:
+    def said() -> str:
+        return subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, text=True, check=True).stdout
+
+    assert "CDLL" in said()
+    (file,) = own_cache.iterdir()
+    written = file.stat().st_mtime_ns
+    assert "CDLL" in said()
+    assert file.stat().st_mtime_ns == written
+    file.write_bytes(b"not a library")
+    assert "CDLL" in said()
+    assert file.stat().st_size > 1000
