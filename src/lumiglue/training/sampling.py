@@ -14,9 +14,9 @@ from lumiglue.errors import DatasetError
 from lumiglue.matcher.inputs import MatcherConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.data.dataset import FeatureDataset
+from lumiglue.training.data.taught import PairLabels
 from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
-from lumiglue.training.taught import PairLabels
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lumiglue.geometry.robust import estimate
-from lumiglue.training.taught import NEAR_PX, PairLabels, SparseAssignment
+from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 
 
 @dataclass(frozen=True, kw_only=True)
