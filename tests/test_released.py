@@ -72,7 +72,7 @@ def setup(request: pytest.FixtureRequest) -> tuple[str, LightGlue, list[tuple[Fe
     return name, model, pairs
 
 
-# Two float32 programs round differently. At full depth XFeat's scores were up to 1.7e-4 from the original's (2 of 1,033 above
+# Two float32 programs round differently. At full depth XFeat's scores were up to 1.7e-4 from the original's (2 of 1,033 over
 # 1e-4), which themselves were up to 1.0e-4 from the original in float64; those of ONNX Runtime up to 1.5e-4.
 ROUNDING = 3e-4
 
