@@ -115,7 +115,8 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     values: dict[str, Any] = {
         "model": "lightglue", "ablation": "no-matchability", "deep_supervision": False, "preset": "base", "encoding": "xy",
         "start_from": "sift", "pairs": 32, "confidence_pairs": 16, "batch_size": 8, "points": 64, "long_points": 96,
-        "long_share": 0.5, "schedule": "paper", "learning_rate": 0.1, "confidence_learning_rate": 0.2, "warmup_pairs": 6,
+        "long_share": 0.5, "lengths": (32, 64), "distillation": 0.25, "schedule": "paper", "learning_rate": 0.1,
+        "confidence_learning_rate": 0.2, "warmup_pairs": 6,
         "weight_decay": 0.3, "clip": 0.4, "negative_pair_ratio": 0.6, "ema": 7.0, "precision": "fp32", "compile": True,
         "evaluate_every": 9, "checkpoint_every": 10, "draw_every": 11, "keep_every": 12, "seed": 13,
     }  # fmt: skip
@@ -129,7 +130,9 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return iter(())
 
     monkeypatch.setattr(loop, "train", run)
-    flags = [word for name, value in values.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    flags: list[str] = []
+    for name, value in values.items():
+        flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     assert main(["train", "dataset.h5", "-o", str(tmp_path), *flags]) == 0
     assert asked == [wanted]
 
@@ -160,7 +163,7 @@ def test_recipes() -> None:
     assert recipe("standard") == TrainSettings()
     for name in RECIPES:
         config = preset(recipe(name).preset, "sift", 128, "xy")
-        assert config.n_layers == (9 if name in ("gpu_30min", "paper") else 5)
+        assert config.n_layers == (9 if name in ("default", "gpu_30min", "paper") else 5)
     gpu = recipe("gpu_30min")
     n = gpu.points
     forward = 2.5e6 * 9 * 2 * n + 14 * 9 * 256 * n**2

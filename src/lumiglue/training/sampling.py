@@ -166,6 +166,11 @@ class PairSampler:
         self.has_orientation = all(dataset.has_orientation for dataset in self.datasets)
         self._usable: dict[int, list[_Pool]] = {}
 
+    @property
+    def pairs(self) -> list[np.ndarray]:
+        """For each bank the pairs of views to draw from."""
+        return [bank.pairs[numbers] for bank, numbers in zip(self.banks, self.numbers, strict=True)]
+
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
     ) -> Batch:
