@@ -305,6 +305,7 @@ ON_RAY = """
 import functools, json, os, signal, subprocess, sys, time
 import ray
 from lumiglue import Pipeline
+from lumiglue.bulk import matching
 from lumiglue.bulk.cluster import join, on_ray
 from lumiglue.bulk.pairs import read_pairs
 
