@@ -307,6 +307,7 @@ ON_RAY = """
 import functools, json, os, signal, subprocess, sys, time
 import ray
 from lumiglue import Pipeline
+from lumiglue.collection import matching
 from lumiglue.collection.ray import join, on_ray
 from lumiglue.collection.pairs import read_pairs
 
