@@ -26,7 +26,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -670,7 +670,12 @@ def report(args: argparse.Namespace) -> None:
     for path in sorted(args.scores.glob("*.csv")):
         record = read_record(path)
         if record["max_keypoints"] in args.max_keypoints and (not args.features or record["features"] in args.features):
-            runs[record["max_keypoints"], record["features"], record["method"]] = read_scores(path)
+            groups = {(pair["a"], pair["b"]): pair["group"] for pair in read_pairs(record["folder"])}
+            runs[record["max_keypoints"], record["features"], record["method"]] = [
+                replace(score, group=groups[score.a, score.b])
+                for score in read_scores(path)
+                if (score.a, score.b) in groups  # a pair may have been rejected since
+            ]
     for count in args.max_keypoints:
         for label in ("all", *CLASSES):
             rows = []
