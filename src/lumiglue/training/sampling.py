@@ -169,7 +169,7 @@ class PairSampler:
     @property
     def pairs(self) -> list[np.ndarray]:
         """For each bank the pairs of views to draw from."""
-        return [bank.pairs[numbers] for bank, numbers in zip(self.banks, self.numbers, strict=True)]
+        return [bank.pairs[numbers] for bank, numbers in zip(self.datasets, self.numbers, strict=True)]
 
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
