@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_kornia_parity import kornia_feature, kornia_matcher
 from torch.testing import assert_close
 
 from helpers import draw_photo, make_features
 from lumiglue import Features, InputError, MatchSettings, Pipeline, WeightsError
 from lumiglue.compat import LightGlue
+from test_kornia_parity import kornia_feature, kornia_matcher
 
 pytestmark = pytest.mark.numeric
 

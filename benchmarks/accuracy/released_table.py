@@ -1,7 +1,9 @@
 """Accuracy of the released matchers, ours, and nearest neighbours on five kinds of features, at 1,024 and 2,048 keypoints.
 
-    python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT      # hours on one core; stop and run again to resume
-    python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT     # milliseconds a pair, all matchers in turns
+    python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT      # hours on one core; stop and run
+        again to resume
+    python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT     # milliseconds a pair, all matchers
+        in turns
     python benchmarks/accuracy/released_table.py tables --out OUT                      # Markdown, and OUT/tables.json
 
 EVAL is a folder with a pairs.json. FILES holds the released extractors and matchers under the names in `SETUPS`. OUT gets

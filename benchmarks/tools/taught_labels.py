@@ -1,6 +1,7 @@
 """How right are the labels that a teacher gives? Measured where truth is known: synthetic scenes and posed RGB-D.
 
-    python benchmarks/tools/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS --rgbd ../shared/rgbd/tartan --pairs 12
+    python benchmarks/tools/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS --rgbd ../shared/rgbd/tartan --pairs
+        12
 
 Of the positives: pixels between the true place of a keypoint in the other photo and the keypoint that it was matched with,
 where depth says that place is seen. Of the unmatchable keypoints: the share that truth matches within 3 pixels. Recall: of

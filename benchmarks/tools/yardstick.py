@@ -3,8 +3,10 @@
     export LUMIGLUE_ALIKED=RELEASED LUMIGLUE_DISK=RELEASED/disk.pth      # released weights, also the matchers
     python benchmarks/tools/yardstick.py build SHARED -o YARDSTICK --released RELEASED --cache CACHE
     python benchmarks/tools/yardstick.py look YARDSTICK -o PICTURES
-    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --methods nn ratio-0.85 lumiglue
-    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --weights NEW.safetensors --name new
+    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --methods nn ratio-0.85
+        lumiglue
+    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --weights NEW.safetensors
+        --name new
     python benchmarks/tools/yardstick.py report SCORES --against nn
 
 What is held out is in benchmarks/yardstick-scenes.json (`held_out()`); whatever makes a dataset leaves it out. Classes:

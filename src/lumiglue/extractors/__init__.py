@@ -4,16 +4,13 @@ import inspect
 from collections.abc import Callable
 from functools import partial
 from importlib.util import find_spec
-from typing import Any, Protocol, runtime_checkable
-
-import numpy as np
+from typing import Any
 
 from lumiglue.errors import InputError
 from lumiglue.extractors.own import OwnExtractor
 from lumiglue.extractors.protocol import Extractor
 from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
-from lumiglue.types import Features
 
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 

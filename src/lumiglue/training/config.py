@@ -227,8 +227,8 @@ def default() -> TrainSettings:
     """
     return TrainSettings(
         preset="deep", pairs=150_000, confidence_pairs=6_400, batch_size=16, lengths=(512, 1024, 512, 2048, 512, 1024, 768),
-        schedule="paper", learning_rate=3e-4, warmup_pairs=1_000, negative_pair_ratio=0.06, ema=1_000.0, evaluate_every=4_000,
-        checkpoint_every=400, keep_every=2_000,
+        schedule="paper", learning_rate=3e-4, warmup_pairs=1_000, negative_pair_ratio=0.06, ema=1_000.0,
+        evaluate_every=4_000, checkpoint_every=400, keep_every=2_000,
     )  # fmt: skip
 
 
