@@ -19,8 +19,7 @@ io geometry matcher
 images weights onnx
 extractors visualization backends compat
 pipeline
-collection
-evaluation training demo
+collection evaluation training demo
 """
 CLIENTS = {"cli", "__init__", "__main__"}  # may import all
 
@@ -71,7 +70,8 @@ def watch(event, args):
         if "__pycache__" not in str(args[0]):
             opened.append((event, args))
 sys.addaudithook(watch)
-import lumiglue, lumiglue.cli, lumiglue.pipeline, lumiglue.training.loop, lumiglue.evaluation.pairs, lumiglue.visualization
+import lumiglue, lumiglue.cli, lumiglue.pipeline.pipeline, lumiglue.training.loop, lumiglue.evaluation.pairs
+import lumiglue.visualization
 after = (torch.get_num_threads(), cv2.getNumThreads(), torch.random.get_rng_state().sum().item(), random.getstate(),
          torch.get_default_dtype(), logging.getLogger().handlers[:], dict(os.environ), numpy.geterr(),
          torch.is_grad_enabled())

@@ -7,6 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from helpers import draw_photo, make_features
+from kornia_lightglue import kornia_feature, kornia_matcher
 from lumiglue import Features, InputError, MatchSettings, Pipeline, WeightsError
 from lumiglue.compat import LightGlue
 from test_kornia_parity import kornia_feature, kornia_matcher

@@ -146,10 +146,10 @@ def test_memory_does_not_grow_with_pairs() -> None:
     def resident() -> float:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    run(60)
+    run(40)
     before = resident()
-    run(200)
-    assert resident() - before < 20
+    run(100)
+    assert resident() - before < 10
 
 
 # --- faults -------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Learning curves of runs made with `lumiglue train --keep-every N`: every snapshot on the same pairs.
 
-    python benchmarks/accuracy/learning_curves.py one=runs/one two=runs/two --datasets h=h.h5 w=w.h5 --folder EVAL --real
-        8000 -o curves
+    python benchmarks/accuracy/learning_curves.py one=runs/one two=runs/two --datasets h=h.h5 w=w.h5 --folder EVAL \\
+        --real 8000 -o curves
 
 Held-out pairs of each dataset (64): recall, precision and average precision (the area under the curve of the two) at full
 depth. Pairs of two scenes (64): matches a pair, all of them wrong. With --folder, real pairs for the snapshots after --real

@@ -1,9 +1,7 @@
 """Accuracy of the released matchers, ours, and nearest neighbours on five kinds of features, at 1,024 and 2,048 keypoints.
 
-    python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT      # hours on one core; stop and run
-        again to resume
-    python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT     # milliseconds a pair, all matchers
-        in turns
+    python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT
+    python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT
     python benchmarks/accuracy/released_table.py tables --out OUT                      # Markdown, and OUT/tables.json
 
 EVAL is a folder with a pairs.json. FILES holds the released extractors and matchers under the names in `SETUPS`. OUT gets
@@ -37,7 +35,7 @@ from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate, read_pairs,
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.matcher.models import MatcherModel
-from lumiglue.weights.files import load_weights, resolve
+from lumiglue.weights import load_weights, resolve
 from lumiglue.weights.released import import_released
 
 ADAPTIVE, FULL = MatchSettings(), MatchSettings(exit_ratio=None, prune_below=None)

@@ -1,7 +1,6 @@
 """Structure from motion over folders of photos with pycolmap, on the CPU: the models behind `lumiglue dataset from-colmap`.
 
-    python benchmarks/collections/reconstruct_photos.py /work/shared/photos/southbuilding -o /work/runs/sfm/southbuilding
-        --one-camera
+    python benchmarks/collections/reconstruct_photos.py PHOTOS/southbuilding -o sfm/southbuilding --one-camera
 
 Makes OUT/database.db and one COLMAP model a connected part, OUT/0, OUT/1, ... (largest first).
 """

@@ -1,7 +1,7 @@
 """What a collection of N images costs: the measured costs of an image and a pair, and a simulated scheduler.
 
-    python benchmarks/collections/scale.py --image-ms A --pair-ms B --vlad-ms C --search-gflops F --feature-bytes D
-        --match-bytes E
+    python benchmarks/collections/scale.py --image-ms A --pair-ms B --vlad-ms C --search-gflops F \\
+        --feature-bytes D --match-bytes E
 
 Times are of one core, as `OMP_NUM_THREADS=1 python benchmarks/collections/soak.py PHOTOS --kills 0 ...` prints them; F is
 how fast faiss compares vectors of 8,192 numbers (the search is exact: every image with every other).

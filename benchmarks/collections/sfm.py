@@ -1,7 +1,7 @@
 """`lumiglue sfm` beside COLMAP's own SIFT and matcher on the same photos, in turns: what is registered, how well, how long.
 
-    python benchmarks/collections/sfm.py EVAL [--groups fox strecha] [--max-keypoints 2048] [--features sift] [--by
-        exhaustive]
+    python benchmarks/collections/sfm.py EVAL [--groups fox strecha] [--max-keypoints 2048] \\
+        [--features sift] [--by exhaustive]
 
 EVAL has the photos and a pairs.json whose relative poses are metric: chained, they give the true camera centres. Errors are
 after the best similarity. Both verify with COLMAP and map with the same seed, on all cores, all pairs of a set.

@@ -1,10 +1,10 @@
 """A collection under fire: thousands of images matched over retrieval pairs, the process killed (SIGKILL) again and again,
 and the result compared with an undisturbed run's.
 
-    python benchmarks/collections/soak.py PHOTOS [--images 2000] [--kills 20] [--neighbours 4] [--max-keypoints 128]
-        [--long-side 320]
-    python benchmarks/collections/soak.py PHOTOS --images 240 --kills 0 --neighbours 8 --max-keypoints 1024 --long-side 640
-            # costs alone
+    python benchmarks/collections/soak.py PHOTOS [--images 2000] \\
+        [--kills 20] [--neighbours 4] [--max-keypoints 128] [--long-side 320]
+    python benchmarks/collections/soak.py PHOTOS --images 240 \\
+        --kills 0 --neighbours 8 --max-keypoints 1024 --long-side 640      # costs alone
 
 The images are random views of photos. Prints times and sizes, how often it was killed, and whether the files are equal.
 """

@@ -1,8 +1,7 @@
 """The figures that need a GPU, in one command for a machine that is lent by the half-hour: tests, speed, a matcher.
 
     python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --minutes 15
-    python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --dry-run      # the same on a CPU, at a
-        toy's size
+    python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --dry-run  # on a CPU, at a toy's size
 
 Each step has a log in OUT and goes on to the next where it fails; OUT/summary.txt says how each ended. Training first takes
 some steps to see how many pairs a second the chip gives, then fits the recipe `gpu_30min` into the minutes. Its weights

@@ -1,8 +1,7 @@
 """Pairs of views of synthetic scenes with their labels: true matches as lines, all other keypoints as dots.
 
 python benchmarks/tools/look_at_scenes.py PHOTOS -o scenes.png
-python benchmarks/tools/look_at_scenes.py -o docs/images/synthetic-scenes.jpg --pairs 1 --first 10     # textured with
-    scikit-image's photos
+python benchmarks/tools/look_at_scenes.py -o scenes.jpg --pairs 1 --first 10  # textured with scikit-image's photos
 """
 
 import argparse

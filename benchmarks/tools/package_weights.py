@@ -1,8 +1,7 @@
 """Puts trained weights into the package, as float16, with the record of how they were made and how well they do.
 
-    python benchmarks/tools/package_weights.py run/weights.safetensors --name sift --data "..." --hours 1.5 --machine "..."
-        \\
-        --before first.safetensors --scores scores.csv
+    python benchmarks/tools/package_weights.py run/weights.safetensors --name sift --data "..." --hours 1.5 \\
+        --machine "..." --before first.safetensors --scores scores.csv
 """
 
 import argparse

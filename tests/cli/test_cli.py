@@ -192,26 +192,14 @@ def test_sample_is_mostly_right(folder: Path, capsys: pytest.CaptureFixture[str]
     assert read_image(folder / "sample" / "sample0.jpg").shape == (600, 800, 3)
 
 
-def test_from_photos_to_a_matcher(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_photos_to_a_matcher(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """dataset, train, match with the new weights, show them: the loop that a user makes."""
-    dataset = (
-        "dataset",
-        "homographies",
-        "photos",
-        "-o",
-        "dataset.h5",
-        "--views",
-        3,
-        "--max-keypoints",
-        64,
-        "--long-side",
-        160,
-        "--workers",
-        1,
-    )
+    monkeypatch.setattr("lumiglue.training.validation.BATCHES", 1)
+    dataset = ("dataset", "homographies", "photos", "-o", "dataset.h5", "--views", 3, "--max-keypoints", 64, "--long-side", 160, "--workers", 1)
     assert run(*dataset) == 0
     assert "5 photos -> dataset.h5" in capsys.readouterr().out
     train = ("train", "dataset.h5", "-o", "run", "--pairs", 16, "--confidence-pairs", 4, "--batch-size", 4, "--points", 24)
+    train += ("--precision", "fp32")
     assert run(*train, "--long-points", 24) == 0
     assert (folder / "run" / "curves.png").exists()
     weights = "run/weights.safetensors"

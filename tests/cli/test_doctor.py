@@ -31,6 +31,7 @@ def nothing_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
     monkeypatch.delenv("LUMIGLUE_ALIKED", raising=False)
+    monkeypatch.setattr("lumiglue.matcher.precision._TOKENS", 64)  # bfloat16 is slow on processors that lack it
 
 
 def run(*words: str) -> int:

@@ -70,7 +70,7 @@ def photos(drawn: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def described(drawn: Path, tmp_path: Path) -> Path:
-    return shutil.copy(drawn / "features.h5", tmp_path / "features.h5")
+    return Path(shutil.copy(drawn / "features.h5", tmp_path / "features.h5"))
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -258,7 +258,7 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
     pairs, out, whole = tmp_path / "pairs.txt", tmp_path / "killed.h5", tmp_path / "whole.h5"
     write_pairs(pairs, exhaustive(list_images(photos)))
     list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
-    rng, kills, counts = np.random.default_rng(0), 0, []
+    rng, kills, counts, exit_code = np.random.default_rng(0), 0, [], None
     server = multiprocessing.get_context("forkserver")  # which imports once for all the processes that are killed
     server.set_forkserver_preload(["lumiglue.collection.matching", "lumiglue.pipeline.pipeline"])
     while not out.exists():
@@ -275,8 +275,9 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
             process.kill()
             kills += 1
         process.join()
+        exit_code = process.exitcode
         heard.close()
-    assert process.exitcode == 0
+    assert exit_code == 0
     assert kills == 3
     assert counts == sorted(counts)
     assert counts[-1] > 0
@@ -306,6 +307,7 @@ ON_RAY = """
 import functools, json, os, signal, subprocess, sys, time
 import ray
 from lumiglue import Pipeline
+from lumiglue.collection import matching
 from lumiglue.collection.ray import join, on_ray
 from lumiglue.collection.pairs import read_pairs
 

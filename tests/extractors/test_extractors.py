@@ -217,14 +217,19 @@ def test_match_with_own_features_and_weights(
 
 
 def test_dataset_train_match_with_own_features(
-    tmp_path: Path, save_photo: Callable[[str, np.ndarray], Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    save_photo: Callable[[str, np.ndarray], Path],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """The whole way on the command line; features that have scale and orientation are trained with them."""
-    photos = [save_photo(f"photos/{number}.png", draw_photo(number)) for number in range(12)]
+    monkeypatch.setattr("lumiglue.training.validation.BATCHES", 1)
+    photos = [save_photo(f"photos/{number}.png", draw_photo(number)) for number in range(6)]
     orb, dataset, run = f"{ORB}:Orb", str(tmp_path / "dataset.h5"), tmp_path / "run"
     arguments = ["--features", orb, "--views", "3", "--max-keypoints", "96", "--workers", "1"]
     assert main(["dataset", "homographies", str(photos[0].parent), "-o", dataset, *arguments]) == 0
     lengths = ["--pairs", "8", "--confidence-pairs", "4", "--batch-size", "4", "--points", "64", "--long-points", "64"]
+    lengths += ["--precision", "fp32"]
     assert main(["train", dataset, "-o", str(run), *lengths]) == 0
     config, _ = read_metadata(run / "weights.safetensors")
     assert (config.extractor, config.descriptor_dim, config.encoding) == ("orb", 256, "xy-logscale-angle")

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -424,15 +424,20 @@ def test_weights_choose_among_datasets(dataset: Path, synthetic: Path) -> None:
         PairSampler(datasets, SIFT, split="training", seed=0, negative_pair_ratio=0, sampling_weights=[1])
 
 
+def pairs_of_split(dataset: FeatureDataset, split: Literal["training", "validation"]) -> np.ndarray:
+    """Rows of views, P x 2."""
+    return dataset.pairs[PairSampler([dataset], SIFT, split=split, seed=0, negative_pair_ratio=0).numbers[0]]
+
+
 def test_validation_holds_out_whole_scenes_where_there_are_many(tmp_path: Path, dataset: Path) -> None:
     finish(build(photo_folder(tmp_path / "photos", 20), tmp_path / "dataset.h5"))
     many = FeatureDataset(tmp_path / "dataset.h5")
-    splits = [PairSampler([many], SIFT, split=s, seed=0, negative_pair_ratio=0).pairs[0] for s in ("training", "validation")]
+    splits = [pairs_of_split(many, split) for split in ("training", "validation")]
     scenes = [set(many.view_scenes[pairs].flatten().tolist()) for pairs in splits]
     assert len(scenes[1]) == 1
     assert not scenes[0] & scenes[1]
     few = FeatureDataset(dataset)
-    splits = [PairSampler([few], SIFT, split=s, seed=0, negative_pair_ratio=0).pairs[0] for s in ("training", "validation")]
+    splits = [pairs_of_split(few, split) for split in ("training", "validation")]
     assert len(splits[1]) == 1
     assert not {tuple(pair) for pair in splits[0].tolist()} & {tuple(pair) for pair in splits[1].tolist()}
 

@@ -151,7 +151,11 @@ def test_disagreement_is_of_the_points_that_either_matches() -> None:
 @pytest.mark.parametrize("name", sorted(PRESETS))
 def test_presets(name: str) -> None:
     config = preset(name, "sift", 128, "xy")
-    assert (config.n_layers, config.d, config.heads) == {"base": (9, 256, 4), "compact": (5, 128, 4)}[name]
+    assert (config.n_layers, config.d, config.heads) == {
+        "base": (9, 256, 4),
+        "compact": (5, 128, 4),
+        "deep": (9, 128, 4),
+    }[name]
     with pytest.raises(InputError, match="unknown preset 'huge'"):
         preset("huge", "sift", 128, "xy")
 

@@ -19,15 +19,15 @@ from lumiglue.matcher.models import preset
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.synthetic_scenes import Rendering, SceneSettings, aim_camera, build_scene, depths_at, render
+from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
+from lumiglue.training.data.teacher import Teacher
+from lumiglue.training.data.transfer import Anchors, TransferSettings, find_anchors, label_pair, transfer_points
 from lumiglue.training.deepening import deepened
 from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels, mutual_nearest
 from lumiglue.training.loop import train
 from lumiglue.training.loss import correspondence_loss, layer_scores
 from lumiglue.training.sampling import PairSampler
-from lumiglue.training.taught import NEAR_PX, PairLabels, SparseAssignment
-from lumiglue.training.teacher import Teacher
-from lumiglue.training.transfer import Anchors, TransferSettings, find_anchors, label_pair, transfer_points
 
 SIZE = (640, 480)
 SETTINGS = TransferSettings()
@@ -135,8 +135,8 @@ def test_transfer_in_scenes_with_parallax_and_occlusion() -> None:
     every = np.concatenate(errors)
     assert counted > 1000
     assert np.median(every) < 1.0
-    assert (every > 3).mean() < 0.06
-    assert hidden / counted < 0.06
+    assert (every > 3).mean() < 0.01
+    assert hidden / counted < 0.01
 
 
 def test_too_few_or_random_matches_give_no_anchors() -> None:
@@ -303,7 +303,7 @@ def test_batches_hold_the_labels_of_the_sampled_keypoints(taught: Path) -> None:
     """Each label of a batch is one of its pair's, found by position; so are the teacher's assignments."""
     dataset = FeatureDataset(taught)
     sampler = PairSampler(
-        [dataset], preset("compact", "sift", 128, "xy-logscale-angle"), split="training", seed=1, negatives=0
+        [dataset], preset("compact", "sift", 128, "xy-logscale-angle"), split="training", seed=1, negative_pair_ratio=0
     )
     assert dataset.taught is not None
     reversed_pairs = 0
@@ -338,7 +338,7 @@ def test_a_run_learns_from_a_taught_dataset(taught: Path, tmp_path: Path) -> Non
     """Labels and the teacher's assignments alone bring a fresh matcher's loss down; a run that is interrupted resumes."""
     settings = TrainSettings(
         pairs=36, confidence_pairs=6, batch_size=6, lengths=(64, 128), warmup_pairs=6, evaluate_every=30, checkpoint_every=9,
-        negatives=0.0, precision="fp32",
+        negative_pair_ratio=0.0, precision="fp32",
     )  # fmt: skip
     whole = [now.loss for now in train(taught, tmp_path / "whole", settings)]
     assert np.mean(whole[4:8]) < np.mean(whole[:2])
@@ -423,7 +423,7 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
     assert isinstance(deep, LightGlue)
     assert isinstance(shallow, LightGlue)
     assert deep.config.n_layers == 9
-    sampler = PairSampler([FeatureDataset(taught)], deep.config, split="training", seed=1, negatives=0)
+    sampler = PairSampler([FeatureDataset(taught)], deep.config, split="training", seed=1, negative_pair_ratio=0)
     packed = sampler.batch(0, 1, 100).pairs
     with torch.inference_mode():
         one, two = (layer_scores(model.heads[-1], list(model.states(packed))[-1], 1)[0] for model in (deep, shallow))

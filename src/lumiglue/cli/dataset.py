@@ -43,8 +43,8 @@ def teach(
     from lumiglue.extractors import create_extractor
     from lumiglue.system.device import usable_device
     from lumiglue.training.data.build import DatasetSettings, build_dataset
-    from lumiglue.training.teacher import Teacher
-    from lumiglue.training.teaching import TaughtPhotos
+    from lumiglue.training.data.teacher import Teacher
+    from lumiglue.training.data.teaching import TaughtPhotos
 
     where = str(usable_device(device))
     matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=where)

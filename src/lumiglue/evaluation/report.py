@@ -36,7 +36,8 @@ class Run:
         """How it was measured, in words."""
         matching = self.record.get("matching", {})
         stored: dict[str, Any] = self.record.get("protocol", {})
-        protocol = Protocol(**{**stored, "factors": tuple(stored.get("factors", (1.0,)))})
+        swept = {name: tuple(stored[name]) for name in ("factors", "seeds") if name in stored}  # lists in JSON
+        protocol = Protocol(**{**stored, **swept})
         size = f"long side {matching['resize']} px" if matching.get("resize") else "full size"
         features = f"{matching.get('max_keypoints', '?')} {matching.get('features', '')} keypoints, {size}"
         return f"{features}; {protocol}" if self.record else "Protocol not recorded."

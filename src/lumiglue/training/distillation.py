@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lumiglue.training.taught import SparseAssignment
+from lumiglue.training.data.taught import SparseAssignment
 
 
 @dataclass(frozen=True, eq=False)

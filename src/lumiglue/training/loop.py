@@ -376,7 +376,9 @@ def _build_model(settings: TrainSettings, datasets: Sequence[FeatureDataset]) ->
         raise TrainingError(f"the weights {settings.start_from} are of {found}, the run is of {settings.model}")
     config = _config(settings, datasets, start)
     if isinstance(start, LightGlue) and isinstance(config, LightGlueConfig) and start.config.n_layers < config.n_layers:
-        start = deepened(start, config.n_layers)
+        named = start.config.extractor or config.extractor
+        if replace(start.config, n_layers=config.n_layers, extractor=named) == config:
+            start = deepened(start, config.n_layers)
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)

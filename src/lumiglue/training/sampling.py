@@ -14,9 +14,9 @@ from lumiglue.errors import DatasetError
 from lumiglue.matcher.inputs import MatcherConfig, normalize_positions
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.data.dataset import FeatureDataset
+from lumiglue.training.data.taught import PairLabels
 from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
-from lumiglue.training.taught import PairLabels
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +165,11 @@ class PairSampler:
         self.folders = [_folders(dataset) for dataset in self.datasets]
         self.has_orientation = all(dataset.has_orientation for dataset in self.datasets)
         self._usable: dict[int, list[_Pool]] = {}
+
+    @property
+    def pairs(self) -> list[np.ndarray]:
+        """For each bank the pairs of views to draw from."""
+        return [bank.pairs[numbers] for bank, numbers in zip(self.banks, self.numbers, strict=True)]
 
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"

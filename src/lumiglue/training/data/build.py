@@ -40,7 +40,7 @@ from lumiglue.training.data.dataset import (
     parts_folder,
     read_array,
 )
-from lumiglue.training.taught import join_taught, write_taught
+from lumiglue.training.data.taught import join_taught, write_taught
 from lumiglue.types import Features
 
 

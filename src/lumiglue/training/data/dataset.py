@@ -27,7 +27,7 @@ from lumiglue.errors import DatasetError
 from lumiglue.extractors import Extractor
 from lumiglue.io.hdf5 import HDF5_ERRORS, LARGEST_ARRAY, read_numbers
 from lumiglue.io.text import reason
-from lumiglue.training.taught import PairLabels, TaughtPairs
+from lumiglue.training.data.taught import PairLabels, TaughtPairs
 from lumiglue.types import Features
 
 FORMAT = "lumiglue-bank"

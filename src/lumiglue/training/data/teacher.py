@@ -15,10 +15,10 @@ from lumiglue.io.download import file_sha256
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.training.data.taught import SparseAssignment
 from lumiglue.training.loss import mutual_best
-from lumiglue.training.taught import SparseAssignment
 from lumiglue.types import Features
-from lumiglue.weights.files import is_ours, load_weights, resolve
+from lumiglue.weights import is_ours, load_weights, resolve
 from lumiglue.weights.released import import_released
 
 LEAST_P = 1e-3  # entries of the teacher's assignment below it are not stored

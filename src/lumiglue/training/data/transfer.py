@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from lumiglue.geometry.robust import estimate
-from lumiglue.training.taught import NEAR_PX, PairLabels, SparseAssignment
+from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,10 +21,9 @@ class TransferSettings:
     neighbours: anchors that the affine map is fitted to. reach: largest distance of the third nearest anchor.
     residual: largest root mean square of the anchors' residuals. spread: largest standard error of the transferred place.
     epipolar: largest distance from the epipolar line. cycle: largest distance after the transfer back.
-    least_anchors, least_share: pairs with fewer anchors are left out, and pairs with a smaller share of anchors among their
-        matches.
-    planar_share: where a homography explains this share of the anchors, the epipolar geometry is not determined, and is
-        not asked.
+    least_anchors: fewest anchors of a pair. least_share: smallest share of its matches that are anchors; others are left
+        out. planar_share: where a homography explains this share of the anchors, the epipolar geometry is not determined,
+        and is not asked.
     """
 
     neighbours: int = 8

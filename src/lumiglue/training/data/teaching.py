@@ -23,9 +23,9 @@ from lumiglue.images import read_image, resize_long_side
 from lumiglue.training.data.build import strongest
 from lumiglue.training.data.dataset import Kind, LabelledPair, View
 from lumiglue.training.data.homographies import photo_names, photos_sha256
-from lumiglue.training.taught import SparseAssignment
-from lumiglue.training.teacher import Teacher
-from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair
+from lumiglue.training.data.taught import SparseAssignment
+from lumiglue.training.data.teacher import Teacher
+from lumiglue.training.data.transfer import TransferSettings, find_anchors, label_pair
 from lumiglue.types import Features
 
 

@@ -1,7 +1,7 @@
 """How right are the labels that a teacher gives? Measured where truth is known: synthetic scenes and posed RGB-D.
 
-    python benchmarks/tools/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS --rgbd ../shared/rgbd/tartan --pairs
-        12
+    python benchmarks/accuracy/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS \\
+        --rgbd ../shared/rgbd/tartan --pairs 12
 
 Of the positives: pixels between the true place of a keypoint in the other photo and the keypoint that it was matched with,
 where depth says that place is seen. Of the unmatchable keypoints: the share that truth matches within 3 pixels. Recall: of
@@ -29,9 +29,9 @@ from lumiglue.training.data.synthetic_scenes import (
     depths_at,
     render,
 )
+from lumiglue.training.data.teacher import Teacher
+from lumiglue.training.data.transfer import TransferSettings, find_anchors, label_pair
 from lumiglue.training.labels import labels_from_depths
-from lumiglue.training.teacher import Teacher
-from lumiglue.training.transfer import TransferSettings, find_anchors, label_pair
 from lumiglue.types import Features
 
 View = tuple[Features, Features, np.ndarray, np.ndarray, np.ndarray]  # teacher's, labelled, depths of these, K, pose

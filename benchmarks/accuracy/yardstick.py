@@ -1,13 +1,13 @@
 """The yardstick: pairs of scenes that no training sees, by class, to choose weights on.
 
     export LUMIGLUE_ALIKED=RELEASED LUMIGLUE_DISK=RELEASED/disk.pth      # released weights, also the matchers
-    python benchmarks/tools/yardstick.py build SHARED -o YARDSTICK --released RELEASED --cache CACHE
-    python benchmarks/tools/yardstick.py look YARDSTICK -o PICTURES
-    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --methods nn ratio-0.85
-        lumiglue
-    python benchmarks/tools/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift --weights NEW.safetensors
-        --name new
-    python benchmarks/tools/yardstick.py report SCORES --against nn
+    python benchmarks/accuracy/yardstick.py build SHARED -o YARDSTICK --released RELEASED --cache CACHE
+    python benchmarks/accuracy/yardstick.py look YARDSTICK -o PICTURES
+    python benchmarks/accuracy/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift \\
+        --methods nn ratio-0.85 lumiglue
+    python benchmarks/accuracy/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift \\
+        --weights NEW.safetensors --name new
+    python benchmarks/accuracy/yardstick.py report SCORES --against nn
 
 What is held out is in benchmarks/yardstick-scenes.json (`held_out()`); whatever makes a dataset leaves it out. Classes:
 planar, outdoor (wide baselines), indoor, rotation-scale, low-light, repeats, little-overlap; a pair's group is CLASS/SCENE.
@@ -28,7 +28,7 @@ import json
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -80,6 +80,7 @@ REPEATING_PHOTOS = ("img_021", "img_027_c", "img_041", "img_048_c", "img_053.", 
 DARK_PHOTOS = ("DICM_19", "DICM_22", "DICM_33", "img_085_c", "voc/JPEGImages_001198")
 OTHER_CROPS = ("img_027.", "img_053_c", "img_077_c", "img_085.", "img_092_c")  # the same photos again, held out, unused
 
+REACH = {"bonsai": 4, "redkitchen": 4}  # photos along the camera's way, beyond which hardly a pair overlaps
 CANDIDATES = 16  # pairs of one scene that are tried at most
 AGREE_PX = 2.0
 FEWEST_FIRST, FEWEST_SECOND = 25, 12  # inliers of either route
@@ -549,7 +550,10 @@ def unposed_candidates(builder: Builder, held: Mapping[str, Sequence[str]]) -> l
     photos["redkitchen"] = photos["redkitchen"][::2]  # of a video
     found = []
     for scene in (*[s for s in UNPOSED if s not in ("redkitchen", "bonsai")], *held["dut_pairs"], "bonsai", "redkitchen"):
-        pairs = few(itertools.combinations([builder.copied(name) for name in photos[scene]], 2), scene)
+        names = [builder.copied(name) for name in photos[scene]]
+        reach = REACH.get(scene, len(names))
+        rows = few(itertools.combinations(range(len(names)), 2), scene, lambda pair, reach=reach: pair[1] - pair[0] <= reach)
+        pairs = [(names[a], names[b]) for a, b in rows]
         usual = UNPOSED.get(scene) or (
             "repeats" if scene in REPEATING_PAIRS else "indoor" if scene in INDOOR_PAIRS else "outdoor"
         )
@@ -669,7 +673,12 @@ def report(args: argparse.Namespace) -> None:
     for path in sorted(args.scores.glob("*.csv")):
         record = read_record(path)
         if record["max_keypoints"] in args.max_keypoints and (not args.features or record["features"] in args.features):
-            runs[record["max_keypoints"], record["features"], record["method"]] = read_scores(path)
+            groups = {(pair["a"], pair["b"]): pair["group"] for pair in read_pairs(record["folder"])}
+            runs[record["max_keypoints"], record["features"], record["method"]] = [
+                replace(score, group=groups[score.a, score.b])
+                for score in read_scores(path)
+                if (score.a, score.b) in groups  # a pair may have been rejected since
+            ]
     for count in args.max_keypoints:
         for label in ("all", *CLASSES):
             rows = []
