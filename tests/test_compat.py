@@ -10,7 +10,6 @@ from helpers import draw_photo, make_features
 from kornia_lightglue import kornia_feature, kornia_matcher
 from lumiglue import Features, InputError, MatchSettings, Pipeline, WeightsError
 from lumiglue.compat import LightGlue
-from test_kornia_parity import kornia_feature, kornia_matcher
 
 pytestmark = pytest.mark.numeric
 

@@ -195,7 +195,21 @@ def test_sample_is_mostly_right(folder: Path, capsys: pytest.CaptureFixture[str]
 def test_from_photos_to_a_matcher(folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """dataset, train, match with the new weights, show them: the loop that a user makes."""
     monkeypatch.setattr("lumiglue.training.validation.BATCHES", 1)
-    dataset = ("dataset", "homographies", "photos", "-o", "dataset.h5", "--views", 3, "--max-keypoints", 64, "--long-side", 160, "--workers", 1)
+    dataset = (
+        "dataset",
+        "homographies",
+        "photos",
+        "-o",
+        "dataset.h5",
+        "--views",
+        3,
+        "--max-keypoints",
+        64,
+        "--long-side",
+        160,
+        "--workers",
+        1,
+    )
     assert run(*dataset) == 0
     assert "5 photos -> dataset.h5" in capsys.readouterr().out
     train = ("train", "dataset.h5", "-o", "run", "--pairs", 16, "--confidence-pairs", 4, "--batch-size", 4, "--points", 24)
