@@ -19,7 +19,8 @@ io geometry matcher
 images weights onnx
 extractors visualization backends compat
 pipeline
-collection evaluation training demo
+collection
+evaluation training demo
 """
 CLIENTS = {"cli", "__init__", "__main__"}  # may import all
 

@@ -129,11 +129,11 @@ INSTALLED_AS = {
 }
 
 
-@pytest.mark.parametrize(("folder", "of_users"), [("src", True), ("tests", False), ("bench", False), ("docs", False)])
+@pytest.mark.parametrize(("folder", "of_users"), [("src", True), ("tests", False), ("benchmarks", False), ("docs", False)])
 def test_what_is_imported_is_declared(folder: str, of_users: bool) -> None:
     """Not left to what a requirement happens to bring along."""
     declared = {canonicalize_name(requirement.name) for requirement in requirements(of_users=of_users)}
-    own = {"lumiglue"} | {path.stem for path in (*(ROOT / folder).glob("*.py"), *(ROOT / "fuzz").glob("*.py"))}
+    own = {"lumiglue"} | {path.stem for path in (*(ROOT / folder).rglob("*.py"), *(ROOT / "tests").rglob("*.py"))}
     for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             match node:

@@ -164,7 +164,8 @@ def train(
 ) -> int:
     """Train a matcher on feature datasets, in two stages. Run again to go on after an interruption.
 
-    Several processes: torchrun --nproc-per-node N -m lumiglue train BANKS -o RUN. Flags that are not given are the recipe's.
+    Several processes: torchrun --nproc-per-node N -m lumiglue train DATASETS -o RUN. Flags that are not given are the
+    recipe's.
 
     Args:
         datasets: The .h5 files of `lumiglue dataset homographies`, of one kind of features.
