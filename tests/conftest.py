@@ -4,6 +4,11 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+# As the command line does (lumiglue.cli), before PyTorch is loaded: else threads that wait for each other spin for
+# milliseconds, and on a busy machine the suite takes several times as long.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
 import cv2
 import jaxtyping
 import numpy as np
