@@ -50,8 +50,8 @@ NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 LONG = {"dataset", "train", "sfm", "bench", "demo", "serve"}
 # What a command needs that a test has not: weights from the internet, a cluster, data sets (written in capitals).
 NEEDS_MORE = re.compile(
-    r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/"
-    r"|scores\.csv"
+    r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|^match.*--weights (aliked|xfeat|disk)|weights download"
+    r"|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/|scores\.csv"
 )
 # Python that needs the internet, or the demo's server: tests/demo/test_demo.py runs that.
 NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860")

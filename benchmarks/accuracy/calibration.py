@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--features", default="sift")
     parser.add_argument("--weights", help="a .safetensors file; by default the built-in ones")
     parser.add_argument("--max-keypoints", type=int, default=1024)
-    parser.add_argument("--negative-pair-ratio", type=int, default=150)
+    parser.add_argument("--negatives", type=int, default=150)
     parser.add_argument("--out", type=Path, help="picture of the reliability diagram")
     options = parser.parse_args()
     flags = PipelineFlags(features=options.features, weights=options.weights, max_keypoints=options.max_keypoints, resize=0)

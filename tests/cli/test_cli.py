@@ -144,7 +144,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, "--exit-ratio", "7"], "exit_ratio is 7"),
         (["match", good, good, "--weights", "lost.safetensors"], "lost.safetensors does not exist"),
         (["match", good, good, "--weights", "noise.safetensors"], "cannot be read as safetensors"),
-        (["match", good, good, "--weights", "disk.safetensors"], "weights are for 'disk' features"),
+        (["match", good, good, "--features", "sift", "--weights", "disk.safetensors"], "weights are for 'disk' features"),
         (["match", good, good, "--weights", "narrow.safetensors"], "the weights take 32"),
         (["match", good, good, "--device", "tpu"], "device 'tpu' cannot be used"),
         (["dataset", "homographies", "nothing", "-o", "b.h5"], "holds no images"),

@@ -313,7 +313,7 @@ def test_fine_tuning_starts_from_the_given_weights(dataset: Path, tmp_path: Path
     assert finish(train(dataset, tmp_path / "second", replace(tuning, start_from=str(moved)))) == []  # the same weights
     other = replace(tuning, start_from=str(tmp_path / "other.safetensors"))
     save_weights(make_model(**asdict(load_weights(start).config)), tmp_path / "other.safetensors", {})
-    with pytest.raises(TrainingError, match="other settings or other datasets"):
+    with pytest.raises(TrainingError, match="other settings or datasets"):
         finish(train(dataset, tmp_path / "second", other))
     with pytest.raises(TrainingError, match="n_layers 3 for 9"):
         finish(train(dataset, tmp_path / "third", replace(tuning, preset="base")))
@@ -616,7 +616,7 @@ def test_what_would_give_nan_gradients_is_refused(dataset: Path, tmp_path: Path)
 def test_datasets_and_folders_that_do_not_fit(datasets: list[Path], tmp_path: Path) -> None:
     finish(train(datasets[0], tmp_path / "run", TINY, stop=lambda: True))
     for other in (lambda: train(datasets[1], tmp_path / "run", TINY), lambda: train(datasets, tmp_path / "run", TINY)):
-        with pytest.raises(TrainingError, match="holds a run with other settings or other datasets"):
+        with pytest.raises(TrainingError, match="holds a run with other settings or datasets"):
             finish(other())
     with pytest.raises(TrainingError, match="other settings"):
         finish(train(datasets[0], tmp_path / "run", replace(TINY, seed=9)))
