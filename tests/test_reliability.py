@@ -230,11 +230,9 @@ def test_a_photo_that_vanishes_midway_stops_nothing_else(tmp_path: Path) -> None
 
 
 def test_without_a_home_folder_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("LUMIGLUE_CACHE", raising=False)
-    monkeypatch.setattr(Path, "home", none)
+    for name in ("LUMIGLUE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without a home folder
     with pytest.raises(InputError, match="no home folder; set LUMIGLUE_CACHE"):
         cache_folder()
 
