@@ -89,7 +89,7 @@ def test_a_published_matcher_is_downloaded_once_and_converted_exactly(
 
 def test_a_file_with_another_checksum_is_refused(publish: Callable[..., Path]) -> None:
     publish("aliked-lightglue").write_bytes(b"another file")
-    with pytest.raises(WeightsError, match="it is not the file that was asked for"):
+    with pytest.raises(WeightsError, match="it is not the requested file"):
         fetch("aliked-lightglue")
     assert not MATCHERS["aliked-lightglue"].is_here()
 
@@ -111,7 +111,7 @@ def test_without_a_known_checksum_the_one_received_is_reported(
     publish: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     received = file_sha256(publish("superpoint-lightglue"))
-    with pytest.raises(WeightsError, match="it is not the file that was asked for"):
+    with pytest.raises(WeightsError, match="it is not the requested file"):
         fetch("superpoint-lightglue", sha256="0" * 64)
     with pytest.raises(WeightsError, match="is not a SHA-256"):
         fetch("superpoint-lightglue", sha256="0" * 63)

@@ -6,7 +6,6 @@ the end the parts become FILE, in hloc's layout.
 
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,7 +17,7 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
-from lumiglue.io.atomic import disk_is_full, has_room
+from lumiglue.io.atomic import disk_is_full, has_room, replacing
 from lumiglue.io.text import differences, read_text, reason
 
 # Whatever a damaged HDF5 file makes h5py and NumPy raise.
@@ -129,9 +128,10 @@ class GrowingFile:
 
         Raises InputError where the disk is full; the parts before stay.
         """
-        aside, names, whole = self.folder / "unfinished.h5", [], io.BytesIO()
+        names: list[str] = []
+        content = io.BytesIO()
         try:
-            with h5py.File(whole, "w") as file:  # HDF5 crashes on a full disk, so it writes to memory
+            with h5py.File(content, "w") as file:  # in memory, because HDF5 crashes on a full disk
 
                 def group(name: str) -> h5py.Group:
                     names.append(name)
@@ -139,45 +139,43 @@ class GrowingFile:
 
                 yield group
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
-            aside.write_bytes(whole.getbuffer())
-            _flush(aside)
+            # One more than the last, not the count: a damaged part may have been deleted.
             last = max((int(part.stem.removeprefix("part-")) for part in self._parts()), default=-1)
-            aside.replace(self.folder / f"part-{last + 1:06d}.h5")  # not their count: a damaged one may have been deleted
+            with replacing(self.folder / f"part-{last + 1:06d}.h5", durable=True) as unfinished:
+                unfinished.write_bytes(content.getbuffer())
         except (OSError, RuntimeError) as error:
             if disk_is_full(error):
                 raise InputError(
                     f"the disk of {self.path} is full; make room and run the same command again to go on"
                 ) from None
             raise
-        finally:
-            aside.unlink(missing_ok=True)
         self._in_parts |= set(names)
 
     def finish(self) -> None:
         """Joins the file and the parts and removes those; `record` is an attribute. Raises InputError on a full disk."""
-        aside = self.path.with_name(self.path.name + ".unfinished")
         size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
         if self._in_parts and not has_room(self.path, size):
             raise InputError(f"the disk of {self.path} is full; make room and run the same command again to go on")
+        if self._in_parts or not self.path.exists():
+            with replacing(self.path, durable=True) as unfinished:
+                self._join(unfinished)
+        self._remove_parts()
+
+    def _join(self, out: Path) -> None:
+        """Writes the file's groups and those of the parts to `out`."""
         if self.path.exists():
-            if not self._in_parts:  # nothing is new
-                self._remove_parts()
-                return
-            shutil.copyfile(self.path, aside)
-        with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
+            shutil.copyfile(self.path, out)
+        with _readable(out), h5py.File(out, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
             if "made" not in file.attrs:
                 file.attrs["made"] = _digest(self._parts())
             for part in self._parts():
                 with _readable(part), h5py.File(part, "r") as source:
                     for name in _names(part):
-                        if name in file:  # joined before a kill that left the parts
+                        if name in file:  # joined by an earlier run that was killed before it removed the parts
                             continue
                         parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
                         source.copy(source[name], parent, name.rpartition("/")[2])
-        _flush(aside)
-        aside.replace(self.path)
-        self._remove_parts()
 
     def _remove_parts(self) -> None:
         """While the lock is held, so that no other process begins in a folder that vanishes."""
@@ -229,11 +227,6 @@ def _digest(parts: Sequence[Path]) -> str:
         with part.open("rb") as file:
             whole.update(hashlib.file_digest(file, "sha256").digest())
     return whole.hexdigest()
-
-
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
 
 
 def read_numbers(group: h5py.Group, name: str) -> np.ndarray:

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from lumiglue.errors import WeightsError
+from lumiglue.io.atomic import write_whole
 from lumiglue.io.download import file_sha256
 from lumiglue.io.text import reason
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
@@ -27,10 +28,7 @@ def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, A
     header = {"config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
     header["format"] = FORMAT + model_name(model.config)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in unrounded_state(model).items()}
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
-    unfinished.replace(path)
+    write_whole(path, save(tensors, metadata=header))  # save_file would make it readable by its owner alone
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
