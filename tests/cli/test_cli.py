@@ -132,7 +132,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         ),
         (
             ["match", good, good, "--weights", "sfit"],
-            "sfit does not exist, and no weights are called that; give a file",
+            "sfit is neither a file nor the name of weights; give a file",
         ),
         (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
         (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),

@@ -15,26 +15,16 @@ from lumiglue.extractors.sift import Sift
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
 
-def _aliked(*, device: str = "cpu", **settings: Any) -> Extractor:
-    """An `Aliked`; kornia is imported only here, when it is asked for."""
-    try:
-        from lumiglue.extractors.aliked import Aliked
-    except ImportError as error:
-        reason = f'ALIKED needs kornia 0.9 or later ({error}); install it with `pip install "lumiglue[aliked]"`'
-        raise InputError(reason) from None
-    return Aliked(device=device, **settings)
-
-
-def _network(name: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
-    """One of `networks`; its library is imported only when it is asked for."""
+def _network(kind: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+    """A class of `networks`, which is imported here, when it is first used."""
     if find_spec(package) is None:
-        raise InputError(f'{name} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
+        raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
     from lumiglue.extractors import networks
 
-    kinds: dict[str, Any] = {"disk": networks.Disk, "xfeat": networks.XFeat, "superpoint": networks.SuperPoint}
-    return kinds[name](device=device, **settings)
+    return getattr(networks, kind)(device=device, **settings)
 
 
+_aliked = partial(_network, "Aliked", "kornia", "aliked")
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16
@@ -42,9 +32,9 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
     "aliked-n32": partial(_aliked, model="aliked-n32"),
-    "disk": partial(_network, "disk", "kornia", "aliked"),
-    "xfeat": partial(_network, "xfeat", "kornia", "aliked"),
-    "superpoint": partial(_network, "superpoint", "transformers", "superpoint"),
+    "disk": partial(_network, "Disk", "kornia", "aliked"),
+    "xfeat": partial(_network, "XFeat", "kornia", "aliked"),
+    "superpoint": partial(_network, "SuperPoint", "transformers", "superpoint"),
 }
 
 

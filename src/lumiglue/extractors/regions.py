@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # the whole photo.
 _ALIGNED = 64
 _MARGIN = 128
+SMALLEST_SIDE = 16  # pixels of the long side of an image
 # A mask that leaves little asks for this many times the keypoints, at most.
 _MOST = 16
 
@@ -188,7 +189,7 @@ def _inside(features: Features, mask: Bool[np.ndarray, "h w"]) -> Features:
     return features[torch.nonzero(kept)[:, 0]]
 
 
-def check_limits(max_keypoints: int | None, resize: int | None, smallest_side: int = 16) -> None:
+def check_limits(max_keypoints: int | None, resize: int | None, smallest_side: int = SMALLEST_SIDE) -> None:
     """Raises InputError for fewer keypoints than 1, or a long side that is too small to find any; None is no limit."""
     if max_keypoints is not None and max_keypoints < 1:
         raise InputError(f"max_keypoints is {max_keypoints}; give at least 1")
