@@ -211,7 +211,7 @@ def test_files_hold_what_was_found(result: MatchResult, tmp_path: Path) -> None:
     assert np.array_equal(loaded["points0"], result.points0)
     assert np.array_equal(loaded["keypoints0"][loaded["matches"][:, 0]], loaded["points0"])
     assert text["pixels"].startswith("x right")
-    with pytest.raises(InputError, match="no suffix that matches can be written to"):
+    with pytest.raises(InputError, match="has an unknown suffix; matches can be written to"):
         save_result(tmp_path / "m.txt", result)
 
 

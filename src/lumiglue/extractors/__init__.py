@@ -1,4 +1,4 @@
-"""Local features. An extractor is any object with the members of `Extractor`; `EXTRACTORS` names the built-in ones."""
+"""Local features. An extractor is any object with the members of `Extractor`; `EXTRACTORS` has the built-in ones."""
 
 import inspect
 from collections.abc import Callable
@@ -39,11 +39,16 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
 
 
 def create_extractor(name: str, *, device: str | None = None, **settings: Any) -> Extractor:
-    """The built-in extractor of that name, or one of your own by "path/to/file.py:Class" or "package.module:Class".
+    """Creates an extractor by name.
 
-    device: for extractors that run a network; the others pass it over. settings: of a built-in extractor, all of its
-    parameters; of your own, `max_keypoints` and `resize`, which hold whether the class takes them or not (see
-    `OwnExtractor`). Raises InputError for an unknown name, a setting that it does not have, a class that does not do.
+    Args:
+        name: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
+        device: Where a network runs; other extractors ignore it.
+        settings: Parameters of a built-in extractor; of your own, `max_keypoints` and `resize`, which apply whether or not
+            the class supports them (see `OwnExtractor`).
+
+    Raises:
+        InputError: The name or a setting is unknown, a package is missing, or the class lacks a member of `Extractor`.
     """
     factory = OwnExtractor if ":" in name else EXTRACTORS.get(name)
     if factory is None:
@@ -56,13 +61,24 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
     try:
         return factory(**settings)
     except TypeError as error:
-        raise InputError(f"the extractor {name!r} cannot be made: {error}") from error
+        raise InputError(f"the extractor {name!r} cannot be created: {error}") from error
 
 
 def tiled_extractor(
     name: str, *, max_keypoints: int, resize: int | None, tile: int | None, device: str | None = None
 ) -> Extractor:
-    """`create_extractor`, shown larger photos in tiles of so many pixels a side where `tile` says so; see `Tiled`."""
+    """Creates an extractor that processes large photos in tiles.
+
+    Args:
+        name: See `create_extractor`.
+        max_keypoints: Number of keypoints to keep per photo.
+        resize: Long side in pixels to which larger photos are downscaled; None keeps the full size.
+        tile: Side of a tile in pixels, see `Tiled`; None uses no tiles.
+        device: Where a network runs.
+
+    Raises:
+        InputError: As for `create_extractor` and `Tiled`.
+    """
     if tile is None:
         return create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=device)
     whole = create_extractor(name, max_keypoints=max_keypoints, resize=None, device=device)

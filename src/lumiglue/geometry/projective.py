@@ -29,7 +29,8 @@ def transfer(
         camera1_from_camera0: 4 x 4, in the unit of the depths.
 
     Returns:
-        The points in image 1 (n x 2, pixels; infinite behind camera 1, NaN where the depth is NaN), and their depths there (n).
+        The points in image 1 (n x 2, pixels), infinite behind camera 1 and NaN where the depth is NaN; and their depths in
+        camera 1 (n).
     """
     rays = torch.nn.functional.pad(points, (0, 1), value=1.0) @ torch.linalg.inv(intrinsics0).mT
     rotation, translation = camera1_from_camera0[..., :3, :3], camera1_from_camera0[..., :3, 3]
