@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(
     assert "out.h5 is full; make room" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.h5*"))
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 2
-    assert "f.h5 is full; make room and run the same command again to go on" in capsys.readouterr().err
+    assert "f.h5 is full; make room and run the same command again to continue" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 0
     with FeaturesFile(tmp_path / "f.h5") as file:

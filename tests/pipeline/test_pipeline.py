@@ -246,7 +246,7 @@ def test_pictures_show_the_matches(result: MatchResult, views: tuple, tmp_path: 
     save_figure(draw_adaptivity(views[0], views[1], *features, result.matches, 5), tmp_path / "a.png")
     for name in ("m.png", "a.png"):
         assert (tmp_path / name).stat().st_size > 20_000
-    with pytest.raises(InputError, match="no picture suffix"):
+    with pytest.raises(InputError, match="has an unsupported suffix for pictures"):
         save_figure(figure, tmp_path / "m.xyz")
 
 
