@@ -168,7 +168,7 @@ def test_bfloat16_stays_close() -> None:
 def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
     with pytest.raises(WeightsError, match="features=None has no weights of its own; give weights='file'"):
         LightGlue(None)
-    with pytest.raises(WeightsError, match="no weights for 'sfit' features by name; choose from"):
+    with pytest.raises(WeightsError, match="no default weights for 'sfit' features; choose from"):
         LightGlue("sfit")
     with pytest.raises(WeightsError, match="does not exist"):
         LightGlue("superpoint", weights=tmp_path / "none.pth")

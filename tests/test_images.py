@@ -112,7 +112,7 @@ def test_resizing_keeps_the_aspect_and_never_enlarges() -> None:
 
 
 def test_listing_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="holds no images"):
+    with pytest.raises(InputError, match="has no images"):
         list_images(tmp_path)
     with pytest.raises(InputError, match="is not a folder"):
         list_images(tmp_path / "none")

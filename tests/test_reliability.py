@@ -179,7 +179,7 @@ def test_a_full_disk_leaves_the_file_that_was_there(
     assert "out.h5 is full; make room" in capsys.readouterr().err
     assert not list(tmp_path.glob("out.h5*"))
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 2
-    assert "f.h5 is full; make room and run the same command again to go on" in capsys.readouterr().err
+    assert "f.h5 is full; make room and run the same command again to continue" in capsys.readouterr().err
     monkeypatch.undo()
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 0
     with FeaturesFile(tmp_path / "f.h5") as file:
@@ -230,11 +230,9 @@ def test_a_photo_that_vanishes_midway_stops_nothing_else(tmp_path: Path) -> None
 
 
 def test_without_a_home_folder_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def none() -> Path:
-        raise RuntimeError("Could not determine home directory.")
-
-    monkeypatch.delenv("LUMIGLUE_CACHE", raising=False)
-    monkeypatch.setattr(Path, "home", none)
+    for name in ("LUMIGLUE_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # what it does without a home folder
     with pytest.raises(InputError, match="no home folder; set LUMIGLUE_CACHE"):
         cache_folder()
 

@@ -3,7 +3,7 @@
 
 Turned and scaled copies of photos are matched by mutual nearest neighbours. Keypoints that all lie b beside the structure
 miss their partners by (I - A) b, where A is the linear part of the copy; b is the robust least-squares answer. The shift
-that `Aliked` takes off is left in, so what is printed is what stands in extractors/aliked.py; SIFT is the control.
+that `Aliked` takes off is left in, so what is printed is what stands in extractors/networks.py; SIFT is the control.
 """
 
 import argparse
@@ -14,7 +14,7 @@ import numpy as np
 
 from lumiglue import Sift
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
-from lumiglue.extractors import Extractor, aliked
+from lumiglue.extractors import Extractor, networks
 from lumiglue.images import list_images, read_image, resize_long_side
 
 
@@ -52,10 +52,10 @@ def main() -> None:
     rng = np.random.default_rng(0)
     chosen = rng.permutation(np.array(list_images(arguments.folder)))[: arguments.photos]
     photos = [np.ascontiguousarray(resize_long_side(read_image(path), 480)) for path in chosen]
-    aliked._SHIFTS.clear()
+    networks._ALIKED_SHIFTS.clear()
     for model in arguments.models:
         settings = {"max_keypoints": 512, "resize": None}
-        extractor = Sift(**settings) if model == "sift" else aliked.Aliked(model=model, **settings)
+        extractor = Sift(**settings) if model == "sift" else networks.Aliked(model=model, **settings)
         most = 180.0 if model in ("sift", "aliked-n16rot") else 45.0  # the others were trained upright
         found = [misses(photo, extractor, rng, most) for photo in photos for _ in range(2)]
         matrices, off = (np.concatenate(parts) for parts in zip(*found, strict=True))

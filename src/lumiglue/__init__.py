@@ -42,7 +42,7 @@ __all__ = [
     "__version__",
 ]
 
-# Imported when asked for: PyTorch takes seconds, which `lumiglue --help` and a mistyped flag need not wait for.
+# Imported on first use: PyTorch takes seconds to import, and `lumiglue --help` does not need it.
 _HOMES = {
     "EXTRACTORS": "extractors",
     "Extractor": "extractors",

@@ -25,20 +25,24 @@ from lumiglue.weights.released import import_released
 
 
 class LightGlue(nn.Module):
-    """LightGlue behind the released signature.
+    """LightGlue with the released signature.
 
-    features: the features that the weights are for: "superpoint", "disk", "aliked", "sift" or "doghardnet", whose published
-        weights are downloaded once, and "xfeat". None (any of the right width) needs `weights`.
-    weights: instead of those: a name ("sift", "aliked-compact": the small ones in the package), a file of ours, or a
-        published checkpoint (.pth or .safetensors, read without running pickle).
-    depth_confidence: a pair stops once this share of its points is confident; -1 is off.
-    width_confidence: confident points that are matchable with less than 1 - width_confidence leave early; -1 is off. (kornia
-        takes out unsure ones too where depth_confidence is -1.)
-    filter_threshold: smallest score of a match.
-    n_layers: use only the first so many layers; None uses all.
-    mp: multiply in bfloat16 inside the layers. flash: has no effect, the fastest exact attention is always used.
+    Args:
+        features: The features that the weights are for: "superpoint", "disk", "aliked", "sift", "doghardnet" or "xfeat",
+            whose published weights are downloaded on first use. None (any of the right number of channels) needs `weights`.
+        weights: Other weights: a name ("sift", "aliked-compact": the small ones in the package), a Lumiglue file, or a
+            published checkpoint (.pth or .safetensors, read without unpickling objects).
+        depth_confidence: A pair stops once this fraction of its points is confident; -1 is off.
+        width_confidence: Confident points with a matchability below 1 - width_confidence are pruned; -1 is off. (With
+            depth_confidence -1, kornia also prunes points that are not confident.)
+        filter_threshold: Smallest score of a match.
+        n_layers: Number of layers to use, from the first; None uses all.
+        mp: Whether to multiply in bfloat16 inside the layers.
+        flash: Has no effect; the fastest exact attention is always used.
 
-    Raises WeightsError, InputError.
+    Raises:
+        WeightsError: The weights cannot be found, downloaded or read.
+        InputError: The weights are for other features, or an argument cannot be used.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class LightGlue(nn.Module):
         if mp:
             set_precision(self.matcher, "bf16")
         self.filter_threshold = filter_threshold
-        # All mutual best pairs are asked for: the scores below the threshold are a part of the released answer.
+        # No threshold here: the released result has the scores of all mutual best pairs.
         self.settings = MatchSettings(
             score_threshold=0.0,
             exit_ratio=None if depth_confidence < 0 else depth_confidence,
@@ -69,39 +73,45 @@ class LightGlue(nn.Module):
 
     @torch.no_grad()
     def forward(self, data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """data: {"image0": image, "image1": image} of B pairs; each image is a dictionary of
+        """Matches B pairs; the result of a pair does not depend on the others.
 
-            keypoints (B x N x 2, pixels), descriptors (B x N x D), image_size (B x 2, width and height) or image
-            (B x C x H x W), and scales, oris (B x N; pixels, radians) for matchers that see them.
+        Args:
+            data: {"image0": image, "image1": image}. Each image is a dictionary of keypoints (B x N x 2, pixels),
+                descriptors (B x N x D), image_size (B x 2, width and height) or image (B x C x H x W), and scales, oris
+                (B x N; pixels, radians) for matchers that use them.
 
-        Returns matches0 and matches1 (B x N rows of the other image, or -1), matching_scores0 and matching_scores1 (B x N;
-        of mutual best pairs also below the threshold, else 0), matches (B tensors S x 2), scores (B tensors S), prune0 and
-        prune1 (B x N layers that each point went through), stop (layers that the longest pair ran), stops (B, of each
-        pair). Each pair of a batch gives what it gives alone. Raises InputError.
+        Returns:
+            A dictionary of matches0 and matches1 (B x N, rows of the other image or -1), matching_scores0 and
+            matching_scores1 (B x N; of mutual best pairs also below the threshold, else 0), matches (B tensors S x 2),
+            scores (B tensors S), prune0 and prune1 (B x N, the layers that each point went through), stop (the most layers
+            that a pair ran), and stops (B, the layers of each pair).
+
+        Raises:
+            InputError: An entry is missing or has a wrong shape.
         """
         for key in ("image0", "image1"):
             if key not in data:
                 raise InputError(f"the dictionary has no {key!r}; give 'image0' and 'image1'")
         images0, images1 = (_features(data[key], key) for key in ("image0", "image1"))
         if len(images0) != len(images1):
-            raise InputError(f"image0 holds {len(images0)} images and image1 {len(images1)}; give as many of each")
-        found = self.matcher.match(pack(list(zip(images0, images1, strict=True)), self.matcher.config), self.settings)
-        return self._as_dictionary(found)
+            raise InputError(f"image0 has {len(images0)} images and image1 {len(images1)}; give the same number")
+        matches = self.matcher.match(pack(list(zip(images0, images1, strict=True)), self.matcher.config), self.settings)
+        return self._as_dictionary(matches)
 
-    def _as_dictionary(self, found: Sequence[Matches]) -> dict[str, Any]:
+    def _as_dictionary(self, matches: Sequence[Matches]) -> dict[str, Any]:
         result: dict[str, Any] = {}
         pruning, full = self.settings.prune_below is not None, self.matcher.config.n_layers
         for side in (0, 1):
-            layers = [m.layers0 if side == 0 else m.layers1 for m in found]
-            rows, scores = zip(*(_of_each_point(m, side, self.filter_threshold) for m in found), strict=True)
+            layers = [m.layers0 if side == 0 else m.layers1 for m in matches]
+            rows, scores = zip(*(_of_each_point(m, side, self.filter_threshold) for m in matches), strict=True)
             result[f"matches{side}"] = torch.stack(rows)
             result[f"matching_scores{side}"] = torch.stack(scores)
             result[f"prune{side}"] = torch.stack(layers if pruning else [x * 0 + full for x in layers])
-        kept = [m.scores > self.filter_threshold for m in found]
-        result["matches"] = [m.pairs[rows] for m, rows in zip(found, kept, strict=True)]
-        result["scores"] = [m.scores[rows] for m, rows in zip(found, kept, strict=True)]
-        result["stop"] = max(m.stop_layer for m in found)
-        result["stops"] = torch.tensor([m.stop_layer for m in found])
+        masks = [m.scores > self.filter_threshold for m in matches]
+        result["matches"] = [m.pairs[mask] for m, mask in zip(matches, masks, strict=True)]
+        result["scores"] = [m.scores[mask] for m, mask in zip(matches, masks, strict=True)]
+        result["stop"] = max(m.stop_layer for m in matches)
+        result["stops"] = torch.tensor([m.stop_layer for m in matches])
         return result
 
 
@@ -113,23 +123,23 @@ def _load(features: str | None, weights: str | Path | None) -> lightglue.LightGl
     path = resolve(weights)
     model = load_weights(path) if is_ours(path) else import_released(path, features or "")
     if not isinstance(model, lightglue.LightGlue):
-        raise WeightsError(f"{path} holds {model_name(model.config)}; give a LightGlue checkpoint")
-    made_for = model.config.extractor
-    if made_for and features and made_for != features and not made_for.startswith(f"{features}-"):
-        raise InputError(f"the weights are for {made_for!r} features, not for {features!r}")
+        raise WeightsError(f"{path} is a {model_name(model.config)} checkpoint; give a LightGlue checkpoint")
+    trained_for = model.config.extractor
+    if trained_for and features and trained_for != features and not trained_for.startswith(f"{features}-"):
+        raise InputError(f"the weights are for {trained_for!r} features, not for {features!r}")
     return model
 
 
 def _first_layers(model: lightglue.LightGlue, n_layers: int | None) -> lightglue.LightGlue:
-    """A matcher of the first layers alone: each has a head of its own."""
+    """A matcher of the first layers only, which each have their own assignment head."""
     if n_layers is None or n_layers == model.config.n_layers:
         return model
     if not 1 <= n_layers < model.config.n_layers:
         raise InputError(f"n_layers is {n_layers}; these weights have 1 to {model.config.n_layers}")
     with torch.random.fork_rng(devices=[]):
         shorter = lightglue.LightGlue(replace(model.config, n_layers=n_layers))
-    wanted = shorter.state_dict()
-    shorter.load_state_dict({name: tensor for name, tensor in model.state_dict().items() if name in wanted})
+    tensors = model.state_dict()
+    shorter.load_state_dict({name: tensors[name] for name in shorter.state_dict()})
     return shorter
 
 
@@ -167,7 +177,7 @@ def _sizes(image: Mapping[str, Any], key: str, batch: int) -> list[tuple[int, in
     if len(sizes) not in (1, batch):
         raise InputError(f"{key} has {len(sizes)} image sizes for {batch} images")
     if not torch.equal(sizes, sizes.round()):
-        raise InputError(f"{key}'s image_size is {sizes.tolist()}; give whole pixels, those that the keypoints refer to")
+        raise InputError(f"{key}'s image_size is {sizes.tolist()}; give the whole pixels that keypoints refer to")
     return [(int(width), int(height)) for width, height in sizes.expand(batch, 2).tolist()]
 
 

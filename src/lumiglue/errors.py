@@ -1,4 +1,4 @@
-"""Errors that a user can act on. Each message names the value at fault and the remedy, in one sentence."""
+"""Errors that a user can act on. Each message names the wrong value and the remedy in one sentence."""
 
 
 class LumiglueError(Exception):
@@ -6,7 +6,7 @@ class LumiglueError(Exception):
 
 
 class InputError(LumiglueError, ValueError):
-    """A value that was handed in cannot be used: wrong shape, not finite, unknown name."""
+    """An argument cannot be used: wrong shape, not finite, unknown name."""
 
 
 class ImageError(LumiglueError):
@@ -14,11 +14,11 @@ class ImageError(LumiglueError):
 
 
 class TooLargeError(ImageError):
-    """A photo has more bytes or pixels than are accepted."""
+    """A photo exceeds the accepted number of bytes or pixels."""
 
 
 class WeightsError(LumiglueError):
-    """Weights cannot be found or read, or they were made for other features."""
+    """Weights cannot be found or read, or were trained for other features."""
 
 
 class DatasetError(LumiglueError):
@@ -26,4 +26,4 @@ class DatasetError(LumiglueError):
 
 
 class TrainingError(LumiglueError):
-    """Training cannot start or go on: no pairs, a loss that is not finite, a run folder of another run."""
+    """Training cannot start or continue: no pairs, a loss that is not finite, the folder of another run."""

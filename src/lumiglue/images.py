@@ -1,4 +1,4 @@
-"""Photos from disk to arrays, and resizing: the only pixel I/O."""
+"""Reading, converting and resizing photos."""
 
 import io
 import warnings
@@ -14,19 +14,21 @@ from torch import Tensor
 from lumiglue.errors import ImageError, InputError, TooLargeError
 from lumiglue.io.text import reason
 
-# What is taken for a photo, or for a mask of one.
+# Accepted types of a photo and of a mask.
 ImageLike = str | Path | np.ndarray | Tensor
 MaskLike = str | Path | np.ndarray | Tensor
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
-# What Pillow may open. Of its other readers one starts a program (EPS, Ghostscript); none is of photos.
+# Formats that Pillow may open. The others are not for photos, and the reader of EPS starts a program (Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000")
 
 
 def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads a photo as 8-bit RGB, upright as its EXIF orientation says.
+    """Reads a photo as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Grey, 16-bit (scaled to 8), palette, CMYK and alpha (laid over white) images are converted. Raises ImageError where
-    the file is missing, empty, truncated or not an image.
+    Grey, 16-bit (scaled to 8), palette, CMYK and alpha images (composed over white) are converted.
+
+    Raises:
+        ImageError: The file is missing, empty, damaged or not an image.
     """
     path = Path(path)
     data = _read_bytes(path)
@@ -35,7 +37,7 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error comes at twice as many pixels
-            warnings.simplefilter("ignore", UserWarning)  # of what is odd in metadata that is not used
+            warnings.simplefilter("ignore", UserWarning)  # about metadata that is not used
             image = Image.open(io.BytesIO(data), formats=_FORMATS)
             image.load()
             pixels = to_rgb8(ImageOps.exif_transpose(image))
@@ -51,12 +53,23 @@ def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def as_stored(path: str | Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Points (n x 2, pixels) of a photo of (width, height) `size`, upright as `read_image` gives it, in the pixels as they
-    lie in the file, which COLMAP and others read without regard to the EXIF orientation. Raises as `read_image`."""
+    """Converts points of an upright photo to pixels of the stored one: COLMAP and others ignore the EXIF orientation.
+
+    Args:
+        path: The photo.
+        points: n x 2, pixels of the photo as `read_image` returns it.
+        size: (width, height) of that photo.
+
+    Returns:
+        n x 2, pixels of the photo as stored in the file.
+
+    Raises:
+        ImageError: The photo cannot be read.
+    """
     try:
         with Image.open(path, formats=_FORMATS) as image:
             orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UnidentifiedImageError:  # read with OpenCV, which does not turn it
+    except UnidentifiedImageError:  # read with OpenCV, which does not rotate it
         return points
     except Exception as error:
         raise ImageError(f"{path} cannot be read ({reason(error)}); copy it again") from None
@@ -85,22 +98,34 @@ def _read_bytes(path: Path) -> bytes:
         raise ImageError(f"{path} does not exist; check the path") from None
     except OSError as error:
         raise ImageError(f"{path} cannot be opened ({error.strerror}); check the path") from None
-    except ValueError:  # the name holds a zero byte
+    except ValueError:  # a zero byte in the name
         raise ImageError(f"{str(path)!r} is not a path; check it") from None
 
 
 def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
-    """Reads a mask: false where the image is black, true elsewhere, as COLMAP has it. Raises ImageError as `read_image`."""
+    """Reads a mask: false where the image is black and true elsewhere, as in COLMAP.
+
+    Raises:
+        ImageError: As for `read_image`.
+    """
     return read_image(path).max(axis=2) > 0
 
 
 def load_image(image: ImageLike) -> np.ndarray:
-    """Any accepted image as h x w x 3 RGB uint8. Raises ImageError for files, InputError for arrays."""
+    """Converts any accepted image to h x w x 3 RGB uint8.
+
+    Args:
+        image: A path; an array, see `as_rgb8`; or a tensor C x H x W (also with a leading 1), H x W x C or H x W.
+
+    Raises:
+        ImageError: The file cannot be read.
+        InputError: The array or tensor is not an image.
+    """
     if isinstance(image, str | Path):
         return read_image(image)
     if isinstance(image, Tensor):
         if image.is_meta or image.layout is not torch.strided or image.is_quantized:
-            raise InputError(f"the image tensor of shape {tuple(image.shape)} holds no plain numbers; give a dense one")
+            raise InputError(f"the image tensor of shape {tuple(image.shape)} is not dense; give a dense one")
         tensor = image.detach().cpu()
         tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
         tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
@@ -111,7 +136,15 @@ def load_image(image: ImageLike) -> np.ndarray:
 
 
 def load_mask(mask: MaskLike) -> np.ndarray:
-    """Any accepted mask as h x w booleans, false where it is 0. Raises ImageError for files, InputError for arrays."""
+    """Converts any accepted mask to h x w booleans, false where it is 0.
+
+    Args:
+        mask: A path, or an array or tensor h x w.
+
+    Raises:
+        ImageError: The file cannot be read.
+        InputError: The array or tensor is not a mask.
+    """
     if isinstance(mask, str | Path):
         return read_mask(mask)
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
@@ -120,13 +153,24 @@ def load_mask(mask: MaskLike) -> np.ndarray:
     return array != 0
 
 
-# What strangers may send: no format whose reader starts another program or holds vectors.
+# Formats accepted over the network: none whose reader starts another program or draws vectors.
 UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 
 
 def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """A photo that came over the network, as `read_image` gives it. The header is read first, and nothing is unpacked of an
-    image above `max_pixels`. Raises TooLargeError for that, ImageError for what is not a photo; messages call it `name`."""
+    """Decodes a photo that came over the network, as `read_image` does.
+
+    The header is read first; of an image above `max_pixels` no pixels are decoded.
+
+    Args:
+        data: The bytes of the file.
+        name: What messages call it.
+        max_pixels: Largest accepted number of pixels.
+
+    Raises:
+        TooLargeError: The image has more pixels.
+        ImageError: It is damaged or not an image.
+    """
     if not data:
         raise ImageError(f"{name} is empty (0 bytes); send it again")
     try:
@@ -149,7 +193,7 @@ def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarra
 
 
 def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """A Pillow image of any mode as 8-bit RGB; 16-bit and float grey are scaled, alpha is laid over white."""
+    """Converts a Pillow image of any mode to 8-bit RGB; 16-bit and float grey is scaled, alpha is composed over white."""
     if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image).astype(np.float32)
         top = 65535.0 if image.mode.startswith("I") else max(float(grey.max(initial=0.0)), 1e-12)
@@ -162,9 +206,14 @@ def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
-    """An array H x W, H x W x 1, H x W x 3 or H x W x 4 (RGB order) as 8-bit RGB.
+    """Converts an array to 8-bit RGB.
 
-    uint8 is taken as it is, uint16 is scaled by 1/257, floats are read as [0, 1]. Raises InputError for anything else.
+    Args:
+        image: H x W, H x W x 1, H x W x 3 or H x W x 4, in RGB order: uint8, uint16 (scaled by 1/257) or float in [0, 1].
+            Alpha is composed over white.
+
+    Raises:
+        InputError: The array has another shape, type or range.
     """
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
@@ -177,7 +226,7 @@ def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         array = (array.astype(np.float32) / 257.0 + 0.5).astype(np.uint8)
     elif np.issubdtype(array.dtype, np.floating):
         if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1.0 + 1e-4:
-            raise InputError("a float image must hold finite numbers in [0, 1]; divide by 255 first or give uint8")
+            raise InputError("a float image must have finite numbers in [0, 1]; divide by 255 first or give uint8")
         array = (array * 255.0 + 0.5).astype(np.uint8)
     elif array.dtype != np.uint8:
         raise InputError(f"image array has dtype {array.dtype}; give uint8, uint16 or float in [0, 1]")
@@ -188,12 +237,17 @@ def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def to_grey(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
-    """Luma of an RGB image."""
+    """Converts RGB to grey (luma)."""
     return cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
 
 
 def resize_long_side(image: np.ndarray, long_side: int | None) -> np.ndarray:
-    """Shrinks an image so that its longer side is `long_side` (area filter); smaller images and None leave it as it is."""
+    """Downscales an image with an area filter.
+
+    Args:
+        image: h x w or h x w x c.
+        long_side: Long side of the result in pixels. Smaller images are returned unchanged, and all with None.
+    """
     height, width = image.shape[:2]
     if long_side is None or max(height, width) <= long_side:
         return image
@@ -203,27 +257,31 @@ def resize_long_side(image: np.ndarray, long_side: int | None) -> np.ndarray:
 
 
 def list_images(folder: str | Path) -> list[Path]:
-    """Every image file below a folder, sorted by path. Raises InputError where there is none."""
+    """Lists the image files in a folder and its subfolders, sorted by path.
+
+    Raises:
+        InputError: There are none.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder} is not a folder; give a folder of photos")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not found:
-        raise InputError(f"{folder} holds no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return found
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
+    if not paths:
+        raise InputError(f"{folder} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return paths
 
 
 def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """TIFF of the kinds that Pillow does not know, 16-bit RGB foremost.
+    """Reads TIFF files that Pillow does not support, mainly 16-bit RGB.
 
-    Nothing else is tried: of a damaged PNG OpenCV takes any length that the file claims as memory.
+    Other formats are not tried: for a damaged PNG, OpenCV allocates any size that the file claims.
     """
     try:
         if _tiff_pixels(data) > _most_pixels():
             raise ImageError(f"{path} has more than {_most_pixels() // 10**6} megapixels; downscale it first")
     except ImageError:
         raise
-    except Exception:  # no TIFF, or one whose header is damaged
+    except Exception:  # no TIFF, or a damaged header
         raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
     try:
         array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
@@ -235,7 +293,7 @@ def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _tiff_pixels(data: bytes) -> int:
-    """Width times height of the first page, as its header says."""
+    """Width times height of the first page, from its header."""
     start = 16 if data[2:4] in (b"+\0", b"\0+") else 8  # BigTIFF's header is longer
     directory, file = TiffImagePlugin.ImageFileDirectory_v2(data[:start]), io.BytesIO(data)
     file.seek(directory.next)
@@ -244,5 +302,5 @@ def _tiff_pixels(data: bytes) -> int:
 
 
 def _most_pixels() -> int:
-    """Beyond these an image is taken for a decompression bomb."""
+    """The number of pixels above which an image counts as a decompression bomb."""
     return 2 * (Image.MAX_IMAGE_PIXELS or 0)

@@ -1,7 +1,7 @@
 """A sample pair with known ground truth: framed photographs before a brick wall, seen by two cameras.
 
-The photographs come with scikit-image. Every surface is a plane, so each is drawn by a homography, the nearer one wins,
-and the true place of any pixel in the other image is known, occlusions included.
+The photographs come with scikit-image. Every surface is a plane, drawn by a homography, and the nearest one is visible. So
+the true position of any pixel in the other image is known, occlusions included.
 """
 
 from dataclasses import dataclass
@@ -29,9 +29,14 @@ _CAMERAS = (((-0.9, -0.1, 0.0), 10.0, 2.0, 1.0), ((1.0, 0.15, 0.35), -13.0, -7.0
 
 @dataclass(frozen=True, eq=False)
 class SamplePair:
-    """Two views and the truth about them.
+    """Two views with ground truth.
 
-    image0, image1: h x w x 3 RGB. planes0, planes1: which plane each pixel shows. homographies: image1_from_image0 of each.
+    Attributes:
+        image0: h x w x 3, RGB.
+        image1: h x w x 3, RGB.
+        planes0: h x w, number of the plane that each pixel of image 0 shows.
+        planes1: h x w, the same for image 1.
+        homographies: p x 3 x 3, image1_from_image0 of each plane.
     """
 
     image0: UInt8[np.ndarray, "h w 3"]
@@ -41,7 +46,16 @@ class SamplePair:
     homographies: Float[np.ndarray, "p 3 3"]
 
     def is_right(self, points0: Float[np.ndarray, "k 2"], points1: Float[np.ndarray, "k 2"], px: float = 3.0) -> np.ndarray:
-        """Which matches lie on the same plane and within `px` pixels of the true place in image 1."""
+        """Which matches are correct.
+
+        Args:
+            points0: k x 2, pixels of image 0.
+            points1: k x 2, the matching pixels of image 1.
+            px: Largest distance from the true position in image 1, in pixels.
+
+        Returns:
+            k booleans: whether both points are on the same plane and the distance is within the limit.
+        """
         planes = _look_up(self.planes0, points0)
         true1 = np.einsum("kij,kj->ki", self.homographies[planes], np.column_stack([points0, np.ones(len(points0))]))
         error = np.linalg.norm(true1[:, :2] / true1[:, 2:] - points1, axis=1)
@@ -68,7 +82,7 @@ class _Plane:
 
 
 def sample_pair() -> SamplePair:
-    """Renders the sample. Deterministic; needs scikit-image (`pip install lumiglue[sample]`)."""
+    """Renders the sample pair, always the same. Needs scikit-image (`pip install "lumiglue[sample]"`)."""
     planes = [_Plane(_texture(name), np.array(centre), yaw, width) for name, centre, yaw, width in _PLANES]
     images, labels, maps = zip(*(_render(planes, *camera) for camera in _CAMERAS), strict=True)
     homographies = np.stack([m1 @ np.linalg.inv(m0) for m0, m1 in zip(*maps, strict=True)])
@@ -92,7 +106,7 @@ def _render(
         image_from_texture = intrinsics @ camera_from_world @ world
         maps.append(image_from_texture)
         texture_point = pixels @ np.linalg.inv(image_from_texture).T
-        depth = 1.0 / texture_point[..., 2]  # intrinsics keep z, and texture points have a third coordinate of 1
+        depth = 1.0 / texture_point[..., 2]  # the intrinsics keep z, and the third coordinate of texture points is 1
         u_v = texture_point[..., :2] * depth[..., None]
         height, width = plane.texture.shape[:2]
         inside = (u_v >= -0.5).all(-1) & (u_v <= (width - 0.5, height - 0.5)).all(-1) & (depth > 0) & (depth < nearest)

@@ -1,7 +1,7 @@
-"""The structs that rooms exchange.
+"""The dataclasses that modules exchange.
 
-Pixel convention, everywhere inside Lumiglue: the centre of the top-left pixel is (0, 0), x runs right and y down, so an
-image of width w covers [-0.5, w - 0.5]. Borders to other conventions (COLMAP adds 0.5) convert where they write.
+Pixel convention, everywhere inside Lumiglue: the centre of the top-left pixel is (0, 0), x points right and y down, so an
+image of width w covers [-0.5, w - 0.5]. Code that writes another convention (COLMAP adds 0.5) converts on writing.
 """
 
 from collections.abc import Iterator
@@ -22,15 +22,17 @@ GeometryKind = Literal["homography", "fundamental"]
 class Features:
     """Local features of one image; n may be 0.
 
-    keypoints: n x 2 pixels (x, y), centre of the top-left pixel at (0, 0).
-    descriptors: n x d.
-    image_size: (width, height) in pixels of the image that `keypoints` refer to.
-    scores: n, detector response, larger is better; optional.
-    scales: n, standard deviation in pixels of the blur at which the point was found; optional.
-    orientations: n, radians from +x towards +y (clockwise on the screen); optional.
-    extractor: the name of what made them, so that a matcher for other features can refuse; "" when unknown.
+    Attributes:
+        keypoints: n x 2, pixels (x, y), where (0, 0) is the centre of the top-left pixel.
+        descriptors: n x d.
+        image_size: (width, height) in pixels of the image that `keypoints` refer to.
+        scores: n, detector response, larger is better; optional.
+        scales: n, standard deviation in pixels of the blur at which the point was detected; optional.
+        orientations: n, radians from +x towards +y (clockwise on the screen); optional.
+        extractor: Name of the extractor, so that a matcher can refuse other features; "" if unknown.
 
-    Raises InputError where shapes disagree or a number is not finite.
+    Raises:
+        InputError: Shapes disagree, or a number is not finite.
     """
 
     keypoints: Float[Tensor, "n 2"]
@@ -59,7 +61,7 @@ class Features:
             if value is not None and value.shape != (n,):
                 raise InputError(f"{name} have shape {tuple(value.shape)}; give one number for each of {n} keypoints")
         for name, value in self._rows():
-            if value is not None and not bool((finite := torch.isfinite(value.float())).all()):  # as they will be used
+            if value is not None and not bool((finite := torch.isfinite(value.float())).all()):  # float32, as in use
                 bad = (~finite).reshape(n, -1).any(1).nonzero()[0].item()
                 raise InputError(f"{name} hold NaN or infinity (first at row {bad}); drop such keypoints")
         if self.scales is not None and n and float(self.scales.float().min()) <= 0:
@@ -74,8 +76,7 @@ class Features:
 
     def __getitem__(self, rows: Int[Tensor, " m"] | slice) -> "Features":
         """The features at `rows`, in that order."""
-        picked = {name: value[rows] for name, value in self._rows() if value is not None}
-        return replace(self, **picked)
+        return replace(self, **{name: value[rows] for name, value in self._rows() if value is not None})
 
     def to(self, device: torch.device | str) -> "Features":
         """The same features on `device`."""
@@ -88,7 +89,7 @@ class Features:
 
 
 def _is_size(size: object) -> bool:
-    """Whether these are two numbers from 1 up, as many as images have."""
+    """Whether this is a pair of numbers that an image can have as its width and height."""
     try:
         width, height = (float(side) for side in size)  # pyright: ignore[reportGeneralTypeIssues]  (that is the question)
     except (TypeError, ValueError):
@@ -100,10 +101,12 @@ def _is_size(size: object) -> bool:
 class Matches:
     """The partial assignment between two images A (0) and B (1).
 
-    pairs: k x 2 row numbers into the features handed in: (row in A, row in B). Each row number occurs at most once a side.
-    scores: k, assignment probability P_ij in (0, 1].
-    stop_layer: how many layers ran before the pair was done, 1..L; 0 when an image has no keypoints.
-    layers0, layers1: N_A and N_B, how many layers each point went through before it was pruned (or the pair was done).
+    Attributes:
+        pairs: k x 2, row numbers into the features (row in A, row in B). A row occurs in at most one pair.
+        scores: k, assignment probability P_ij in (0, 1].
+        stop_layer: Number of layers that ran, 1..L; 0 if an image has no keypoints.
+        layers0: N_A, the number of layers that each point of A went through before it was pruned or the pair finished.
+        layers1: N_B, the same for B.
     """
 
     pairs: Int[Tensor, "k 2"]
@@ -119,7 +122,7 @@ class Matches:
         return f"Matches({len(self)}, stop_layer={self.stop_layer})"
 
     def matches0(self, n: int) -> Int[Tensor, " n"]:
-        """For each of the n points of A, its row in B, or -1: the form that hloc and COLMAP tools store."""
+        """For each of the n points of A, its row in B or -1: the form that hloc and COLMAP tools store."""
         partner = torch.full((n,), -1, dtype=torch.int64)
         partner[self.pairs[:, 0].cpu()] = self.pairs[:, 1].cpu()
         return partner
@@ -135,8 +138,10 @@ class Matches:
 class Geometry:
     """A two-view model estimated from matches.
 
-    matrix: 3 x 3; a homography maps A to B, a fundamental matrix fulfils x_B^T F x_A = 0; None when it could not be found.
-    inliers: k booleans, one a match.
+    Attributes:
+        kind: Which model it is.
+        matrix: 3 x 3; a homography maps A to B, a fundamental matrix fulfils x_B^T F x_A = 0. None if none was found.
+        inliers: k, one boolean per match.
     """
 
     kind: GeometryKind
@@ -144,5 +149,5 @@ class Geometry:
     inliers: Tensor
 
     def __repr__(self) -> str:
-        found = "not found" if self.matrix is None else f"{int(self.inliers.sum())} inliers of {len(self.inliers)}"
-        return f"Geometry({self.kind}, {found})"
+        count = "not found" if self.matrix is None else f"{int(self.inliers.sum())} inliers of {len(self.inliers)}"
+        return f"Geometry({self.kind}, {count})"

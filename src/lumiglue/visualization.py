@@ -1,4 +1,4 @@
-"""Figures: matches over both photos, how the matcher adapted, learning curves. Made without touching pyplot's state."""
+"""Figures of matches, of the matcher's adaptivity, and of learning curves, without pyplot's global state."""
 
 import io
 import textwrap
@@ -39,9 +39,18 @@ def draw_matches(
     colour_by: ColourBy = "score",
     stacked: bool = False,
 ) -> Figure:
-    """Both photos side by side, or one above the other: inliers coloured by score, outliers faint, unmatched points small.
+    """Draws matches over both photos: inliers coloured by score, outliers faint, unmatched points small.
 
-    Without a geometry every match is drawn as an inlier. colour_by: "inlier" draws inliers green and outliers red.
+    Args:
+        image0: h x w x 3, RGB.
+        image1: The same.
+        features0: Features of image 0.
+        features1: Features of image 1.
+        matches: Rows of both.
+        geometry: A model of the matches; without one, every match is drawn as an inlier.
+        title: By default the numbers of matches and inliers.
+        colour_by: "inlier" draws inliers green and outliers red.
+        stacked: Whether to put the photos one above the other instead of side by side.
     """
     figure, axes, corners = _on_one_canvas(image0, image1, stacked)
     points0, points1 = _keypoints(features0, corners[0]), _keypoints(features1, corners[1])
@@ -53,7 +62,7 @@ def draw_matches(
     scores = matches.scores.numpy()
     order = np.argsort(scores, kind="stable")
     good, bad = order[inliers[order]], order[~inliers[order]]
-    # A thousand solid lines would hide the photos: the more there are, the fainter each is.
+    # Many opaque lines would hide the photos.
     opacity = min(0.75, max(0.25, 200 / max(1, len(good))))
     _set_title(axes, title or f"{len(matches)} matches, {len(good)} inliers")
     if colour_by == "inlier":
@@ -83,10 +92,20 @@ def draw_layer(
     n_layers: int,
     stacked: bool = False,
 ) -> Figure:
-    """What the matcher knew after one layer, counted from 1: lines are the matches that it would have given there, coloured
-    by score; white dots are points still in play, crosses points that had been pruned, coloured by their last layer.
+    """Draws the state of the matcher after one layer.
 
-    layers: of `match_by_layer`. A layer after the last that ran shows the last, and says so.
+    Lines are the matches at that layer, coloured by score. White dots are the remaining points, crosses the pruned ones,
+    coloured by their last layer.
+
+    Args:
+        image0: h x w x 3, RGB.
+        image1: The same.
+        features0: Features of image 0.
+        features1: Features of image 1.
+        layers: The result of `Pipeline.match_by_layer`.
+        layer: Number of the layer, from 1. If it did not run, the last layer that ran is drawn and the title says so.
+        n_layers: Number of layers of the matcher.
+        stacked: Whether to put the photos one above the other instead of side by side.
     """
     matches = layers[min(layer, len(layers)) - 1]
     stop = layers[-1].stop_layer
@@ -119,9 +138,9 @@ def draw_layer(
     end = "\n" if stacked else " "
     text = f"{len(matches)} matches, {gone} of {len(features0) + len(features1)} points pruned before (crosses)"
     if layer > stop:
-        text = f"layer {layer} of {n_layers} did not run: the pair was done after layer {stop}, shown here;{end}{text}"
+        text = f"layer {layer} of {n_layers} did not run: the pair finished after layer {stop}, shown here;{end}{text}"
     else:
-        text = f"after layer {layer} of {n_layers}{', where the pair was done' if layer == stop else ''}:{end}{text}"
+        text = f"after layer {layer} of {n_layers}{', where the pair finished' if layer == stop else ''}:{end}{text}"
     _set_title(axes, text)
     return figure
 
@@ -129,7 +148,16 @@ def draw_layer(
 def draw_adaptivity(
     image0: np.ndarray, image1: np.ndarray, features0: Features, features1: Features, matches: Matches, n_layers: int
 ) -> Figure:
-    """Each keypoint coloured by the layers it went through: crosses were pruned early, dots stayed to the last."""
+    """Draws each keypoint coloured by the layers that it went through; crosses were pruned, dots were not.
+
+    Args:
+        image0: h x w x 3, RGB.
+        image1: The same.
+        features0: Features of image 0.
+        features1: Features of image 1.
+        matches: The result for the pair.
+        n_layers: Number of layers of the matcher.
+    """
     figure, axes, corners = _on_one_canvas(image0, image1)
     drawn = None
     for features, layers, offset in (
@@ -152,7 +180,12 @@ def draw_adaptivity(
 
 
 def draw_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequence[float]]]], unit: str) -> Figure:
-    """Panels of lines: title -> name -> (x, y); `unit` names the y axis."""
+    """Draws panels of curves.
+
+    Args:
+        panels: Title of a panel -> name of a curve -> (x, y).
+        unit: Label of the y axis.
+    """
     figure = Figure(figsize=(5 * min(len(panels), 2), 3.6 * -(-len(panels) // 2)), layout="constrained")
     grid = figure.subplots(-(-len(panels) // 2), min(len(panels), 2), squeeze=False).flatten()
     for axes, (title, lines) in zip(grid, panels.items(), strict=False):
@@ -165,37 +198,45 @@ def draw_curves(panels: Mapping[str, Mapping[str, tuple[Sequence[float], Sequenc
 
 
 def figure_bytes(figure: Figure, kind: Literal["jpg", "png"]) -> bytes:
-    """A figure as the bytes of a picture file."""
+    """Encodes a figure as an image file."""
     file = io.BytesIO()
     FigureCanvasAgg(figure).print_figure(file, format=kind, dpi=_DPI)
     return file.getvalue()
 
 
 def save_figure(figure: Figure, path: str | Path) -> None:
-    """Writes a figure; the suffix names the format. Raises InputError for one that matplotlib does not know."""
+    """Writes a figure.
+
+    Args:
+        figure: The figure.
+        path: The file; its suffix chooses the format.
+
+    Raises:
+        InputError: Matplotlib does not support the suffix, or the disk is full.
+    """
     suffix = Path(path).suffix.lstrip(".").lower()
     if suffix not in FigureCanvasAgg(figure).get_supported_filetypes():
-        raise InputError(f"{path} has no picture suffix that can be written; use .png, .jpg, .pdf or .svg")
+        raise InputError(f"{path} has an unsupported suffix for pictures; use .png, .jpg, .pdf or .svg")
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file's name; a box is drawn
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a file name; a box is drawn
         figure.savefig(buffer, dpi=_DPI, format=suffix)
     write_whole(path, buffer.getvalue())
 
 
 def _set_title(axes: Axes, text: str) -> None:
-    """In as many lines as the figure's width asks for: names of files may be long."""
+    """Wraps the title to the width of the figure, because file names may be long."""
     figure = axes.get_figure(root=True)
     assert figure is not None
-    fitting = int(0.9 * 72 * figure.get_figwidth() / (0.58 * _TITLE_POINTS))  # a tenth is the colour bar's
-    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, max(fitting, 20))]
-    axes.set_title("\n".join(lines), fontsize=_TITLE_POINTS, parse_math=False)  # a file's name may hold a $
+    columns = int(0.9 * 72 * figure.get_figwidth() / (0.58 * _TITLE_POINTS))  # a tenth is the colour bar's
+    lines = [part for line in text.splitlines() for part in textwrap.wrap(line, max(columns, 20))]
+    axes.set_title("\n".join(lines), fontsize=_TITLE_POINTS, parse_math=False)  # a file name may contain a $
 
 
 def _on_one_canvas(
     image0: np.ndarray, image1: np.ndarray, stacked: bool = False
 ) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:
-    """The photos side by side or one above the other on a dark canvas, centred; also the top-left corner of each."""
+    """Both photos on a dark canvas, centred, and the top-left corner of each."""
     sizes = np.array([image.shape[:2] for image in (image0, image1)])
     along, across = (0, 1) if stacked else (1, 0)
     gap = round(_GAP * sizes[:, 1].sum())

@@ -132,7 +132,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         ),
         (
             ["match", good, good, "--weights", "sfit"],
-            "sfit does not exist, and no weights are called that; give a file",
+            "sfit is neither a file nor the name of weights; give a file",
         ),
         (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
         (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),
@@ -147,7 +147,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, "--features", "sift", "--weights", "disk.safetensors"], "weights are for 'disk' features"),
         (["match", good, good, "--weights", "narrow.safetensors"], "the weights take 32"),
         (["match", good, good, "--device", "tpu"], "device 'tpu' cannot be used"),
-        (["dataset", "homographies", "nothing", "-o", "b.h5"], "holds no images"),
+        (["dataset", "homographies", "nothing", "-o", "b.h5"], "has no images"),
         (["dataset", "homographies", "lost", "-o", "b.h5"], "lost is not a folder"),
         (["dataset", "homographies", "photos", "-o", "b.h5", "--tilt", "90"], "tilt is 90"),
         (["dataset", "scenes", "photos", "-o", "b.h5", "--spread", "90"], "spread is 90"),

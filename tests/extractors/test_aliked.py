@@ -16,7 +16,7 @@ from helpers import draw_photo
 from lumiglue import Extractor, Features, InputError, WeightsError
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
-from lumiglue.extractors.aliked import MODELS, Aliked
+from lumiglue.extractors.networks import ALIKED_MODELS, Aliked
 from lumiglue.images import read_image, resize_long_side
 
 PHOTO = draw_photo(3)
@@ -64,7 +64,7 @@ def test_strongest_first_unit_descriptors_no_frames(random_weights: Path) -> Non
     assert len(features) == 40
     assert features.scores is not None
     assert bool((features.scores.diff() <= 0).all())
-    assert features.descriptors.shape == (40, MODELS[SMALL])
+    assert features.descriptors.shape == (40, ALIKED_MODELS[SMALL])
     assert features.descriptors.dtype == torch.float32
     assert torch.allclose(features.descriptors.norm(dim=1), torch.ones(40), atol=1e-5)
     assert features.scales is None
@@ -94,7 +94,7 @@ def test_loading_leaves_the_random_state(random_weights: Path) -> None:
 def test_blank_tiny_and_long_images_are_legal(random_weights: Path, shape: tuple[int, int]) -> None:
     features = Aliked(model=SMALL, weights=random_weights)(np.zeros((*shape, 3), np.uint8))
     assert features.image_size == (shape[1], shape[0])
-    assert features.descriptors.shape == (len(features), MODELS[SMALL])
+    assert features.descriptors.shape == (len(features), ALIKED_MODELS[SMALL])
     assert min(shape) > 4 or len(features) == 0  # a maximum needs its neighbours
 
 

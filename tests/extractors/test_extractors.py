@@ -73,7 +73,7 @@ def test_an_unknown_name_is_one_sentence() -> None:
     expected = r"unknown extractor 'sfit'; choose from \['aliked', .*'sift', .*\], or your own as path/to/file.py:Class"
     with pytest.raises(InputError, match=expected):
         create_extractor("sfit")
-    with pytest.raises(InputError, match=r"'sift' cannot be made: .*rotsift"):
+    with pytest.raises(InputError, match=r"'sift' cannot be created: .*rotsift"):
         create_extractor("sift", rotsift=True)
     assert create_extractor("sift", max_keypoints=5, device="cuda") == Sift(max_keypoints=5)  # it runs no network
 
@@ -119,12 +119,12 @@ def test_the_settings_are_handed_to_a_class_that_takes_them(grid: Path) -> None:
         ("nowhere.py:Grid", "nowhere.py does not exist"),
         ("no_such_module:Grid", "no_such_module cannot be imported .*No module named 'no_such_module'"),
         ("{grid}:Gird", r"grid.py has no class 'Gird'; it has \['Grid', 'Limited'\]"),
-        ("{grid}:", "names no class; give path/to/file.py:Class"),
+        ("{grid}:", "is not the name of a class; give path/to/file.py:Class"),
         ("{wrong}:Nothing", r"wrong.py:Nothing lacks name and descriptor_dim and config\(\); an extractor has name"),
         ("{wrong}:Nameless", "has the name ''; give a word"),
         ("{wrong}:Wide", "has descriptor_dim '4'; give the number of channels"),
         ("{wrong}:Vague", r"has a config\(\) of .*return a dict of strings"),
-        ("{wrong}:Asks", r"cannot be made \(.*missing 1 required.*give its parameters default values"),
+        ("{wrong}:Asks", r"cannot be created \(.*missing 1 required.*give its parameters default values"),
         ("{broken}:Grid", r"broken.py cannot be imported \(ZeroDivisionError: division by zero\)"),
     ],
 )

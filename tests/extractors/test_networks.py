@@ -96,7 +96,7 @@ def test_offline_says_what_to_get(saved: tuple[str, Path], monkeypatch: pytest.M
 
     monkeypatch.setattr(SuperPoint, "fetch", staticmethod(offline))
     expected = {
-        "superpoint": r"cannot be downloaded \(no route to host\); get .* set LUMIGLUE_SUPERPOINT",
+        "superpoint": r"cannot be downloaded \(no route to host\); download .* set LUMIGLUE_SUPERPOINT",
         "disk": r"depth-save.pth cannot be downloaded .*; to use it, save .*/cache/9c2ee4ded238892d-depth-save.pth",
         "xfeat": r"xfeat.pt cannot be downloaded .*; to use it, save the file as .*/cache/0f5187fd7bedd26c-xfeat.pt",
     }
@@ -113,5 +113,5 @@ def test_superpoints_licence_is_said_once(tmp_path: Path, caplog: pytest.LogCapt
         for _ in range(2):
             create_extractor("superpoint", max_keypoints=5, weights=tmp_path / "s.pth")(draw_photo(1))
     assert [r.message for r in caplog.records if "non-commercial" in r.message] == [
-        "SuperPoint's weights are for non-commercial research alone (Magic Leap's licence)"
+        "SuperPoint's weights are licensed for non-commercial research only (Magic Leap's licence)"
     ]

@@ -211,7 +211,7 @@ def test_files_hold_what_was_found(result: MatchResult, tmp_path: Path) -> None:
     assert np.array_equal(loaded["points0"], result.points0)
     assert np.array_equal(loaded["keypoints0"][loaded["matches"][:, 0]], loaded["points0"])
     assert text["pixels"].startswith("x right")
-    with pytest.raises(InputError, match="no suffix that matches can be written to"):
+    with pytest.raises(InputError, match="has an unknown suffix; matches can be written to"):
         save_result(tmp_path / "m.txt", result)
 
 
@@ -246,7 +246,7 @@ def test_pictures_show_the_matches(result: MatchResult, views: tuple, tmp_path: 
     save_figure(draw_adaptivity(views[0], views[1], *features, result.matches, 5), tmp_path / "a.png")
     for name in ("m.png", "a.png"):
         assert (tmp_path / name).stat().st_size > 20_000
-    with pytest.raises(InputError, match="no picture suffix"):
+    with pytest.raises(InputError, match="has an unsupported suffix for pictures"):
         save_figure(figure, tmp_path / "m.xyz")
 
 

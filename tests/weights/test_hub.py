@@ -283,12 +283,12 @@ def test_pulls_that_fail_say_so(server: FakeHub, pipeline: Pipeline, tmp_path: P
         ("org/else", {}, "has no config.json, so it was not written by"),
         ("org/matcher", {"config.json": 500}, "the server answered 500; try again later"),
         ("org/matcher", {"model.safetensors": 503}, "the server answered 503"),
-        ("org/matcher", {"model.safetensors": 404}, "cannot be fetched"),
-        ("org/matcher", {"model.safetensors": "cut"}, "cannot be fetched"),
+        ("org/matcher", {"model.safetensors": 404}, "cannot be downloaded"),
+        ("org/matcher", {"model.safetensors": "cut"}, "cannot be downloaded"),
         (
             "org/matcher",
             {"model.safetensors": "swap"},
-            "has SHA-256 .*, its config.json says .*; delete it and fetch it again",
+            "has SHA-256 .*, not .* as in config.json; delete it and download it again",
         ),
         ("org/matcher", {"config.json": "swap"}, "is not one of Lumiglue's"),
     ]
@@ -304,7 +304,7 @@ def test_pulls_that_fail_say_so(server: FakeHub, pipeline: Pipeline, tmp_path: P
         )
     with pytest.raises(WeightsError, match=r"no such repository \(404\)"):
         Pipeline.from_pretrained("org/none", token=TOKEN)
-    with pytest.raises(WeightsError, match="the server cannot be reached, and nothing of it was fetched before"):
+    with pytest.raises(WeightsError, match="the server cannot be reached, and it is not in the cache"):
         Pipeline.from_pretrained("org/matcher", endpoint="http://127.0.0.1:9", cache_dir=tmp_path / "off")
 
 
@@ -318,7 +318,7 @@ def test_the_command_line_takes_weights_of_the_hub(
     assert main(["weights", "show", "hub:org/matcher"]) == 0
     assert json.loads(capsys.readouterr().out)["licence"] == "CC-BY-4.0"
     assert main(["weights", "show", "hub:org/none"]) == 2
-    assert "error: org/none cannot be fetched" in capsys.readouterr().err
+    assert "error: org/none cannot be downloaded" in capsys.readouterr().err
 
 
 def test_a_folder_will_do(pipeline: Pipeline, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 import lumiglue
 from helpers import draw_photo, make_features, make_model
 from lumiglue import InputError, Pipeline, WeightsError, compat
+from lumiglue.cli import _LabelFormatter
 from lumiglue.cli import main as run
 from lumiglue.io.download import file_sha256
 from lumiglue.weights import registry
@@ -74,6 +75,7 @@ def test_a_published_matcher_is_downloaded_once_and_converted_exactly(
     assert [re.sub("http.*", "", record.message) for record in caplog.records] == [
         "downloading disk-lightglue (47.6 MB, licence: Apache-2.0) from "
     ]
+    assert _LabelFormatter().format(caplog.records[0]).startswith("note: downloading disk-lightglue")
     got = load_weights(path)
     assert got.config == want.config
     assert got.config.extractor == "disk"
@@ -89,7 +91,7 @@ def test_a_published_matcher_is_downloaded_once_and_converted_exactly(
 
 def test_a_file_with_another_checksum_is_refused(publish: Callable[..., Path]) -> None:
     publish("aliked-lightglue").write_bytes(b"another file")
-    with pytest.raises(WeightsError, match="it is not the file that was asked for"):
+    with pytest.raises(WeightsError, match="it is not the requested file"):
         fetch("aliked-lightglue")
     assert not MATCHERS["aliked-lightglue"].is_here()
 
@@ -111,7 +113,7 @@ def test_without_a_known_checksum_the_one_received_is_reported(
     publish: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     received = file_sha256(publish("superpoint-lightglue"))
-    with pytest.raises(WeightsError, match="it is not the file that was asked for"):
+    with pytest.raises(WeightsError, match="it is not the requested file"):
         fetch("superpoint-lightglue", sha256="0" * 64)
     with pytest.raises(WeightsError, match="is not a SHA-256"):
         fetch("superpoint-lightglue", sha256="0" * 63)
@@ -133,7 +135,7 @@ def test_offline_one_sentence_has_the_address_the_place_and_the_default(
     place = tmp_path / "cache" / f"{file_sha256(file)[:16]}-aliked_lightglue.pth"
     expected = (
         r"http://127.0.0.1:9/aliked_lightglue.pth cannot be downloaded \(.*\); .* "
-        rf"save the file as {re.escape(str(place))}, or leave --features and --weights out"
+        rf"save the file as {re.escape(str(place))}, or omit --features and --weights"
     )
     with pytest.raises(WeightsError, match=expected) as caught:
         resolve("aliked-lightglue")
@@ -164,7 +166,7 @@ def test_names_of_weights_and_features_go_together(tmp_path: Path, publish: Call
     assert Pipeline.pretrained("aliked").matcher.config.d == 32  # the published one, not the package's
     with pytest.raises(InputError, match="for 'aliked-n16' features, the extractor is 'sift'"):
         Pipeline.pretrained("sift", weights="aliked-lightglue")
-    with pytest.raises(WeightsError, match="no weights for 'aliked-t16' features by name"):
+    with pytest.raises(WeightsError, match="no default weights for 'aliked-t16' features"):
         Pipeline.pretrained("aliked-t16")
     save_weights(make_model(descriptor_dim=128), tmp_path / "any.safetensors", {})
     with pytest.raises(InputError, match="the weights are for 'any' features; name an extractor"):
@@ -227,7 +229,7 @@ def test_the_tables_agree() -> None:
         assert file.sha256 is None or re.fullmatch("[0-9a-f]{64}", file.sha256)
     assert set(registry.DEFAULT_WEIGHTS.values()) <= {*BUILT_IN, *MATCHERS}
     assert not {*BUILT_IN} & {*MATCHERS}
-    with pytest.raises(WeightsError, match="no weights for 'sfit' features"):
+    with pytest.raises(WeightsError, match="no default weights for 'sfit' features"):
         default_weights("sfit")
 
 

@@ -318,9 +318,7 @@ class Beside:
 def test_a_checkpoint_that_needs_pickle_says_how_to_save_it_again(tmp_path: Path, value: object) -> None:
     _, tensors = small()
     torch.save({"model": tensors, "conf": value}, tmp_path / "w.pth")
-    with pytest.raises(
-        WeightsError, match=r"nothing else is executed: it also holds a \S+; .*torch.save\(checkpoint"
-    ) as told:
+    with pytest.raises(WeightsError, match=r"nothing else is executed: it also has a \S+; .*torch.save\(checkpoint") as told:
         import_released(tmp_path / "w.pth", "")
     assert "\n" not in str(told.value)
     checkpoint = torch.load(tmp_path / "w.pth", weights_only=False)

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,6 +13,7 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
+from lumiglue.io.atomic import replacing
 from lumiglue.matcher.lightglue import LightGlueConfig
 from lumiglue.matcher.precision import faster_precision, multiplies_tiles
 from lumiglue.matcher.settings import MatchSettings, Precision
@@ -114,10 +114,9 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _write(file: Path, known: Mapping[str, str]) -> None:
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.write_text(json.dumps(known, indent=1))
-        unfinished.replace(file)
+        with replacing(file, shared=True) as unfinished:
+            unfinished.write_text(json.dumps(known, indent=1))
     except OSError as error:
         _log.warning("%s cannot be written (%s), so this is measured again next time", file, error.strerror)

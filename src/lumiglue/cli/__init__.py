@@ -119,10 +119,19 @@ def _wait_politely() -> None:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
+class _LabelFormatter(logging.Formatter):
+    """Log lines as "warning: ...", or with the label that a record carries, as "note: ..."."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return f"{getattr(record, 'label', record.levelname.lower())}: {super().format(record)}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     _wait_politely()
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")
+    log_handler = logging.StreamHandler()
+    log_handler.setFormatter(_LabelFormatter())
+    logging.basicConfig(level=logging.WARNING, handlers=[log_handler])
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:
         say(f"lumiglue {__version__}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.pairs import PairScore
+from lumiglue.io.atomic import replacing
 from lumiglue.io.text import read_json, read_text, reason
 
 _NAMES = [field.name for field in fields(PairScore)]
@@ -64,12 +65,10 @@ class ScoresFile:
             self.scores = [score for score in found if whole[score.a, score.b] == per_pair]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.with_suffix(".json").write_text(json.dumps(plain, indent=2) + "\n")
-        unfinished = self.path.with_suffix(".csv.unfinished")
-        with unfinished.open("w", newline="") as file:
+        with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, _NAMES)
             writer.writeheader()
             writer.writerows(asdict(score) for score in self.scores)
-        unfinished.replace(self.path)
 
     def missing(self, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
         """The pairs that are not in the file yet."""

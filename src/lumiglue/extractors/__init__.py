@@ -1,4 +1,4 @@
-"""Local features. An extractor is any object with the members of `Extractor`; `EXTRACTORS` names the built-in ones."""
+"""Local features. An extractor is any object with the members of `Extractor`; `EXTRACTORS` has the built-in ones."""
 
 import inspect
 from collections.abc import Callable
@@ -15,26 +15,16 @@ from lumiglue.extractors.sift import Sift
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
 
-def _aliked(*, device: str = "cpu", **settings: Any) -> Extractor:
-    """An `Aliked`; kornia is imported only here, when it is asked for."""
-    try:
-        from lumiglue.extractors.aliked import Aliked
-    except ImportError as error:
-        reason = f'ALIKED needs kornia 0.9 or later ({error}); install it with `pip install "lumiglue[aliked]"`'
-        raise InputError(reason) from None
-    return Aliked(device=device, **settings)
-
-
-def _network(name: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
-    """One of `networks`; its library is imported only when it is asked for."""
+def _network(kind: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+    """A class of `networks`, which is imported here, when it is first used."""
     if find_spec(package) is None:
-        raise InputError(f'{name} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
+        raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
     from lumiglue.extractors import networks
 
-    kinds: dict[str, Any] = {"disk": networks.Disk, "xfeat": networks.XFeat, "superpoint": networks.SuperPoint}
-    return kinds[name](device=device, **settings)
+    return getattr(networks, kind)(device=device, **settings)
 
 
+_aliked = partial(_network, "Aliked", "kornia", "aliked")
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16
@@ -42,18 +32,23 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
     "aliked-n32": partial(_aliked, model="aliked-n32"),
-    "disk": partial(_network, "disk", "kornia", "aliked"),
-    "xfeat": partial(_network, "xfeat", "kornia", "aliked"),
-    "superpoint": partial(_network, "superpoint", "transformers", "superpoint"),
+    "disk": partial(_network, "Disk", "kornia", "aliked"),
+    "xfeat": partial(_network, "XFeat", "kornia", "aliked"),
+    "superpoint": partial(_network, "SuperPoint", "transformers", "superpoint"),
 }
 
 
 def create_extractor(name: str, *, device: str | None = None, **settings: Any) -> Extractor:
-    """The built-in extractor of that name, or one of your own by "path/to/file.py:Class" or "package.module:Class".
+    """Creates an extractor by name.
 
-    device: for extractors that run a network; the others pass it over. settings: of a built-in extractor, all of its
-    parameters; of your own, `max_keypoints` and `resize`, which hold whether the class takes them or not (see
-    `OwnExtractor`). Raises InputError for an unknown name, a setting that it does not have, a class that does not do.
+    Args:
+        name: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
+        device: Where a network runs; other extractors ignore it.
+        settings: Parameters of a built-in extractor; of your own, `max_keypoints` and `resize`, which apply whether or not
+            the class supports them (see `OwnExtractor`).
+
+    Raises:
+        InputError: The name or a setting is unknown, a package is missing, or the class lacks a member of `Extractor`.
     """
     factory = OwnExtractor if ":" in name else EXTRACTORS.get(name)
     if factory is None:
@@ -66,13 +61,24 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
     try:
         return factory(**settings)
     except TypeError as error:
-        raise InputError(f"the extractor {name!r} cannot be made: {error}") from error
+        raise InputError(f"the extractor {name!r} cannot be created: {error}") from error
 
 
 def tiled_extractor(
     name: str, *, max_keypoints: int, resize: int | None, tile: int | None, device: str | None = None
 ) -> Extractor:
-    """`create_extractor`, shown larger photos in tiles of so many pixels a side where `tile` says so; see `Tiled`."""
+    """Creates an extractor that processes large photos in tiles.
+
+    Args:
+        name: See `create_extractor`.
+        max_keypoints: Number of keypoints to keep per photo.
+        resize: Long side in pixels to which larger photos are downscaled; None keeps the full size.
+        tile: Side of a tile in pixels, see `Tiled`; None uses no tiles.
+        device: Where a network runs.
+
+    Raises:
+        InputError: As for `create_extractor` and `Tiled`.
+    """
     if tile is None:
         return create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=device)
     whole = create_extractor(name, max_keypoints=max_keypoints, resize=None, device=device)

@@ -1,8 +1,6 @@
-"""DISK, XFeat and SuperPoint over kornia and transformers, with their published weights or a local file.
+"""ALIKED, DISK, XFeat and SuperPoint over kornia and transformers, with their published weights or a local file."""
 
-SuperPoint's weights are not for commercial use; a warning says so when they are first loaded.
-"""
-
+import contextlib
 import logging
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -15,8 +13,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from lumiglue.errors import WeightsError
-from lumiglue.extractors.regions import check_limits
+from lumiglue.errors import InputError, WeightsError
+from lumiglue.extractors.regions import SMALLEST_SIDE, check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.io.state_dicts import load_into
 from lumiglue.types import Features
@@ -27,15 +25,18 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkExtractor(ABC):
-    """A network that finds and describes points; they have no scale and no orientation.
+    """A network that detects and describes keypoints, without scale and orientation.
 
-    max_keypoints: the strongest are kept. resize: the long side in pixels that larger images are shrunk to; None keeps the
-    full size. weights: a file of the released weights (of SuperPoint a folder in transformers' layout); by default the
-    environment variable of the class, then the cache folder, then a download. device: where the network runs;
-    features are returned on the CPU, keypoints in pixels of the image handed in.
+    The network is loaded at the first image, once per process, and is never pickled. A call raises WeightsError if the
+    weights are not found or do not fit.
 
-    The network is loaded at the first image, once a process, and is never pickled. Calls raise WeightsError where its
-    weights cannot be found or do not fit.
+    Attributes:
+        max_keypoints: Number of keypoints to keep, the strongest first.
+        resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
+        weights: The file of the published weights or the folder that contains it. By default it is the file that the
+            network's environment variable names (LUMIGLUE_ALIKED, LUMIGLUE_DISK, LUMIGLUE_XFEAT, LUMIGLUE_SUPERPOINT),
+            then one in the cache folder, then a download.
+        device: Where the network runs. Features are returned on the CPU.
     """
 
     max_keypoints: int = 2048
@@ -46,35 +47,48 @@ class NetworkExtractor(ABC):
     model: ClassVar[str]
     dim: ClassVar[int]
     least: ClassVar[int] = 32  # pixels of each side that the network needs
+    derived: ClassVar[frozenset[str]] = frozenset()  # constants of the network that the published file lacks
 
     def __post_init__(self) -> None:
-        check_limits(self.max_keypoints, self.resize, self.least)
+        check_limits(self.max_keypoints, self.resize, max(self.least, SMALLEST_SIDE))
 
     @property
     def name(self) -> str:
-        """Stored beside features and weights."""
+        """The network's name, stored beside features and weights."""
         return self.model
 
     @property
     def descriptor_dim(self) -> int:
-        """Channels of a descriptor."""
+        """Number of channels of a descriptor."""
         return self.dim
 
     def config(self) -> dict[str, Any]:
-        """What the descriptors depend on."""
+        """The settings that descriptors depend on, as JSON values."""
         return {"name": self.name}
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
-        """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first, with unit descriptors."""
+        """Detects and describes keypoints.
+
+        Args:
+            image: h x w x 3, RGB.
+
+        Returns:
+            Up to `max_keypoints` features in pixels of the image, strongest first, with unit descriptors.
+
+        Raises:
+            WeightsError: The network's weights are not found or do not fit.
+        """
         height, width = image.shape[:2]
         small = resize_long_side(image, self.resize)
         if min(small.shape[:2]) < self.least:
-            nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.dim)
+            nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.descriptor_dim)
             return self._features(*nothing, (width, height), torch.ones(2))
-        network = _load(type(self), _weights_file(self), str(self.device))
+        network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
         pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
-            keypoints, scores, descriptors = (t.cpu().float().clone() for t in self.run(network, pixels))
+            output = self.run(network, pixels)
+        # Clones made outside inference mode are ordinary tensors, which autograd and in-place code accept.
+        keypoints, scores, descriptors = (tensor.cpu().float().clone() for tensor in output)
         scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
         return self._features(keypoints, scores, descriptors, (width, height), scale)
 
@@ -82,46 +96,131 @@ class NetworkExtractor(ABC):
         self, keypoints: Tensor, scores: Tensor, descriptors: Tensor, size: tuple[int, int], scale: Tensor
     ) -> Features:
         x, y = keypoints.numpy().T
-        order = np.lexsort((x, y, -scores.numpy()))[: self.max_keypoints]  # ties by position
-        rows = torch.from_numpy(order)
+        # Ties are ordered by position, so that the order does not depend on the library.
+        rows = torch.from_numpy(np.lexsort((x, y, -scores.numpy()))[: self.max_keypoints])
         return Features(
             keypoints=(keypoints[rows] + 0.5) * scale - 0.5,
-            descriptors=nn.functional.normalize(descriptors[rows], dim=1),
+            descriptors=descriptors[rows],
             image_size=size,
             scores=scores[rows],
             extractor=self.name,
         )
 
+    def _weights_file(self) -> Path | None:
+        """The file of the weights, downloaded if need be; None if the network's library downloads them."""
+        return network_file(self.model, self.weights)
+
+    def _build_arguments(self) -> tuple[Any, ...]:
+        """What `build` takes."""
+        return ()
+
     @abstractmethod
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Keypoints in pixels of the 1 x 3 x h x w input, scores, descriptors."""
+        """Applies the network.
+
+        Args:
+            network: What `build` returned, with weights.
+            pixels: 1 x 3 x h x w, in [0, 1].
+
+        Returns:
+            Keypoints (n x 2, pixels of the input), scores (n) and unit descriptors (n x d).
+        """
 
     @staticmethod
     @abstractmethod
-    def build() -> nn.Module:
+    def build(*arguments: Any) -> nn.Module:
         """The network without weights."""
 
     @staticmethod
     def fetch() -> nn.Module:
-        """The network with the weights that its library downloads: of networks that the registry does not have."""
+        """The network with the weights that its library downloads, for a network that the registry lacks."""
         raise NotImplementedError
 
 
+# ALIKED model -> descriptor channels.
+ALIKED_MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
+
+# Offset of the keypoints of each released ALIKED network from the image structure, in pixels of its input (right, down).
+# n16rot: half of the distance between keypoints of mirrored photos (20 photos, +-0.02; with rotated copies 0.3 to 0.5).
+# The others match few mirrored points: measured with rotated and scaled copies (+-0.2) by
+# benchmarks/accuracy/aliked_shift.py, which measures 0.00 for SIFT. n32 was not measured. Without the correction the
+# offset grows with the factor of `resize`, and counts twice in a pair of which one image is rotated.
+_ALIKED_SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n16rot": (0.455, 0.0)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Aliked(NetworkExtractor):
+    """ALIKED (Zhao et al., IEEE TIM 2023; BSD-3-Clause) over kornia. It needs about a kilobyte of memory per pixel.
+
+    Attributes:
+        model: aliked-t16 (small, 64 channels), aliked-n16, aliked-n16rot (trained with rotations) or aliked-n32.
+        detection_threshold: Smallest score of a keypoint. The default, 0, lets the strongest local maxima of the score map
+            fill `max_keypoints`: the paper's 0.2 leaves a few hundred on most photos, and rejecting weak points is the
+            matcher's task.
+    """
+
+    model: str = "aliked-n16"  # pyright: ignore[reportIncompatibleVariableOverride]
+    detection_threshold: float = 0.0
+
+    least = 1
+    derived = frozenset({"dkd.hw_grid"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.model not in ALIKED_MODELS:
+            raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(ALIKED_MODELS)}")
+        if not 0 <= self.detection_threshold < 1:
+            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
+
+    @property
+    def descriptor_dim(self) -> int:
+        """Number of channels of a descriptor."""
+        return ALIKED_MODELS[self.model]
+
+    def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        with _full_precision(pixels.device):
+            output = network(pixels)[0]
+        strong = output.keypoint_scores > self.detection_threshold
+        shift = pixels.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
+        return output.keypoints[strong] - shift, output.keypoint_scores[strong], output.descriptors[strong]
+
+    def _build_arguments(self) -> tuple[Any, ...]:
+        return self.model, self.max_keypoints
+
+    @staticmethod
+    def build(*arguments: Any) -> nn.Module:
+        from kornia.feature import ALIKED
+
+        model, max_keypoints = arguments
+        return ALIKED(model, max_num_keypoints=max_keypoints, detection_threshold=0.0)
+
+
+def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """On CUDA, float32 convolutions by deterministic kernels, so that features equal the CPU's up to rounding."""
+    if device.type != "cuda":
+        return contextlib.nullcontext()
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _unit(descriptors: Tensor) -> Tensor:
+    return nn.functional.normalize(descriptors, dim=1)
+
+
 class Disk(NetworkExtractor):
-    """DISK (Tyszkiewicz et al., NeurIPS 2020; Apache-2.0) over kornia. A photo is padded to multiples of 16 pixels."""
+    """DISK (Tyszkiewicz et al., NeurIPS 2020; Apache-2.0) over kornia. Photos are padded to multiples of 16 pixels."""
 
     model, dim = "disk", 128
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = network(pixels, n=self.max_keypoints, pad_if_not_divisible=True)[0]
-        inside = (found.keypoints < pixels.new_tensor([pixels.shape[3], pixels.shape[2]])).all(1)
-        return found.keypoints[inside], found.detection_scores[inside], found.descriptors[inside]
+        output = network(pixels, n=self.max_keypoints, pad_if_not_divisible=True)[0]
+        inside = (output.keypoints < pixels.new_tensor([pixels.shape[3], pixels.shape[2]])).all(1)
+        return output.keypoints[inside], output.detection_scores[inside], _unit(output.descriptors[inside])
 
     @staticmethod
-    def build() -> nn.Module:
+    def build(*arguments: Any) -> nn.Module:
         from kornia.feature import DISK
 
-        return DISK()
+        return DISK(*arguments)
 
 
 class XFeat(NetworkExtractor):
@@ -130,33 +229,39 @@ class XFeat(NetworkExtractor):
     model, dim = "xfeat", 64
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        found = network.detectAndCompute(pixels, top_k=self.max_keypoints)[0]
-        return found["keypoints"], found["scores"], found["descriptors"]
+        output = network.detectAndCompute(pixels, top_k=self.max_keypoints)[0]
+        return output["keypoints"], output["scores"], _unit(output["descriptors"])
 
     @staticmethod
-    def build() -> nn.Module:
+    def build(*arguments: Any) -> nn.Module:
         from kornia.feature import XFeat as Network
 
-        return Network()
+        return Network(*arguments)
 
 
 class SuperPoint(NetworkExtractor):
-    """SuperPoint (DeTone et al., CVPRW 2018; non-commercial licence) over transformers."""
+    """SuperPoint (DeTone et al., CVPRW 2018) over transformers.
+
+    Its licence allows non-commercial research only; a warning says so when the weights are first loaded.
+    """
 
     model, dim = "superpoint", 256
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         grey = (pixels * pixels.new_tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
-        found = network(grey.expand(-1, 3, -1, -1))
-        rows = found.mask[0].bool()
-        size = pixels.new_tensor([pixels.shape[3], pixels.shape[2]])  # transformers gives shares of the sides
-        return found.keypoints[0][rows] * size, found.scores[0][rows], found.descriptors[0][rows]
+        output = network(grey.expand(-1, 3, -1, -1))
+        valid = output.mask[0].bool()
+        size = pixels.new_tensor([pixels.shape[3], pixels.shape[2]])  # transformers returns fractions of the sides
+        return output.keypoints[0][valid] * size, output.scores[0][valid], _unit(output.descriptors[0][valid])
+
+    def _weights_file(self) -> Path | None:
+        return local_network(self.model, "model.safetensors", self.weights)
 
     @staticmethod
-    def build() -> nn.Module:
+    def build(*arguments: Any) -> nn.Module:
         from transformers import SuperPointConfig, SuperPointForKeypointDetection
 
-        return SuperPointForKeypointDetection(SuperPointConfig())
+        return SuperPointForKeypointDetection(SuperPointConfig(*arguments))
 
     @staticmethod
     def fetch() -> nn.Module:
@@ -165,39 +270,28 @@ class SuperPoint(NetworkExtractor):
         return SuperPointForKeypointDetection.from_pretrained("magic-leap-community/superpoint")
 
 
-# Where the weights are to be had by hand, and what they may be used for.
-_SOURCES = {
-    "disk": ("https://github.com/cvlab-epfl/disk", "depth-save.pth", ""),
-    "xfeat": ("https://github.com/verlab/accelerated_features", "xfeat.pt", ""),
-    "superpoint": (
-        "https://huggingface.co/magic-leap-community/superpoint", "model.safetensors",
-        "SuperPoint's weights are for non-commercial research alone (Magic Leap's licence)",
-    ),
-}  # fmt: skip
-
-
-def _weights_file(extractor: NetworkExtractor) -> Path | None:
-    """The file of the weights, downloaded if need be; None where the network's library downloads them."""
-    if extractor.model in NETWORKS:
-        return network_file(extractor.model, extractor.weights)
-    return local_network(extractor.model, _SOURCES[extractor.model][1], extractor.weights)
+_SUPERPOINT_PAGE = "https://huggingface.co/magic-leap-community/superpoint"
 
 
 @lru_cache(maxsize=4)
-def _load(kind: type[NetworkExtractor], file: Path | None, device: str) -> nn.Module:
-    source, name, notice = _SOURCES[kind.model]
-    if notice:
-        _log.warning(notice)
+def _load(kind: type[NetworkExtractor], arguments: tuple[Any, ...], model: str, file: Path | None, device: str) -> nn.Module:
+    """The network with its weights; a file of None has the network's library download them."""
+    if kind is SuperPoint:
+        _log.warning("SuperPoint's weights are licensed for non-commercial research only (Magic Leap's licence)")
     with torch.random.fork_rng(devices=[]):
         if file is None:
             try:
                 return kind.fetch().eval().to(device)
             except (OSError, RuntimeError) as error:
-                reason = str(getattr(error, "reason", None) or str(error).splitlines()[0])
+                cause = str(getattr(error, "reason", None) or str(error).splitlines()[0])
                 raise WeightsError(
-                    f"the weights of {kind.model} are not on this machine and cannot be downloaded ({reason}); get {name} "
-                    f"from {source} and set LUMIGLUE_{kind.model.upper()} to the file"
+                    f"the weights of {model} are not on this machine and cannot be downloaded ({cause}); download "
+                    f"model.safetensors from {_SUPERPOINT_PAGE} and set LUMIGLUE_{model.upper()} to the file"
                 ) from None
-        network = kind.build()
-    load_into(network, file, kind.model, f"give {name} from {source}")
+        try:
+            network = kind.build(*arguments)
+        except ImportError as error:
+            raise InputError(f"{model} needs a newer version of its library ({error}); update it with pip") from None
+    source = NETWORKS[model].url if model in NETWORKS else _SUPERPOINT_PAGE
+    load_into(network, file, model, f"give the published file from {source}", derived=kind.derived)
     return network.eval().to(device)

@@ -1,4 +1,4 @@
-"""What an extractor is: any object with these members."""
+"""The interface of extractors."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -9,23 +9,25 @@ from lumiglue.types import Features
 
 @runtime_checkable
 class Extractor(Protocol):
-    """What the pipeline and the dataset ask of an extractor: the same output each time, and that it can be pickled, for the
-    dataset's worker processes (an `OwnExtractor` sees to that for a class of yours)."""
+    """What the pipeline and feature datasets require of an extractor.
+
+    It must return the same output each time, and be picklable for worker processes; an `OwnExtractor` makes your class so.
+    """
 
     @property
     def name(self) -> str:
-        """Stored beside features and weights; a matcher refuses features of another name."""
+        """The name stored beside features and weights; a matcher refuses features of another name."""
         ...
 
     @property
     def descriptor_dim(self) -> int:
-        """Width d of the descriptors."""
+        """Number of channels d of a descriptor."""
         ...
 
     def config(self) -> dict[str, Any]:
-        """What the descriptors depend on, as JSON values."""
+        """The settings that descriptors depend on, as JSON values."""
         ...
 
     def __call__(self, image: np.ndarray) -> Features:
-        """Features of an h x w x 3 RGB uint8 image; an empty `Features` where nothing is found."""
+        """The features of an h x w x 3 RGB uint8 image; an empty `Features` if there are none."""
         ...

@@ -13,8 +13,8 @@ from lumiglue.extractors.regions import check_limits
 from lumiglue.images import resize_long_side, to_grey
 from lumiglue.types import Features
 
-# OpenCV yields a keypoint again for each further peak of its orientation histogram, 1.2 times as many as positions on
-# photos; asking for this many more than wanted leaves enough after the repeats are dropped.
+# OpenCV repeats a keypoint for each further peak of its orientation histogram: on photos, 1.2 times as many keypoints as
+# positions. With this factor enough remain when the repeats are removed.
 _REPEAT_MARGIN = 1.4
 _NAME = "sift"
 _CHANNELS = 128
@@ -22,15 +22,17 @@ _CHANNELS = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Sift:
-    """SIFT features of an image.
+    """SIFT features.
 
-    max_keypoints: the strongest by detector response are kept.
-    resize: the long side in pixels that larger images are shrunk to before detection; None keeps the full size.
-        Keypoints are always returned in pixels of the image handed in.
-    contrast_threshold, edge_threshold: as in Lowe's paper; a low contrast threshold finds points in dull regions too.
-    rootsift: L1-normalise and take the square root, so that the inner product is the Hellinger kernel.
-    one_orientation: keep one keypoint per position and scale. SIFT repeats a position for each strong peak of its
-        orientation histogram; such twins make the ground truth of a one-to-one assignment ambiguous.
+    Attributes:
+        max_keypoints: Number of keypoints to keep, the strongest by detector response.
+        resize: Long side in pixels to which larger images are downscaled before detection; None keeps the full size.
+            Keypoints are always returned in pixels of the given image.
+        contrast_threshold: As in Lowe's paper; a low one also detects points in regions of low contrast.
+        edge_threshold: As in Lowe's paper.
+        rootsift: Whether to L1-normalise and take the square root, so that the inner product is the Hellinger kernel.
+        one_orientation: Whether to keep one keypoint per position and scale. SIFT repeats a position for each strong peak
+            of its orientation histogram, and such repeats make the ground truth of a one-to-one assignment ambiguous.
     """
 
     max_keypoints: int = 2048
@@ -45,22 +47,27 @@ class Sift:
 
     @property
     def name(self) -> str:
-        """Stored beside features and weights."""
+        """The name stored beside features and weights."""
         return _NAME
 
     @property
     def descriptor_dim(self) -> int:
-        """Channels of a descriptor: 4 x 4 cells of 8 directions."""
+        """Number of channels of a descriptor: 4 x 4 cells of 8 directions."""
         return _CHANNELS
 
     def config(self) -> dict[str, Any]:
-        """What the descriptors depend on, to be stored beside features and weights."""
+        """The settings that descriptors depend on, as JSON values."""
         return {"name": self.name, "rootsift": self.rootsift, "one_orientation": self.one_orientation}
 
     def __call__(self, image: UInt8[np.ndarray, "h w 3"]) -> Features:
-        """image: h x w x 3, RGB. Returns up to `max_keypoints` features, strongest first; none in a blank image.
+        """Detects and describes keypoints.
 
-        scales are sigma in pixels (OpenCV's `size` is the diameter, twice that); orientations are radians, clockwise.
+        Args:
+            image: h x w x 3, RGB.
+
+        Returns:
+            Up to `max_keypoints` features, strongest first; none in a blank image. Scales are sigma in pixels (half of
+            OpenCV's `size`, a diameter), orientations are radians, clockwise.
         """
         height, width = image.shape[:2]
         grey = to_grey(resize_long_side(image, self.resize))
@@ -92,20 +99,20 @@ class Sift:
         """Rows (x, y, sigma, radians, response) and descriptors; enough of them to keep `max_keypoints` after `_choose`."""
         if min(grey.shape) < 8:
             return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
-        wanted = math.ceil(self.max_keypoints * (_REPEAT_MARGIN if self.one_orientation else 1.0))
+        count = math.ceil(self.max_keypoints * (_REPEAT_MARGIN if self.one_orientation else 1.0))
         while True:
             # Precise upscale: without it OpenCV's doubled first octave shifts keypoints by a quarter pixel.
             detector = cv2.SIFT.create(
-                wanted, 3, self.contrast_threshold, self.edge_threshold, 1.6, enable_precise_upscale=True
+                count, 3, self.contrast_threshold, self.edge_threshold, 1.6, enable_precise_upscale=True
             )
             points, descriptors = detector.detectAndCompute(grey, None)
             if not points or descriptors is None:
                 return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
             rows = [(*p.pt, p.size / 2, math.radians(p.angle), p.response) for p in points]
             table = np.array(rows, dtype=np.float64)
-            if len(points) < wanted or len(self._choose(table)) == self.max_keypoints:
+            if len(points) < count or len(self._choose(table)) == self.max_keypoints:
                 return table, descriptors
-            wanted *= 2
+            count *= 2
 
     def _choose(self, table: np.ndarray) -> np.ndarray:
         """Rows to keep: strongest first, one per position; ties by position so that the order never depends on OpenCV's."""
@@ -117,13 +124,13 @@ class Sift:
 
 
 def _no_features(size: tuple[int, int]) -> Features:
-    none = torch.zeros(0)
+    empty = torch.zeros(0)
     return Features(
         keypoints=torch.zeros(0, 2),
         descriptors=torch.zeros(0, _CHANNELS),
         image_size=size,
-        scores=none,
-        scales=none,
-        orientations=none,
+        scores=empty,
+        scales=empty,
+        orientations=empty,
         extractor=_NAME,
     )

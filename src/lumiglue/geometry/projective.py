@@ -1,4 +1,4 @@
-"""Projective geometry in pixels: pure maths on tensors, batched over leading dimensions."""
+"""Projective geometry in pixels: functions of tensors, batched over leading dimensions."""
 
 import torch
 from jaxtyping import Float
@@ -6,7 +6,7 @@ from torch import Tensor
 
 
 def transform(homography: Float[Tensor, "*b 3 3"], points: Float[Tensor, "*b n 2"]) -> Float[Tensor, "*b n 2"]:
-    """Points mapped by a homography; a point on or behind its horizon maps to infinity."""
+    """Maps points (n x 2) by a homography (3 x 3); points on or behind its horizon map to infinity."""
     mapped = points @ homography[..., :2].mT + homography[..., 2].unsqueeze(-2)
     depth = mapped[..., 2:]
     return torch.where(depth > 1e-8, mapped[..., :2] / depth, torch.inf)
@@ -19,9 +19,18 @@ def transfer(
     intrinsics1: Float[Tensor, "*b 3 3"],
     camera1_from_camera0: Float[Tensor, "*b 4 4"],
 ) -> tuple[Float[Tensor, "*b n 2"], Float[Tensor, "*b n"]]:
-    """Where pixels of image 0 with their depths (z in camera 0) lie in image 1, and their depths there.
+    """Projects pixels of image 0 with known depth into image 1.
 
-    Points behind camera 1 are at infinity; where the depth is NaN so is the result.
+    Args:
+        points: n x 2, pixels of image 0.
+        depths: n, z in camera 0; NaN if unknown.
+        intrinsics0: 3 x 3, of camera 0.
+        intrinsics1: 3 x 3, of camera 1.
+        camera1_from_camera0: 4 x 4, in the unit of the depths.
+
+    Returns:
+        The points in image 1 (n x 2, pixels), infinite behind camera 1 and NaN where the depth is NaN; and their depths in
+        camera 1 (n).
     """
     rays = torch.nn.functional.pad(points, (0, 1), value=1.0) @ torch.linalg.inv(intrinsics0).mT
     rotation, translation = camera1_from_camera0[..., :3, :3], camera1_from_camera0[..., :3, 3]
@@ -39,7 +48,7 @@ def reprojection_error(
 
 
 def skew(v: Float[Tensor, "*b 3"]) -> Float[Tensor, "*b 3 3"]:
-    """[v]_x, so that skew(v) @ w is the cross product of v and w."""
+    """The matrix [v]_x: skew(v) @ w is the cross product of v and w."""
     x, y, z = v.unbind(-1)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
@@ -51,7 +60,7 @@ def fundamental_from_pose(
     rotation: Float[Tensor, "*b 3 3"],
     translation: Float[Tensor, "*b 3"],
 ) -> Float[Tensor, "*b 3 3"]:
-    """F with x1^T F x0 = 0, for X_1 = rotation X_0 + translation."""
+    """The fundamental matrix F with x1^T F x0 = 0, for X_1 = rotation X_0 + translation."""
     essential = skew(translation) @ rotation
     return torch.linalg.inv(intrinsics1).mT @ essential @ torch.linalg.inv(intrinsics0)
 
@@ -59,8 +68,12 @@ def fundamental_from_pose(
 def epipolar_distances(
     fundamental: Float[Tensor, "*b 3 3"], points0: Float[Tensor, "*b m 2"], points1: Float[Tensor, "*b n 2"]
 ) -> tuple[Float[Tensor, "*b m n"], Float[Tensor, "*b m n"]]:
-    """Of all pairs of points: pixels from each point of image 0 to the epipolar line of each point of image 1, and of
-    each point of image 1 to the line of each point of image 0."""
+    """Distances of points to epipolar lines, for all pairs of m points of image 0 and n points of image 1.
+
+    Returns:
+        Two m x n tensors in pixels: from each point of image 0 to the epipolar line of each point of image 1, and from each
+        point of image 1 to the line of each point of image 0.
+    """
     x0, x1 = (torch.nn.functional.pad(points, (0, 1), value=1.0) for points in (points0, points1))
     lines1, lines0 = x0 @ fundamental.mT, x1 @ fundamental
     residual = (lines1 @ x1.mT).abs()
@@ -86,7 +99,7 @@ def rotation_angle(rotation_a: Float[Tensor, "3 3"], rotation_b: Float[Tensor, "
 
 
 def direction_angle(a: Float[Tensor, " 3"], b: Float[Tensor, " 3"]) -> float:
-    """Angle in degrees between two directions, 0..180; 180 where one of them is zero."""
+    """Angle in degrees between two directions, 0 to 180; 180 if one of them is zero."""
     lengths = a.norm() * b.norm()
     if lengths < 1e-12:
         return 180.0

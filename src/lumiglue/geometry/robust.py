@@ -1,4 +1,4 @@
-"""Two-view models from matches that hold outliers: LO-RANSAC over PoseLib, RANSAC over OpenCV, and without RANSAC at all."""
+"""Two-view models from matches with outliers: PoseLib's LO-RANSAC, OpenCV's RANSAC, and a direct linear transform."""
 
 import cv2
 import numpy as np
@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from lumiglue.errors import InputError
 from lumiglue.types import Geometry, GeometryKind
 
-# Points that a model needs at least, and the usual inlier threshold in pixels.
+# The smallest number of points for a model, and the default inlier threshold in pixels.
 MINIMUM = {"homography": 4, "fundamental": 7}
 THRESHOLD = {"homography": 2.0, "fundamental": 1.5}
 MINIMUM_POSE = 5
@@ -23,12 +23,24 @@ def estimate(
     threshold: float | None = None,
     seed: int = 0,
 ) -> Geometry:
-    """A homography (points1 ~ H points0) or fundamental matrix (x1^T F x0 = 0) from k x 2 matched pixels.
+    """Estimates a homography (points1 ~ H points0) or a fundamental matrix (x1^T F x0 = 0).
 
-    threshold: largest reprojection (homography) or Sampson (fundamental) error of an inlier in pixels; None takes 2 and
-    1.5. With too few matches, or when no model is found, the matrix is None and nothing is an inlier. A model always
-    fits the few matches that it takes to make one, so a handful of inliers proves nothing. Raises InputError for an
-    unknown kind.
+    A model always fits the few matches that it is computed from, so a handful of inliers proves nothing.
+
+    Args:
+        kind: "homography" or "fundamental".
+        points0: k x 2, pixels of image 0.
+        points1: k x 2, the matching pixels of image 1.
+        threshold: Largest error of an inlier in pixels: the reprojection error for a homography, the Sampson error for a
+            fundamental matrix. None takes 2 and 1.5.
+        seed: Of the random samples.
+
+    Returns:
+        The model and its inliers. With too few matches, or if no model is found, the matrix is None and no match is an
+        inlier.
+
+    Raises:
+        InputError: The kind is unknown.
     """
     if kind not in ("homography", "fundamental"):
         raise InputError(f"unknown geometry {kind!r}; choose from ['fundamental', 'homography']")
@@ -43,7 +55,7 @@ def estimate(
         matrix, info = poselib.estimate_fundamental(points0, points1, {"max_epipolar_error": limit, "seed": seed})
     inliers = torch.tensor(np.asarray(info["inliers"], dtype=bool))
     if kind == "homography" and abs(matrix[2, 2]) > 1e-12:
-        matrix = matrix / matrix[2, 2]  # PoseLib's may be negative as a whole, which would put the image behind us
+        matrix = matrix / matrix[2, 2]  # fixes the sign, which PoseLib leaves open
     if not np.isfinite(matrix).all() or int(inliers.sum()) < MINIMUM[kind]:
         return nothing
     return Geometry(kind, torch.tensor(np.asarray(matrix)).float(), inliers)
@@ -58,10 +70,19 @@ def relative_pose(
     threshold: float = 1.5,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Rotation (3 x 3), unit translation (3) with X_1 = R X_0 + t, and inliers (k); None with under 5 matches, and where
-    fewer than 5 fit one pose.
+    """Estimates the relative pose of two calibrated cameras by LO-RANSAC (PoseLib).
 
-    Intrinsics are 3 x 3 pinhole matrices in the pixel convention of the points.
+    Args:
+        points0: k x 2, pixels of image 0.
+        points1: k x 2, the matching pixels of image 1.
+        intrinsics0: 3 x 3 pinhole matrix in the pixel convention of the points.
+        intrinsics1: The same of camera 1.
+        threshold: Largest Sampson error of an inlier in pixels.
+        seed: Of the random samples.
+
+    Returns:
+        Rotation (3 x 3), unit translation (3) with X_1 = R X_0 + t, and inliers (k booleans). None if there are fewer than
+        5 matches, or fewer than 5 fit one pose.
     """
     if len(points0) < MINIMUM_POSE:
         return None
@@ -69,7 +90,7 @@ def relative_pose(
     options = {"max_epipolar_error": threshold, "seed": seed}
     pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), options)
     inliers = np.asarray(info["inliers"], dtype=bool)
-    if inliers.sum() < MINIMUM_POSE or not np.any(pose.t):  # PoseLib's way to say that it found none: no turn, no step
+    if inliers.sum() < MINIMUM_POSE or not np.any(pose.t):  # PoseLib returns the identity if it found none
         return None
     return np.asarray(pose.R), np.asarray(pose.t), inliers
 
@@ -83,9 +104,11 @@ def relative_pose_opencv(
     threshold: float = 1.0,
     seed: int = 0,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """As `relative_pose`, by OpenCV's five-point RANSAC as in SuperGlue's evaluation: `threshold` in pixels over the mean
-    focal length, confidence 0.99999, and of several essential matrices the pose with most points in front of both
-    cameras."""
+    """`relative_pose` by OpenCV's five-point RANSAC, as in SuperGlue's evaluation.
+
+    The threshold is `threshold` in pixels divided by the mean focal length, the confidence 0.99999. Of several essential
+    matrices, the one with the most points in front of both cameras counts. Arguments and result as in `relative_pose`.
+    """
     if len(points0) < MINIMUM_POSE:
         return None
     focal = float(np.mean([intrinsics0[0, 0], intrinsics0[1, 1], intrinsics1[0, 0], intrinsics1[1, 1]]))
@@ -94,14 +117,14 @@ def relative_pose_opencv(
         for points, k in ((points0, intrinsics0), (points1, intrinsics1))
     )
     cv2.setRNGSeed(seed)
-    found, mask = cv2.findEssentialMat(
+    essentials, mask = cv2.findEssentialMat(
         rays0, rays1, np.eye(3), method=cv2.RANSAC, prob=0.99999, threshold=threshold / focal, maxIters=1000
     )
-    if found is None:
+    if essentials is None:
         return None
     best: tuple[np.ndarray, np.ndarray, np.ndarray] | None = None
     most = 0
-    for essential in np.split(found, len(found) // 3):
+    for essential in np.split(essentials, len(essentials) // 3):
         count, rotation, translation, in_front, _ = cv2.recoverPose(
             essential, rays0, rays1, np.eye(3), distanceThresh=1e9, mask=mask.copy()
         )
@@ -113,8 +136,18 @@ def relative_pose_opencv(
 def homography_by_dlt(
     points0: np.ndarray, points1: np.ndarray, weights: np.ndarray | None = None
 ) -> Float64[np.ndarray, "3 3"] | None:
-    """The homography of all matches by the weighted direct linear transform (Hartley and Zisserman, algorithm 4.2): no
-    outlier is left out, so it measures the matches as they are. None with under 4 of positive weight."""
+    """The homography of all matches by the weighted direct linear transform (Hartley and Zisserman, algorithm 4.2).
+
+    No outlier is rejected, so the result measures the matches as they are.
+
+    Args:
+        points0: k x 2, pixels of image 0.
+        points1: k x 2, the matching pixels of image 1.
+        weights: k, at least 0; None weighs all matches equally.
+
+    Returns:
+        The 3 x 3 homography, or None if fewer than 4 matches have positive weight.
+    """
     weights = np.ones(len(points0)) if weights is None else np.asarray(weights, dtype=np.float64)
     if (weights > 0).sum() < MINIMUM["homography"]:
         return None
@@ -130,7 +163,7 @@ def homography_by_dlt(
 
 
 def _normalised(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Points moved to zero mean and a mean distance of sqrt(2), and the 3 x 3 map that did it."""
+    """The points normalised to zero mean and a mean norm of sqrt(2), and the 3 x 3 matrix of that map."""
     centre = points.mean(0)
     scale = np.sqrt(2) / max(float(np.linalg.norm(points - centre, axis=1).mean()), 1e-12)
     return (points - centre) * scale, np.array([[scale, 0, -scale * centre[0]], [0, scale, -scale * centre[1]], [0, 0, 1]])

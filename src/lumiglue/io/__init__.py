@@ -1,1 +1,1 @@
-"""Files that others wrote or that a fault may interrupt: text and JSON, HDF5, downloads, whole writes."""
+"""Checked reading and atomic writing: text and JSON, HDF5, state dicts, downloads."""

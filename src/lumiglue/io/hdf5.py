@@ -1,12 +1,10 @@
-"""HDF5 files that grow in parts: what is written stays written, whatever kills the process, and more may come later.
+"""HDF5 files that grow in parts, so that an interrupted job resumes and nothing written is lost.
 
-FILE.parts/ holds finished parts; a part is written aside, flushed to the disk and renamed, so it is whole or not there. In
-the end the parts become FILE, in hloc's layout.
+FILE.parts/ has the finished parts, each written atomically. In the end they are joined to FILE, in hloc's layout.
 """
 
 import hashlib
 import io
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -18,10 +16,10 @@ import numpy as np
 from filelock import FileLock, Timeout
 
 from lumiglue.errors import InputError
-from lumiglue.io.atomic import disk_is_full, has_room
+from lumiglue.io.atomic import disk_is_full, has_room, replacing
 from lumiglue.io.text import differences, read_text, reason
 
-# Whatever a damaged HDF5 file makes h5py and NumPy raise.
+# What h5py and NumPy raise for a damaged HDF5 file.
 HDF5_ERRORS = (OSError, LookupError, ValueError, TypeError, RuntimeError, AttributeError, ArithmeticError, MemoryError)
 # A file of a few kB may claim an array of any size.
 LARGEST_ARRAY = 2**30  # bytes
@@ -33,12 +31,23 @@ AnyReader = TypeVar("AnyReader", bound="Reader")
 
 
 class Reader:
-    """An HDF5 file that is open for reading. written_by: the command that makes such files."""
+    """An HDF5 file, open for reading.
+
+    Attributes:
+        path: The file.
+        record: What the file was made from, as text.
+        made: Identifies the file: a file that is made again gets another value, one that grows keeps it.
+        written_by: The command that writes such files, for messages.
+    """
 
     written_by = "lumiglue"
 
     def __init__(self, path: str | Path) -> None:
-        """Raises InputError where the file is missing or no HDF5."""
+        """Opens the file.
+
+        Raises:
+            InputError: It is missing or not an HDF5 file.
+        """
         self.path = Path(path)
         if not self.path.is_file():
             wrong = "is a folder" if self.path.is_dir() else "does not exist"
@@ -46,7 +55,6 @@ class Reader:
         with _readable(self.path, self.written_by):
             self._file = h5py.File(self.path, "r")
             self.record = str(self._file.attrs.get("record", ""))
-            # Of one that is made again it is another, of one that grows the same.
             self.made = str(self._file.attrs.get("made", ""))
 
     def __enter__(self: "AnyReader") -> "AnyReader":
@@ -57,13 +65,20 @@ class Reader:
 
 
 class GrowingFile:
-    """Adds groups by name to a file, which need not exist yet; one process at a time.
+    """Adds named groups to a file, which need not exist yet. One process at a time.
 
-    record: what the file is made of, as text; a file that was made or begun with another record is not continued.
+    Attributes:
+        path: The file.
+        record: What the file is made from, as text. A file with another record is not continued.
+        folder: The folder of the parts.
     """
 
     def __init__(self, path: str | Path, record: str) -> None:
-        """Raises InputError where the file was begun with another record, or another process is writing it."""
+        """Opens the file and locks it.
+
+        Raises:
+            InputError: The file was started with another record, or another process is writing it.
+        """
         self.path, self.record = Path(path), record
         self._agree(self.path, _record_of(self.path) if self.path.exists() else None)
         self.folder = self.path.with_name(self.path.name + ".parts")
@@ -74,10 +89,10 @@ class GrowingFile:
         except Timeout:
             raise InputError(f"another process is writing {self.path}; wait for it, or choose another name") from None
         try:
-            noted = self.folder / "record.json"
-            remedy = f"delete {self.folder} to begin again"
-            self._agree(self.folder, read_text(noted, remedy) if noted.exists() else None)
-            noted.write_text(record, encoding="utf-8")
+            record_file = self.folder / "record.json"
+            remedy = f"delete {self.folder} to start again"
+            self._agree(self.folder, read_text(record_file, remedy) if record_file.exists() else None)
+            record_file.write_text(record, encoding="utf-8")
             self._in_parts: set[str] = {name for part in self._parts() for name in _names(part)}
         except BaseException:
             self._lock.release()
@@ -86,33 +101,33 @@ class GrowingFile:
     def _agree(self, where: Path, record: str | None) -> None:
         if record is not None and record != self.record:
             raise InputError(
-                f"{where} was made with other settings{differences(record, self.record)}; delete it to begin again, or "
+                f"{where} was made with other settings{differences(record, self.record)}; delete it to start again, or "
                 "choose another name"
             )
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Those of the names that are neither in the file nor in a part."""
-        left = [name for name in names if name not in self._in_parts]
+        missing = [name for name in names if name not in self._in_parts]
         if not self.path.exists():
-            return left
+            return missing
         with _readable(self.path), h5py.File(self.path, "r") as file:
-            return [name for name in left if name not in file]
+            return [name for name in missing if name not in file]
 
     def notes(self, attribute: str) -> dict[str, str]:
-        """Of every name that is in the file or a part, the attribute of its group; the empty text where it has none."""
-        found: dict[str, str] = {}
+        """An attribute of every group in the file and the parts, by name; "" for a group without it."""
+        values: dict[str, str] = {}
 
         def read(path: Path) -> None:
             with _readable(path), h5py.File(path, "r") as file:
                 file.visititems(
                     lambda name, item: (
-                        found.update({name: str(item.attrs.get(attribute, ""))}) if isinstance(item, h5py.Group) else None
+                        values.update({name: str(item.attrs.get(attribute, ""))}) if isinstance(item, h5py.Group) else None
                     )
                 )
 
         for path in [*self._parts(), *([self.path] if self.path.exists() else [])]:
             read(path)
-        return found
+        return values
 
     def __enter__(self) -> "GrowingFile":
         return self
@@ -125,13 +140,18 @@ class GrowingFile:
 
     @contextmanager
     def part(self) -> Iterator[Callable[[str], h5py.Group]]:
-        """Inside, the given function makes the group of a name; they are on the disk, all together, when it ends.
+        """Writes a part.
 
-        Raises InputError where the disk is full; the parts before stay.
+        Yields:
+            A function that creates the group of a name. All groups are on the disk when the block ends.
+
+        Raises:
+            InputError: The disk is full. Earlier parts are intact.
         """
-        aside, names, whole = self.folder / "unfinished.h5", [], io.BytesIO()
+        names: list[str] = []
+        content = io.BytesIO()
         try:
-            with h5py.File(whole, "w") as file:  # HDF5 crashes on a full disk, so it writes to memory
+            with h5py.File(content, "w") as file:  # in memory, because HDF5 crashes on a full disk
 
                 def group(name: str) -> h5py.Group:
                     names.append(name)
@@ -139,58 +159,60 @@ class GrowingFile:
 
                 yield group
                 file.create_dataset(NAMES, data=names, dtype=h5py.string_dtype())
-            aside.write_bytes(whole.getbuffer())
-            _flush(aside)
+            # One more than the last, not the count: a damaged part may have been deleted.
             last = max((int(part.stem.removeprefix("part-")) for part in self._parts()), default=-1)
-            aside.replace(self.folder / f"part-{last + 1:06d}.h5")  # not their count: a damaged one may have been deleted
+            with replacing(self.folder / f"part-{last + 1:06d}.h5", durable=True) as unfinished:
+                unfinished.write_bytes(content.getbuffer())
         except (OSError, RuntimeError) as error:
             if disk_is_full(error):
                 raise InputError(
-                    f"the disk of {self.path} is full; make room and run the same command again to go on"
+                    f"the disk of {self.path} is full; make room and run the same command again to continue"
                 ) from None
             raise
-        finally:
-            aside.unlink(missing_ok=True)
         self._in_parts |= set(names)
 
     def finish(self) -> None:
-        """Joins the file and the parts and removes those; `record` is an attribute. Raises InputError on a full disk."""
-        aside = self.path.with_name(self.path.name + ".unfinished")
+        """Joins the parts to the file and deletes them.
+
+        Raises:
+            InputError: The disk is full. The file and the parts are intact.
+        """
         size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
         if self._in_parts and not has_room(self.path, size):
-            raise InputError(f"the disk of {self.path} is full; make room and run the same command again to go on")
+            raise InputError(f"the disk of {self.path} is full; make room and run the same command again to continue")
+        if self._in_parts or not self.path.exists():
+            with replacing(self.path, durable=True) as unfinished:
+                self._join(unfinished)
+        self._remove_parts()
+
+    def _join(self, out: Path) -> None:
+        """Writes the file's groups and those of the parts to `out`."""
         if self.path.exists():
-            if not self._in_parts:  # nothing is new
-                self._remove_parts()
-                return
-            shutil.copyfile(self.path, aside)
-        with _readable(aside), h5py.File(aside, "a" if self.path.exists() else "w") as file:
+            shutil.copyfile(self.path, out)
+        with _readable(out), h5py.File(out, "a" if self.path.exists() else "w") as file:
             file.attrs["record"] = self.record
             if "made" not in file.attrs:
                 file.attrs["made"] = _digest(self._parts())
             for part in self._parts():
                 with _readable(part), h5py.File(part, "r") as source:
                     for name in _names(part):
-                        if name in file:  # joined before a kill that left the parts
+                        if name in file:  # joined by an earlier run that was killed before it removed the parts
                             continue
                         parent = file.require_group(name.rpartition("/")[0]) if "/" in name else file
                         source.copy(source[name], parent, name.rpartition("/")[2])
-        _flush(aside)
-        aside.replace(self.path)
-        self._remove_parts()
 
     def _remove_parts(self) -> None:
-        """While the lock is held, so that no other process begins in a folder that vanishes."""
+        """Deletes the parts, then the lock, so that no other process starts in a folder that is being deleted."""
         lock = self.folder / "lock"
         for path in self.folder.iterdir():
             if path != lock:
                 path.unlink()
         try:
             lock.unlink(missing_ok=True)
-        except PermissionError:  # Windows keeps files that are open
+        except PermissionError:  # Windows does not delete open files
             self._lock.release()
             lock.unlink(missing_ok=True)
-        with suppress(OSError):  # another process has just begun
+        with suppress(OSError):  # another process has just started
             self.folder.rmdir()
         self._lock.release()
 
@@ -208,18 +230,18 @@ def _names(part: Path) -> list[str]:
 
 @contextmanager
 def _readable(path: Path, written_by: str = "") -> Iterator[None]:
-    """Raises InputError where HDF5 cannot make sense of a file. written_by: the command that makes such files."""
+    """Turns errors of HDF5 into InputError; `written_by` is the command that writes such files."""
     try:
         yield
     except InputError:
         raise
     except HDF5_ERRORS as error:
         if disk_is_full(error):
-            raise InputError(f"the disk of {path} is full; make room and run the same command again to go on") from None
+            raise InputError(f"the disk of {path} is full; make room and run the same command again to continue") from None
         if written_by:
             raise InputError(f"{path} is not one of `{written_by}`, or is damaged ({reason(error)})") from None
         raise InputError(
-            f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to begin again"
+            f"{path} cannot be read as HDF5 ({reason(error)}); copy it again, or delete it to start again"
         ) from None
 
 
@@ -231,18 +253,18 @@ def _digest(parts: Sequence[Path]) -> str:
     return whole.hexdigest()
 
 
-def _flush(path: Path) -> None:
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-
-
 def read_numbers(group: h5py.Group, name: str) -> np.ndarray:
-    """A whole data set of numbers. KeyError where it is missing, ValueError where it is something else, or too large."""
+    """Reads a whole numeric dataset.
+
+    Raises:
+        KeyError: It is missing.
+        ValueError: It is not numeric, or larger than `LARGEST_ARRAY`.
+    """
     dataset: Any = group.get(name)
     if not isinstance(dataset, h5py.Dataset):
         raise KeyError(f"{name} is missing")
     if dataset.shape is None or dataset.dtype.kind not in "biuf":
-        raise ValueError(f"{name} holds no numbers")
+        raise ValueError(f"{name} is not numeric")
     if dataset.size * dataset.dtype.itemsize > LARGEST_ARRAY:
         raise ValueError(f"{name} has shape {dataset.shape}, more than {LARGEST_ARRAY >> 20} MiB")
     return np.asarray(dataset[()])

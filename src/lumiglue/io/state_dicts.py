@@ -1,4 +1,4 @@
-"""State dicts that other programs saved: read without running anything, and told apart from what was saved beside them."""
+"""State dicts from other programs, read without executing anything and separated from what was saved with them."""
 
 import logging
 import re
@@ -18,9 +18,9 @@ from lumiglue.io.text import reason
 
 _log = logging.getLogger(__name__)
 
-# What other programs put before the names of a model, in any order and any number; `_orig_mod` is torch.compile's.
+# Prefixes that other programs add to the names of tensors, in any order and number; `_orig_mod` is torch.compile's.
 WRAPPERS = frozenset({"module", "model", "net", "network", "state_dict", "model_state_dict", "_orig_mod"})
-# Entries of a training checkpoint that may hold tensors, none of them a model's.
+# Entries of a training checkpoint that may contain tensors, but not the model's.
 _TRAINING = re.compile(r"optim\w*|\w*sched\w*|\w*scaler\w*|callbacks|loops|rng\w*|conf\w*|h\w*params|args|eval\w*|loss\w*")
 _DEEPEST = 4  # dictionaries inside dictionaries
 _NAMED = 12  # tensors of one part that a message names before it counts them
@@ -34,7 +34,7 @@ class StateDict:
         path: The file.
         tensors: Name to tensor. A dictionary inside a dictionary is joined by dots, as in "matcher.posenc.Wr.weight".
         given: Name to the name that the file has, which is longer where wrappers were removed.
-        rest: What else the file has: entries that are not tensors, and the state of training.
+        rest: The other entries of the file: those that are not tensors, and the state of training.
     """
 
     path: Path
@@ -43,7 +43,11 @@ class StateDict:
     rest: tuple[str, ...] = ()
 
     def without(self, wrappers: Collection[str]) -> "StateDict":
-        """Removes the leading parts of the names that are wrappers. Raises WeightsError where two names become one."""
+        """Removes the leading parts of the names that are wrappers.
+
+        Raises:
+            WeightsError: Two names become equal.
+        """
         given: dict[str, str] = {}
         for name in self.tensors:
             bare = _bare(name, wrappers)
@@ -54,22 +58,28 @@ class StateDict:
         return replace(self, tensors=tensors, given={bare: self.given[name] for bare, name in given.items()})
 
     def as_given(self, name: str) -> str:
-        """The name that the file has or, for a tensor that it lacks, would have: with the wrappers of most of the others."""
+        """The name in the file; for a tensor that the file lacks, with the wrappers that most of the others have."""
         if name in self.given:
             return self.given[name]
         prefixes = Counter(given.removesuffix(bare) for bare, given in self.given.items())
         return max(prefixes, key=prefixes.__getitem__, default="") + name
 
     def log_unused(self, title: str, used: Collection[str], harmless: Callable[[str], bool]) -> None:
-        """Logs in one line what was read and not used: a warning if a tensor of it is not known to be harmless."""
+        """Logs in one line which entries were not used; a warning if it is not known that a tensor is harmless.
+
+        Args:
+            title: Name of the model.
+            used: Names of the tensors that were used.
+            harmless: Whether the tensor of a name can be ignored.
+        """
         unused = [name for name in self.tensors if name not in used]
-        odd = [self.given[name] for name in unused if not harmless(name)]
-        usual = [self.given[name] for name in unused if harmless(name)]
-        if odd:
-            also = f"; also not used: {_listed([*usual, *self.rest])}" if usual or self.rest else ""
-            _log.warning("%s: %s has no tensor %s; not used%s", self.path, title, _listed(odd), also)
-        elif usual or self.rest:
-            _log.info("%s: %s; not used: %s", self.path, title, _listed([*usual, *self.rest]))
+        unknown = [self.given[name] for name in unused if not harmless(name)]
+        ignored = [*(self.given[name] for name in unused if harmless(name)), *self.rest]
+        if unknown:
+            also = f"; also not used: {_listed(ignored)}" if ignored else ""
+            _log.warning("%s: %s has no tensor %s; not used%s", self.path, title, _listed(unknown), also)
+        elif ignored:
+            _log.info("%s: %s; not used: %s", self.path, title, _listed(ignored))
 
 
 def _bare(name: str, wrappers: Collection[str]) -> str:
@@ -81,7 +91,7 @@ def _bare(name: str, wrappers: Collection[str]) -> str:
 
 
 def _listed(names: Iterable[str]) -> str:
-    """Names, joined by commas. Many of one part, such as an extractor's 138 tensors, are counted."""
+    """Names, joined by commas. If a part, such as an extractor, has many tensors, they are counted instead."""
     parts: dict[str, list[str]] = {}
     for name in names:
         shown = name if name.isprintable() else repr(name)
@@ -93,49 +103,51 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def read_state_dict(path: Path) -> StateDict:
-    """The tensors of a .pth or .safetensors file, whatever was saved beside them; nothing in it is executed.
+    """Reads the tensors of a .pth or .safetensors file, without executing anything in it.
 
-    Raises WeightsError.
+    Raises:
+        WeightsError: The file is missing, cannot be read as tensors alone, or has none.
     """
     if not path.is_file():
         raise WeightsError(f"{path} does not exist; give a .pth or .safetensors checkpoint")
     try:
         content = load_file(path) if path.suffix == ".safetensors" else _load(path)
-    except Exception as error:  # on bytes that are no checkpoint, torch's reader raises errors of a dozen types
+    except Exception as error:  # on other bytes torch's reader raises errors of a dozen types
         raise _unreadable(path, error) from None
     tensors, rest = _collected(content)
     if not tensors:
         raise WeightsError(f"{path} does not hold a state dict of tensors; save it with torch.save(model.state_dict(), ...)")
     for name, tensor in tensors.items():
         stored = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided and not tensor.is_quantized else 0
-        if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:  # a view that says one number many times
+        if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:  # an expanded view
             raise WeightsError(f"{path} does not hold all of {name!r}; save its tensors with .clone() and torch.save")
     return StateDict(path=path, tensors=tensors, given={name: name for name in tensors}, rest=tuple(rest))
 
 
 def _load(path: Path) -> Any:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
+        warnings.simplefilter("ignore", UserWarning)  # an unusual pickle protocol, which loads or fails
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _unreadable(path: Path, error: Exception) -> WeightsError:
-    needed = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
-    if needed is None:
-        said = f"{path} cannot be read as tensors alone, and nothing else is executed ({reason(error)})"
-        return WeightsError(f"{said}; save a state dict with torch.save")
+    pickled = re.search(r"Unsupported global: GLOBAL ([\w.]+)", str(error))
+    if pickled is None:
+        message = f"{path} cannot be read as tensors alone, and nothing else is executed ({reason(error)})"
+        return WeightsError(f"{message}; save a state dict with torch.save")
     return WeightsError(
-        f"{path} cannot be read as tensors alone, and nothing else is executed: it also holds a {needed[1]}; if you trust "
+        f"{path} cannot be read as tensors alone, and nothing else is executed: it also has a {pickled[1]}; if you trust "
         "the file, load it with PyTorch's weights_only=False where it was made, and save the state dict alone, as in "
         'torch.save(checkpoint["model"], "weights.pth")'
     )
 
 
 def _collected(content: object) -> tuple[dict[str, Tensor], list[str]]:
-    """The tensors in nested dictionaries, and the names of all else. One dictionary's name is no part of the names."""
+    """The tensors in nested dictionaries, and the names of the other entries. If one dictionary has all tensors, its name
+    is left out."""
     tensors: dict[str, Tensor] = {}
     rest: list[str] = []
-    seen: set[int] = set()  # a dictionary may hold itself
+    seen: set[int] = set()  # a dictionary may contain itself
 
     def collect(entries: dict[Any, Any], prefix: str, depth: int) -> None:
         seen.add(id(entries))
@@ -160,13 +172,13 @@ def _collected(content: object) -> tuple[dict[str, Tensor], list[str]]:
 
 
 def load_into(network: nn.Module, path: Path, title: str, remedy: str, derived: Collection[str] = ()) -> None:
-    """Copies a file's tensors into a network, whatever wraps their names.
+    """Copies a file's tensors into a network, whatever prefixes their names have.
 
     Args:
-        network: Every tensor of it must be in the file and fit, except the `derived` ones.
+        network: All of its tensors must be in the file and fit, except the `derived` ones.
         path: A .pth or .safetensors file.
         title: The network's name, for messages.
-        remedy: What to do where the file does not fit, for messages.
+        remedy: What to do if the file does not fit, for messages.
         derived: Names of the network's constants, which files may lack.
 
     Raises:
@@ -174,24 +186,24 @@ def load_into(network: nn.Module, path: Path, title: str, remedy: str, derived: 
     """
     wrappers = WRAPPERS | {"extractor"}
     state = read_state_dict(path).without(wrappers)
-    wanted = network.state_dict()
-    bare = {name: _bare(name, wrappers) for name in wanted}
+    expected = network.state_dict()
+    bare = {name: _bare(name, wrappers) for name in expected}
     unused = [state.given[name] for name in state.tensors.keys() - bare.values() if not _of_a_matcher(name)]
-    missing = [name for name in wanted if bare[name] not in state.tensors and name not in derived]
+    missing = [name for name in expected if bare[name] not in state.tensors and name not in derived]
     if missing:
         first = state.as_given(bare[missing[0]])
-        count = f"{len(missing)} of {len(wanted)} tensors are missing, the first" if len(missing) > 1 else "it lacks"
+        count = f"{len(missing)} of {len(expected)} tensors are missing, the first" if len(missing) > 1 else "it lacks"
         instead = f" (it has {min(unused)!r})" if unused else ""
         raise WeightsError(f"{path} does not fit {title}: {count} {first!r}{instead}; {remedy}")
-    used = {name: state.tensors[bare[name]] for name in wanted if bare[name] in state.tensors}
+    used = {name: state.tensors[bare[name]] for name in expected if bare[name] in state.tensors}
     for name, tensor in used.items():
-        said, shape = f"{path} does not fit {title}: {state.as_given(bare[name])!r}", tuple(wanted[name].shape)
+        message, shape = f"{path} does not fit {title}: {state.as_given(bare[name])!r}", tuple(expected[name].shape)
         if tensor.shape != shape:
-            raise WeightsError(f"{said} has shape {tuple(tensor.shape)}, not {shape}; {remedy}")
+            raise WeightsError(f"{message} has shape {tuple(tensor.shape)}, not {shape}; {remedy}")
         if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
-            raise WeightsError(f"{said} holds NaN, infinity or complex numbers; {remedy}")
+            raise WeightsError(f"{message} has NaN, infinity or complex numbers; {remedy}")
     try:
-        network.load_state_dict({**wanted, **used})
+        network.load_state_dict({**expected, **used})
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit {title} ({reason(error)}); {remedy}") from None
     state.log_unused(title, set(bare.values()), _of_a_matcher)
@@ -202,5 +214,5 @@ def _of_a_matcher(name: str) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors in a .pth or .safetensors file by their names; nothing in it is executed. Raises WeightsError."""
+    """The tensors of a .pth or .safetensors file by name; see `read_state_dict`."""
     return read_state_dict(path).tensors

@@ -1,4 +1,4 @@
-"""Files that others wrote, or that were damaged on the way: text, JSON and HDF5, checked before they are trusted."""
+"""Text and JSON files from elsewhere, which may be missing, damaged or of another kind."""
 
 import contextlib
 import json
@@ -11,18 +11,27 @@ from lumiglue.errors import InputError
 
 
 def reason(error: BaseException) -> str:
-    """What another library says of a failure, in one line."""
+    """The first line of another library's error message."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
 
 
 def differences(before: Any, now: Any, most: int = 3) -> str:
-    """What two records (JSON values) do not agree in, for a message: " (name 1, now 2)"; "" where that cannot be said."""
-    found = list(_differing(before, now, ""))
-    texts = [(name, _short(a), _short(b)) for name, a, b in found[:most]]
-    told = [f"{name} {a}, now {'others' if a == b else b}" for name, a, b in texts]
-    told += [f"and {len(found) - most} more"] if len(found) > most else []
-    return f" ({'; '.join(told)})" if told else ""
+    """Where two records differ, for a message.
+
+    Args:
+        before: A JSON value, or the text of one.
+        now: Another.
+        most: Number of differences to name.
+
+    Returns:
+        Text such as " (settings.seed 0, now 1)"; "" if there is nothing to name.
+    """
+    changes = list(_differing(before, now, ""))
+    short = [(name, _short(a), _short(b)) for name, a, b in changes[:most]]
+    texts = [f"{name} {a}, now {'others' if a == b else b}" for name, a, b in short]
+    texts += [f"and {len(changes) - most} more"] if len(changes) > most else []
+    return f" ({'; '.join(texts)})" if texts else ""
 
 
 def _differing(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
@@ -38,7 +47,7 @@ def _differing(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any
 
 
 def _unpacked(value: Any) -> Any:
-    """A record inside a record is text there."""
+    """A record inside a record is stored as text."""
     if isinstance(value, str) and value.startswith("{"):
         with contextlib.suppress(ValueError, RecursionError):
             return json.loads(value)
@@ -53,7 +62,15 @@ def _short(value: Any) -> str:
 
 
 def read_text(path: str | Path, remedy: str) -> str:
-    """A text file in UTF-8, with or without a byte order mark. Raises InputError, which ends in the remedy."""
+    """Reads a text file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be read, the end of the error message.
+
+    Raises:
+        InputError: The file is missing, no regular file, or not UTF-8.
+    """
     path = Path(path)
     try:
         if path.exists() and not path.is_file():  # reading a pipe or a device may never end
@@ -68,7 +85,15 @@ def read_text(path: str | Path, remedy: str) -> str:
 
 
 def read_json(path: str | Path, remedy: str) -> Any:
-    """A JSON file. Raises InputError, which ends in the remedy."""
+    """Reads a JSON file.
+
+    Args:
+        path: The file.
+        remedy: What to do if it cannot be read, the end of the error message.
+
+    Raises:
+        InputError: The file cannot be read, or is not JSON.
+    """
     try:
         return json.loads(read_text(path, remedy))
     except InputError:

@@ -1,4 +1,4 @@
-"""Photos in, matches out: one pair, many pairs, or features that are already there."""
+"""Photos in, matches out: for one pair, many pairs, or existing features."""
 
 import copy
 import tempfile
@@ -42,9 +42,16 @@ Rotation = Literal["none", "search"]
 class Pipeline:
     """An extractor and a matcher for its features.
 
-    Images are paths, arrays (H x W x 3 or H x W; uint8, uint16, or float in [0, 1]; RGB) or tensors (C x H x W, a
-    leading 1 is dropped). One pipeline may be used from several threads, and from processes, forked or spawned; forked ones
-    compute on one thread each.
+    Images are paths, arrays (H x W x 3 or H x W; uint8, uint16, or float in [0, 1]; RGB) or tensors (C x H x W, also with a
+    leading 1). One pipeline can be used from several threads, and from forked or spawned processes; a forked process
+    computes on one thread.
+
+    Attributes:
+        extractor: Computes the features.
+        matcher: A PyTorch model, or an ONNX matcher.
+        settings: How to match.
+        precision: Arithmetic of a PyTorch matcher.
+        metadata: Training record of the matcher.
     """
 
     def __init__(
@@ -57,9 +64,20 @@ class Pipeline:
         precision: Precision = "fp32",
         metadata: Mapping[str, Any] | None = None,
     ) -> None:
-        """device, precision: of a PyTorch matcher, which is brought there in place: give each pipeline its own. device: None
-        is where the matcher lies. metadata: its training record, as JSON values. Raises InputError where the matcher was
-        made for other features."""
+        """Combines an extractor and a matcher.
+
+        Args:
+            extractor: Computes the features.
+            matcher: A PyTorch model, which is moved and converted in place (do not share it between pipelines), or an
+                ONNX matcher.
+            settings: How to match; None takes the settings of an ONNX file, or the defaults.
+            device: Where a PyTorch matcher runs; None leaves it where it is.
+            precision: Arithmetic of a PyTorch matcher.
+            metadata: The training record as JSON values.
+
+        Raises:
+            InputError: The matcher was trained for other features, or the device or precision is not supported.
+        """
         config = matcher.config
         if config.extractor and config.extractor != extractor.name:
             raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
@@ -98,25 +116,26 @@ class Pipeline:
         backend: Backend | Literal["auto"] | None = None,
         tile: int | None = None,
     ) -> "Pipeline":
-        """Features and weights by name.
+        """Creates a pipeline from the names of features and weights.
 
         Args:
             features: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class". None takes
-                those that the weights were trained for, and SIFT where no weights are named either.
-            max_keypoints: See the extractor.
-            resize: See the extractor.
+                the features that the weights were trained for, or SIFT if no weights are given either.
+            max_keypoints: Number of keypoints to keep per image.
+            resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
             weights: A name in the package ("sift", "sift-clean", "aliked-compact"), the name of a published matcher
-                ("aliked-lightglue", see `lumiglue weights list`), a file or a URL; also an .onnx file of `lumiglue export
-                onnx`, whose settings hold. None takes the best for the features; for all but SIFT they are downloaded once.
+                ("aliked-lightglue", see `lumiglue weights list`), a file, or a URL; also an .onnx file of `lumiglue export
+                onnx`, with the settings it was exported with. None takes the best for the features; except for SIFT, they
+                are downloaded on first use.
             settings: How to match; None takes the defaults.
             device: None takes the GPU if there is one.
-            precision: "auto" is bf16 where the device multiplies it faster, which keeps all but a few of a thousand of
-                LightGlue's matches; else, and for SuperGlue, whose were not measured, fp32, which gives every machine the
-                same. bf16 is PyTorch's alone.
-            backend: None takes "torch", and "onnxruntime" for an .onnx file; "auto" measures those that are installed, once
-                a machine; in float32 they differ by rounding alone. "cudagraphs" is "torch" on a GPU with the layers of
-                single pairs started at once (`backends.cuda_graphs`).
-            tile: Side in pixels of the tiles in which larger photos are shown to the extractor, which bounds its memory; see
+            precision: "auto" takes bf16 for LightGlue if the device multiplies it faster; that keeps all but a few of a
+                thousand matches. Otherwise, and for SuperGlue (not measured), it takes fp32, which gives the same matches
+                on every machine. Only PyTorch supports bf16.
+            backend: None takes "torch", or "onnxruntime" for an .onnx file. "auto" measures the installed backends once per
+                machine; in float32 their results differ only by rounding. "cudagraphs" is "torch" on a GPU, with the layers
+                of single pairs launched at once (`backends.cuda_graphs`).
+            tile: Side in pixels of the tiles in which the extractor processes larger photos, which limits its memory; see
                 `Tiled`.
 
         Raises:
@@ -124,14 +143,14 @@ class Pipeline:
             WeightsError: The weights cannot be found, downloaded or read.
         """
         chosen = usable_device(device)
-        if features is not None:  # before a download, that there is such an extractor
+        if features is not None:  # fails before a download if there is no such extractor
             tiled_extractor(features, max_keypoints=max_keypoints, resize=resize, tile=tile)
         file = resolve(default_weights(features or "sift") if weights is None else weights)
         onnx = file.suffix == ".onnx"
         if precision == "auto":
-            of_torch = not onnx and backend in (None, "torch", "cudagraphs", "auto")
-            measured = of_torch and isinstance(read_metadata(file)[0], LightGlueConfig)
-            precision = default_precision(torch.device(chosen)) if measured else "fp32"
+            in_torch = not onnx and backend in (None, "torch", "cudagraphs", "auto")
+            is_lightglue = in_torch and isinstance(read_metadata(file)[0], LightGlueConfig)
+            precision = default_precision(torch.device(chosen)) if is_lightglue else "fp32"
         if backend == "auto":
             backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
         with_torch = not onnx and backend in (None, "torch", "cudagraphs")
@@ -142,12 +161,12 @@ class Pipeline:
         )  # fmt: skip
         if not isinstance(matcher, nn.Module):
             return cls(extractor, matcher, settings)
-        found = cls(
+        pipeline = cls(
             extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1]
         )  # fmt: skip
         if backend == "cudagraphs":
-            replay_layers(found.matcher)  # pyright: ignore[reportArgumentType]
-        return found
+            replay_layers(pipeline.matcher)  # pyright: ignore[reportArgumentType]
+        return pipeline
 
     @classmethod
     def from_pretrained(
@@ -165,12 +184,27 @@ class Pipeline:
         cache_dir: str | Path | None = None,
         endpoint: str | None = None,
     ) -> "Pipeline":
-        """A matcher of the Hugging Face Hub, by "owner/name", or in a folder that `save_pretrained` wrote.
+        """Loads a matcher from the Hugging Face Hub, or from a folder that `save_pretrained` wrote.
 
-        The file is safetensors, its checksum is compared, and nothing in the repository is executed. features: None takes
-        those that the matcher was trained for; for features of your own say where their class is. settings: None takes those
-        that were saved. revision: branch, tag or commit. token: of a private repository; None takes that of `hf auth login`.
-        cache_dir, endpoint: None takes the Hub's own. Raises InputError, WeightsError.
+        The weights are a safetensors file whose checksum is compared. Nothing in the repository is executed.
+
+        Args:
+            source: "owner/name" on the Hub, or a folder.
+            features: None takes the features that the matcher was trained for. For your own features, give their class as
+                in `pretrained`.
+            max_keypoints: Number of keypoints to keep per image.
+            resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
+            settings: How to match; None takes the saved settings.
+            device: None takes the GPU if there is one.
+            precision: See `pretrained`.
+            revision: Branch, tag or commit; None takes the main branch.
+            token: For a private repository; None takes that of `hf auth login`.
+            cache_dir: Cache folder; None takes the Hub's own.
+            endpoint: Address of the Hub; None takes the default.
+
+        Raises:
+            InputError: A name or a setting is unknown, or the matcher is for other features.
+            WeightsError: The files cannot be downloaded or read.
         """
         folder = Path(source)
         if not folder.is_dir():
@@ -181,22 +215,27 @@ class Pipeline:
             folder = fetch(
                 str(source), FOLDER_FILES, revision=revision, token=token, cache=cache, endpoint=endpoint
             )  # fmt: skip
-        found = read_model_folder(folder)
-        name = features or found.features
+        content = read_model_folder(folder)
+        name = features or content.features
         if features is None and name not in EXTRACTORS:  # never a path to code that the repository names
             raise InputError(f"{source} is for {name or 'any'!r} features; name an extractor for them by features=")
         chosen = usable_device(device)
         extractor = create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
-        model, settings = load_weights(found.weights), settings or found.settings
+        model, settings = load_weights(content.weights), settings or content.settings
         if precision == "auto":
             precision = default_precision(torch.device(chosen)) if isinstance(model, LightGlue) else "fp32"
-        return cls(extractor, model, settings, device=chosen, precision=precision, metadata=found.metadata)
+        return cls(extractor, model, settings, device=chosen, precision=precision, metadata=content.metadata)
 
     def save_pretrained(self, folder: str | Path, *, name: str = "", metadata: Mapping[str, Any] | None = None) -> None:
         """Writes model.safetensors, config.json (features, settings, checksum) and a model card, README.md.
 
-        name: what the card calls the matcher; by default the folder. metadata: JSON values for the training record, beside
-        what is known: `licence`, `training_data` and `metrics` go into the card. Raises InputError for ONNX.
+        Args:
+            folder: Created if it does not exist.
+            name: Title of the model card; by default the folder.
+            metadata: JSON values to add to the training record. `licence`, `training_data` and `metrics` go into the card.
+
+        Raises:
+            InputError: The matcher is an ONNX file.
         """
         if not isinstance(self.matcher, nn.Module):
             raise InputError("an ONNX matcher has no weights to write; make the pipeline with backend='torch'")
@@ -214,10 +253,23 @@ class Pipeline:
         token: str | bool | None = None,
         endpoint: str | None = None,
     ) -> str:
-        """Writes what `save_pretrained` does to a repository of the Hugging Face Hub, in one commit; returns its address.
+        """Uploads the files of `save_pretrained` to a repository of the Hugging Face Hub, in one commit.
 
-        repo: "owner/name", made where there is none. private: of a new repository. revision: an existing branch.
-        token: None takes that of `hf auth login`. Raises InputError, WeightsError.
+        Args:
+            repo: "owner/name", created if it does not exist.
+            metadata: JSON values to add to the training record.
+            message: Message of the commit.
+            private: Whether a new repository is private; None takes the owner's default.
+            revision: An existing branch; None takes the main branch.
+            token: None takes that of `hf auth login`.
+            endpoint: Address of the Hub; None takes the default.
+
+        Returns:
+            The address of the commit.
+
+        Raises:
+            InputError: The matcher is an ONNX file, or huggingface_hub is not installed.
+            WeightsError: The upload failed.
         """
         require("huggingface_hub")
         from lumiglue.weights.hub import publish
@@ -230,13 +282,22 @@ class Pipeline:
             )  # fmt: skip
 
     def with_settings(self, settings: MatchSettings) -> "Pipeline":
-        """The same extractor and weights with other settings; nothing is copied."""
+        """A pipeline with the same extractor and weights but other settings; nothing is copied."""
         other = copy.copy(self)
         other.settings = settings
         return other
 
     def extract(self, image: ImageLike, *, mask: MaskLike | None = None) -> Features:
-        """Features of one image; with a mask (a path, an array or tensor h x w), of the part of it where that is not 0."""
+        """Extracts the features of one image.
+
+        Args:
+            image: A path, array or tensor, see the class.
+            mask: A path, or an array or tensor h x w: only keypoints where it is not 0 are kept.
+
+        Raises:
+            ImageError: The image or the mask cannot be read.
+            InputError: The mask has another size than the image, or an array is no image.
+        """
         pixels = load_image(image)
         return self.extractor(pixels) if mask is None else extract_inside(self.extractor, pixels, load_mask(mask))
 
@@ -251,8 +312,17 @@ class Pipeline:
     ) -> MatchResult:
         """Matches two images.
 
-        rotation: "search" also tries image 1 after each quarter turn and keeps the best; its keypoints stay in its own
-        pixels. The default weights were trained for any rotation and do not need it. mask0, mask1: see `extract`.
+        Args:
+            image0: A path, array or tensor, see the class.
+            image1: The same.
+            rotation: "search" also matches image 1 rotated by each quarter turn and keeps the best; keypoints remain in
+                pixels of the given image. The default weights were trained with all rotations and do not need it.
+            mask0: Mask of image 0, see `extract`.
+            mask1: Mask of image 1.
+
+        Raises:
+            ImageError: An image cannot be read.
+            InputError: An argument cannot be used.
         """
         if rotation not in get_args(Rotation):
             raise InputError(f"unknown rotation {rotation!r}; choose from {list(get_args(Rotation))}")
@@ -277,16 +347,21 @@ class Pipeline:
         return features1, matches
 
     def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:
-        """Matches pairs of features, all in one batch; each pair's result is what it would be alone."""
+        """Matches pairs of features in one batch. The result of a pair does not depend on the others.
+
+        Raises:
+            InputError: The features do not fit the matcher.
+        """
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.match_features(list(pairs), self.settings)
         packed = pack(list(pairs), self.matcher.config)
         return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings)]
 
     def match_by_layer(self, features0: Features, features1: Features) -> list[Matches]:
-        """What the pair would have given after each layer that ran; the last is the result. See `LightGlue.match_by_layer`.
+        """The matches after each layer that ran; the last are the result. See `LightGlue.match_by_layer`.
 
-        Raises InputError for a matcher other than LightGlue on PyTorch.
+        Raises:
+            InputError: The matcher is not LightGlue on PyTorch.
         """
         if not isinstance(self.matcher, LightGlue):
             raise InputError("matches by layer need LightGlue on the torch backend; choose other weights or backend")
@@ -303,18 +378,27 @@ class Pipeline:
         cached_images: int = 64,
         on_error: Callable[[int, LumiglueError], None] | None = None,
     ) -> Iterator[MatchResult | None]:
-        """Matches many pairs, in order; images are read and described ahead, and paths that recur soon once.
+        """Matches many pairs in order. Features are extracted ahead, and once for a path that recurs soon.
 
-        workers: threads; by default as many as PyTorch uses. On a CPU each takes whole pairs. batch_tokens: on a GPU, about
-        so many keypoints are matched at a time. cached_images: whose features are kept, which bounds the memory.
-        on_error: told the pair's number and the error when an image cannot be used; that pair yields None and the rest
-        go on. Without it the error is raised.
+        Args:
+            pairs: Pairs of images, see the class.
+            workers: Number of threads; by default as many as PyTorch uses. On a CPU each thread matches whole pairs.
+            batch_tokens: On a GPU, the approximate number of keypoints to match at a time.
+            cached_images: Number of images whose features are kept, which limits the memory.
+            on_error: Called with the number of the pair and the error if an image cannot be used. That pair yields None,
+                and the others are still matched. Without it, the error is raised.
+
+        Yields:
+            The result of each pair, or None.
+
+        Raises:
+            InputError: An argument is less than 1.
         """
-        found = self.match_described(
+        matched = self.match_described(
             pairs, self.extract, key=_key, workers=workers, batch_tokens=batch_tokens, cached_images=cached_images,
             on_error=on_error,
         )  # fmt: skip
-        return (None if p is None else MatchResult(p.features0, p.features1, p.matches, p.seconds) for p in found)
+        return (None if p is None else MatchResult(p.features0, p.features1, p.matches, p.seconds) for p in matched)
 
     def match_described(
         self,
@@ -327,8 +411,23 @@ class Pipeline:
         cached_images: int = 64,
         on_error: Callable[[int, LumiglueError], None] | None = None,
     ) -> Iterator[MatchedPair | None]:
-        """`match_many` for features that come from elsewhere: describe gives those of an image, whatever stands for one, and
-        key tells images apart (None: not to be kept)."""
+        """`match_many` with features from another source.
+
+        Args:
+            pairs: Pairs of images, of any type that `describe` accepts.
+            describe: Returns the features of an image.
+            key: Identifies an image in the cache; None if its features should not be kept.
+            workers: See `match_many`, also for the other arguments.
+            batch_tokens: See there.
+            cached_images: See there.
+            on_error: See there.
+
+        Yields:
+            Features and matches of each pair, or None.
+
+        Raises:
+            InputError: An argument is less than 1.
+        """
         workers = torch.get_num_threads() if workers is None else workers
         for name, value in (("workers", workers), ("batch_tokens", batch_tokens), ("cached_images", cached_images)):
             if value < 1:
@@ -346,23 +445,23 @@ class Pipeline:
         return run()
 
     def fingerprint(self) -> str:
-        """SHA-256 of the weights: equal for equal matchers."""
+        """The SHA-256 of the weights, which identifies the matcher."""
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.fingerprint()
         return weights_sha256(self.matcher)
 
 
-def _features_of(trained_for: str, asked: str | None) -> str:
-    """The extractor's name: what was asked for, or the member of that family, such as aliked, that the weights are for."""
-    if asked is not None and not trained_for.startswith(f"{asked}-"):
-        return asked
+def _features_of(trained_for: str, requested: str | None) -> str:
+    """The extractor's name: the requested one, or the member of that family (such as aliked) that the weights are for."""
+    if requested is not None and not trained_for.startswith(f"{requested}-"):
+        return requested
     if trained_for not in EXTRACTORS:  # never a path to code that a file names
         raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them by features=")
     return trained_for
 
 
 def _key(image: ImageLike) -> str | None:
-    """What tells paths apart; arrays and tensors are not kept."""
+    """The key of a path; None for arrays and tensors, which are not cached."""
     return str(image) if isinstance(image, str | Path) else None
 
 

@@ -1,7 +1,7 @@
-"""Many pairs: images are read and described ahead of the matcher, once each, in threads.
+"""Matching of many pairs: threads read images and extract features ahead of the matcher, once per image.
 
-On a CPU every thread takes whole pairs, which wastes less than two threads on one pair. On a GPU pairs are matched in
-batches of about so many keypoints, whatever the number of pairs.
+On a CPU each thread matches whole pairs, which is faster than two threads on one pair. On a GPU pairs are matched in
+batches of about the same number of keypoints.
 """
 
 import contextlib
@@ -20,12 +20,19 @@ from lumiglue.types import Features, Matches
 
 Image = TypeVar("Image")
 _lock = threading.Lock()
-_threads_before: list[int] = []  # PyTorch's threads before the first of the pools that are open, for each of them
+_threads_before: list[int] = []  # for each open pool, PyTorch's threads before the first one opened
 
 
 @dataclass(frozen=True, eq=False)
 class MatchedPair:
-    """A pair that was matched; seconds of its parts, extraction where an image was described for another pair included."""
+    """A matched pair.
+
+    Attributes:
+        features0: Features of image 0.
+        features1: Features of image 1.
+        matches: Rows of both.
+        seconds: Seconds of each step; the extraction counts even if it was done for another pair.
+    """
 
     features0: Features
     features1: Features
@@ -35,16 +42,20 @@ class MatchedPair:
 
 @dataclass(frozen=True, eq=False)
 class ExtractedImage:
-    """An image's features and the seconds that they took."""
+    """The features of an image, and the seconds of their extraction."""
 
     features: Features
     seconds: float
 
 
 class FeatureCache(Generic[Image]):
-    """Describes images in threads; those of the most recently asked keys are kept, and described once.
+    """Extracts features in threads and keeps those of the most recently used images.
 
-    key: of an image, or None for one that is not to be kept.
+    Attributes:
+        describe: Returns the features of an image.
+        threads: Where `describe` runs.
+        size: Number of images to keep.
+        key: Identifies an image; None if its features should not be kept.
     """
 
     def __init__(
@@ -55,16 +66,17 @@ class FeatureCache(Generic[Image]):
         key: Callable[[Image], Hashable | None],
     ) -> None:
         self.describe, self.threads, self.size, self.key = describe, threads, size, key
-        self.kept: OrderedDict[Hashable, Future[ExtractedImage]] = OrderedDict()
+        self.futures: OrderedDict[Hashable, Future[ExtractedImage]] = OrderedDict()
 
-    def ask(self, image: Image) -> "Future[ExtractedImage]":
+    def submit(self, image: Image) -> "Future[ExtractedImage]":
+        """Starts the extraction, unless the features are there or on their way."""
         key = self.key(image)
         if key is None:
             return self.threads.submit(self._timed, image)
-        future = self.kept.pop(key, None) or self.threads.submit(self._timed, image)
-        self.kept[key] = future
-        if len(self.kept) > self.size:
-            self.kept.popitem(last=False)
+        future = self.futures.pop(key, None) or self.threads.submit(self._timed, image)
+        self.futures[key] = future
+        if len(self.futures) > self.size:
+            self.futures.popitem(last=False)
         return future
 
     def _timed(self, image: Image) -> ExtractedImage:
@@ -80,10 +92,21 @@ OnError = Callable[[int, LumiglueError], None]
 def match_in_threads(
     pairs: Iterable[tuple[Image, Image]], cache: FeatureCache[Image], match: Match, on_error: OnError | None, workers: int
 ) -> Iterator[MatchedPair | None]:
-    """Matches pairs in order, `workers` of them at a time, each pair in a thread of its own."""
+    """Matches pairs in order, `workers` of them at a time, each in its own thread.
+
+    Args:
+        pairs: Pairs of images.
+        cache: Extracts their features.
+        match: Matches a batch of pairs.
+        on_error: Called with the number of a pair and its error; None raises the error.
+        workers: Number of threads.
+
+    Yields:
+        The result of each pair; None if it failed.
+    """
 
     def match_one(a: Future[ExtractedImage], b: Future[ExtractedImage]) -> MatchedPair:
-        # Both were begun before: the threads take tasks in the order in which they were given.
+        # This cannot wait forever: both were submitted before, and the threads take tasks in order.
         images = a.result(), b.result()
         start = time.perf_counter()
         (matches,) = match([(images[0].features, images[1].features)])
@@ -92,7 +115,7 @@ def match_in_threads(
     waiting: deque[tuple[int, Future[MatchedPair]]] = deque()
     try:
         for number, (a, b) in enumerate(pairs):
-            waiting.append((number, cache.threads.submit(match_one, cache.ask(a), cache.ask(b))))
+            waiting.append((number, cache.threads.submit(match_one, cache.submit(a), cache.submit(b))))
             if len(waiting) > 2 * workers:
                 yield _outcome(*waiting.popleft(), on_error)
         while waiting:
@@ -105,24 +128,35 @@ def match_in_threads(
 def match_in_batches(
     pairs: Iterable[tuple[Image, Image]], cache: FeatureCache[Image], match: Match, on_error: OnError | None, tokens: int
 ) -> Iterator[MatchedPair | None]:
-    """Matches pairs in order, in batches of about `tokens` keypoints; the images of the next are described meanwhile."""
+    """Matches pairs in order, in batches of about `tokens` keypoints, while threads extract the features of the next.
+
+    Args:
+        pairs: Pairs of images.
+        cache: Extracts their features.
+        match: Matches a batch of pairs.
+        on_error: Called with the number of a pair and its error; None raises the error.
+        tokens: Number of keypoints per batch.
+
+    Yields:
+        The result of each pair; None if it failed.
+    """
     waiting: deque[tuple[int, Future[ExtractedImage], Future[ExtractedImage]]] = deque()
     ready: list[tuple[int, tuple[ExtractedImage, ExtractedImage] | None]] = []
-    held = 0
+    keypoints = 0
     numbered = enumerate(pairs)
     ahead = max(1, cache.size // 2)
     while True:
         while len(waiting) < ahead and (entry := next(numbered, None)) is not None:
             number, (a, b) = entry
-            waiting.append((number, cache.ask(a), cache.ask(b)))
+            waiting.append((number, cache.submit(a), cache.submit(b)))
         if waiting:
             number, *futures = waiting.popleft()
             images = _extracted(number, futures, on_error)
             ready.append((number, images))
-            held += 0 if images is None else sum(len(image.features) for image in images)
-        if ready and (held >= tokens or not waiting):
+            keypoints += 0 if images is None else sum(len(image.features) for image in images)
+        if ready and (keypoints >= tokens or not waiting):
             yield from _match_ready(ready, match, on_error)
-            ready, held = [], 0
+            ready, keypoints = [], 0
         elif not waiting and not ready:
             return
 
@@ -130,21 +164,21 @@ def match_in_batches(
 def _match_ready(
     ready: Sequence[tuple[int, tuple[ExtractedImage, ExtractedImage] | None]], match: Match, on_error: OnError | None
 ) -> Iterator[MatchedPair | None]:
-    """All pairs at once; where one of them cannot be matched, one by one."""
+    """Matches all pairs at once; if one of them cannot be matched, one by one."""
     usable = [images for _, images in ready if images is not None]
     start = time.perf_counter()
     try:
-        found: Iterator[Matches] | None = iter(match([(a.features, b.features) for a, b in usable]) if usable else [])
+        matches: Iterator[Matches] | None = iter(match([(a.features, b.features) for a, b in usable]) if usable else [])
     except LumiglueError:
         if on_error is None:
             raise
-        found = None
+        matches = None
     share = (time.perf_counter() - start) / max(1, len(usable))
     for number, images in ready:
         if images is None:
             yield None
-        elif found is not None:
-            yield _matched_pair(images, next(found), share)
+        elif matches is not None:
+            yield _matched_pair(images, next(matches), share)
         else:
             yield _match_alone(number, images, match, on_error)
 
@@ -193,8 +227,15 @@ def _matched_pair(images: tuple[ExtractedImage, ExtractedImage], matches: Matche
 
 @contextlib.contextmanager
 def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
-    """Threads that compute, if so wished, each on one core; PyTorch has its threads back afterwards. Raises InputError for
-    fewer than one."""
+    """A pool of threads, which restores PyTorch's number of threads when it closes.
+
+    Args:
+        workers: Number of threads.
+        one_thread_each: Whether each of them computes on one core.
+
+    Raises:
+        InputError: There are fewer than one.
+    """
     if workers < 1:
         raise InputError(f"workers is {workers}; give at least 1")
     if not one_thread_each:
@@ -204,7 +245,7 @@ def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]
             finally:
                 threads.shutdown(cancel_futures=True)
         return
-    with _lock:  # what a thread sets is also what new threads begin with: a pool beside another would take its 1 for all
+    with _lock:  # a thread's setting is also that of new threads: a second pool would restore the 1 of the first
         before = _threads_before[0] if _threads_before else torch.get_num_threads()
         _threads_before.append(before)
     threads = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))

@@ -1,4 +1,4 @@
-"""Matches of one pair as .npz or .json, and of many pairs as .h5 in hloc's layout."""
+"""The matches of one pair, in memory and as .npz or .json files."""
 
 import io
 import json
@@ -19,8 +19,11 @@ from lumiglue.types import PIXELS, Features, Geometry, GeometryKind, Matches
 class MatchResult:
     """The correspondences of a pair of images, 0 and 1.
 
-    features0, features1: all keypoints. matches: rows into them with scores, and how adaptively it went.
-    seconds: wall time of each step that was run for this result.
+    Attributes:
+        features0: All features of image 0.
+        features1: All features of image 1.
+        matches: Rows of both with scores, and the layers that ran.
+        seconds: Wall-clock time of each step.
     """
 
     features0: Features
@@ -30,12 +33,12 @@ class MatchResult:
 
     @property
     def points0(self) -> Float[np.ndarray, "k 2"]:
-        """Matched points of image 0 in pixels (x, y), centre of the top-left pixel at (0, 0)."""
+        """Matched points of image 0 in pixels (x, y); (0, 0) is the centre of the top-left pixel."""
         return _numpy(self.features0.keypoints[self.matches.pairs[:, 0]])
 
     @property
     def points1(self) -> Float[np.ndarray, "k 2"]:
-        """Matched points of image 1; row i belongs to row i of `points0`."""
+        """Matched points of image 1; row i matches row i of `points0`."""
         return _numpy(self.features1.keypoints[self.matches.pairs[:, 1]])
 
     @property
@@ -50,13 +53,17 @@ class MatchResult:
         return f"MatchResult({self.matches!r}, {self.features0!r}, {self.features1!r})"
 
     def geometry(self, kind: GeometryKind = "fundamental", *, threshold: float | None = None) -> Geometry:
-        """A homography or fundamental matrix that fits the matches, and which of them fit it; see
-        `geometry.robust.estimate`."""
+        """Estimates a homography or fundamental matrix from the matches; see `lumiglue.geometry.estimate`.
+
+        Args:
+            kind: "homography" or "fundamental".
+            threshold: Largest error of an inlier in pixels; None takes the default.
+        """
         return estimate(kind, self.points0, self.points1, threshold=threshold)
 
 
 def _numpy(points: Tensor) -> np.ndarray:
-    """Whatever the features' own precision, and whether they want gradients."""
+    """An array on the CPU, also of half-precision points and of those that require gradients."""
     return (points.float() if points.dtype.itemsize < 4 else points).detach().cpu().numpy()
 
 
@@ -64,8 +71,17 @@ DATA_SUFFIXES = (".npz", ".json")
 
 
 def result_arrays(result: MatchResult, geometry: Geometry | None = None) -> dict[str, np.ndarray]:
-    """One pair by name: points0, points1, scores, matches (rows), keypoints0, keypoints1, image_size0, image_size1,
-    stop_layer; with a geometry also inliers and, where it was found, the 3 x 3 matrix under its kind."""
+    """One pair as named arrays.
+
+    Args:
+        result: The pair.
+        geometry: A model of its matches.
+
+    Returns:
+        points0, points1 (k x 2, pixels), scores (k), matches (k x 2, rows), keypoints0, keypoints1 (n x 2, pixels),
+        image_size0, image_size1 (width, height), stop_layer; with a geometry also inliers (k) and, if it was found, the
+        3 x 3 matrix under the name of its kind.
+    """
     arrays: dict[str, np.ndarray] = {
         "points0": result.points0,
         "points1": result.points1,
@@ -89,15 +105,24 @@ def encode_result(suffix: str, result: MatchResult, geometry: Geometry | None = 
     arrays = result_arrays(result, geometry)
     if suffix == ".npz":
         file = io.BytesIO()
-        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  (its names are not allow_pickle)
+        np.savez_compressed(file, **arrays)  # pyright: ignore[reportArgumentType]  (no array is called allow_pickle)
         return file.getvalue()
     lists = {name: value.tolist() for name, value in arrays.items()}
     return json.dumps({"pixels": PIXELS, **lists}).encode()
 
 
 def save_result(path: str | Path, result: MatchResult, geometry: Geometry | None = None) -> None:
-    """Writes one pair as .npz or .json, by the suffix; see `result_arrays` for what is in it."""
+    """Writes one pair as an .npz or .json file; see `result_arrays` for its content.
+
+    Args:
+        path: The file; its suffix chooses the format.
+        result: The pair.
+        geometry: A model of its matches.
+
+    Raises:
+        InputError: The suffix is unknown, or the disk is full.
+    """
     path = Path(path)
     if path.suffix.lower() not in DATA_SUFFIXES:
-        raise InputError(f"{path} has no suffix that matches can be written to; choose from {list(DATA_SUFFIXES)}")
+        raise InputError(f"{path} has an unknown suffix; matches can be written to {list(DATA_SUFFIXES)}")
     write_whole(path, encode_result(path.suffix.lower(), result, geometry))

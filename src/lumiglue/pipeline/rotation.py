@@ -1,4 +1,4 @@
-"""Quarter turns: for features or matchers that know upright photos alone, the turn of the second photo that matches best."""
+"""Quarter turns: for features and matchers of upright photos, the rotation of the second photo that matches best."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ TURNS = (0, 1, 2, 3)
 
 
 def turned_image(image: np.ndarray, turns: int) -> np.ndarray:
-    """The image after so many quarter turns counter-clockwise."""
+    """The image rotated by quarter turns, counter-clockwise."""
     return np.ascontiguousarray(np.rot90(image, turns))
 
 
 def turned_features(features: Features, turns: int) -> Features:
-    """The same points in the pixels of the turned image; orientations turn along, descriptors stay."""
+    """The points in pixels of the rotated image, with rotated orientations and unchanged descriptors."""
     turns %= 4
     for _ in range(turns):
         width, height = features.image_size
@@ -38,17 +38,23 @@ def match_best_turn(
     extract: Callable[[np.ndarray, int], Features],
     match: Callable[[Sequence[tuple[Features, Features]]], list[Matches]],
 ) -> tuple[Features, Matches, int]:
-    """Features of image 1 (in its own pixels), the matches with it, and the quarter turns after which it matched best, by
-    the sum of the scores.
+    """Matches image 1 in all four orientations, in one batch, and keeps the one with the highest sum of scores.
 
-    extract: features of the image after so many quarter turns, which is handed over too. Features with orientations are
-    turned as they are; others are extracted of each turned image. All turns are one batch.
+    Args:
+        features0: Features of image 0.
+        image1: h x w x 3, RGB.
+        extract: Returns the features of a rotated image; takes it and the number of quarter turns. Features with
+            orientations are extracted once and rotated, others from each rotated image.
+        match: Matches a batch of pairs.
+
+    Returns:
+        Features of image 1 in its own pixels, the matches, and the number of quarter turns.
     """
     upright = extract(image1, 0)
     if upright.orientations is not None:
         turned = [turned_features(upright, turns) for turns in TURNS]
     else:
         turned = [upright, *(extract(turned_image(image1, turns), turns) for turns in TURNS[1:])]
-    found = match([(features0, candidate) for candidate in turned])
-    best = max(TURNS, key=lambda turns: float(found[turns].scores.sum()))
-    return turned_features(turned[best], -best), found[best], best
+    matches = match([(features0, candidate) for candidate in turned])
+    best = max(TURNS, key=lambda turns: float(matches[turns].scores.sum()))
+    return turned_features(turned[best], -best), matches[best], best

@@ -1,16 +1,23 @@
-"""Where Lumiglue keeps what it may lose: downloads, measurements, the compiled kernel."""
+"""The folder of files that can be made again: downloads, measurements, the compiled kernel."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
+
+from platformdirs import user_cache_path
 
 from lumiglue.errors import InputError
 
 
 def cache_folder() -> Path:
-    """Where downloads are kept: $LUMIGLUE_CACHE, else ~/.cache/lumiglue. Raises InputError where there is neither."""
+    """The cache folder: $LUMIGLUE_CACHE, or the system's place for caches, on Linux ~/.cache/lumiglue.
+
+    Raises:
+        InputError: The user has no home folder, and LUMIGLUE_CACHE is not set.
+    """
     if given := os.environ.get("LUMIGLUE_CACHE"):
         return Path(given)
-    try:
-        return Path.home() / ".cache" / "lumiglue"
-    except RuntimeError:
-        raise InputError("there is no home folder; set LUMIGLUE_CACHE to a folder for downloads") from None
+    with suppress(RuntimeError):  # without a home folder platformdirs raises; older versions return "~/.cache"
+        if (folder := user_cache_path("lumiglue", appauthor=False)).is_absolute():
+            return folder
+    raise InputError("there is no home folder; set LUMIGLUE_CACHE to a folder for downloads")

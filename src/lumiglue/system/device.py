@@ -1,4 +1,4 @@
-"""Where to compute, and with how many threads."""
+"""Devices, processor cores, threads and memory."""
 
 import functools
 import os
@@ -10,17 +10,27 @@ import torch
 
 from lumiglue.errors import InputError
 
-# glibc learns from the blocks that it sees freed, but from none larger.
+# glibc adapts its threshold to the blocks that are freed, up to this size.
 _LARGEST_LEARNT = 32 * 2**20
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: fewer than the machine has, in a container or under taskset."""
+    """The number of cores that this process may use; in a container or under taskset, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:
-    """The device, or for None the GPU if there is one, else the CPU. Raises InputError for one that cannot be used here."""
+    """Checks a device.
+
+    Args:
+        device: None takes the GPU if there is one, else the CPU.
+
+    Returns:
+        The device to use.
+
+    Raises:
+        InputError: This machine or this build of PyTorch does not support it.
+    """
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         torch.zeros(1, device=chosen)
@@ -32,16 +42,17 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
 
 @functools.cache
 def compute_on_one_thread_in_forks() -> None:
-    """A forked process has none of its parent's OpenMP threads, yet waits for them for ever; one thread needs no others.
+    """Makes forked processes compute on one thread.
 
-    Registered with the first pipeline, as importing changes nothing. What PyTorch's DataLoader does in its workers.
+    A forked process has none of its parent's OpenMP threads and would wait for them forever. The first pipeline calls
+    this, because importing must change nothing. PyTorch's DataLoader does the same in its workers.
     """
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=lambda: (torch.set_num_threads(1), cv2.setNumThreads(0)))
 
 
 def machine() -> str:
-    """The processor, by name."""
+    """The name of the processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -53,11 +64,11 @@ def machine() -> str:
 
 @functools.cache
 def keep_scratch_memory() -> None:
-    """Before matching on a CPU: lets glibc keep up to 64 MiB of freed memory for the next operation.
+    """Lets glibc keep up to 64 MiB of freed memory for the next operation; call it before matching on a CPU.
 
-    Each operation of a layer asks for some megabytes and frees them a little later. glibc returns such blocks to the
-    system, which then clears and maps the same pages again for the next one: thousands of page faults a layer. But it
-    keeps blocks as large as the largest that was freed so far (up to 32 MiB), and twice as much in all; so one block of that
-    size is asked for, never touched, and freed.
+    Each operation of a layer allocates some megabytes and frees them soon after. glibc returns such blocks to the system,
+    which then clears and maps the same pages for the next operation: thousands of page faults per layer. However, glibc
+    keeps blocks up to the size of the largest one freed so far (at most 32 MiB), and twice that in total. So this allocates
+    one block of that size, never touches it, and frees it.
     """
     torch.empty(_LARGEST_LEARNT - 2**16, dtype=torch.uint8)

@@ -1,10 +1,10 @@
-"""Which optional packages there are, and which extra of Lumiglue brings each."""
+"""Optional packages, and the extra of Lumiglue that installs each."""
 
 from importlib.util import find_spec
 
 from lumiglue.errors import InputError
 
-# Name that is imported -> extras, the most likely first.
+# Name of the module -> extras, the most likely first.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "skimage": ("sample",),
     "kornia": ("aliked", "eval"),
@@ -28,13 +28,17 @@ EXTRAS: dict[str, tuple[str, ...]] = {
 
 
 def remedy(package: str) -> str:
-    """One sentence: that the package is missing, and how to install it."""
-    wanted = f"'lumiglue[{EXTRAS[package][0]}]'" if package in EXTRAS else package
-    return f"this needs the package {package}; pip install {wanted}"
+    """One sentence that says which package is missing and how to install it."""
+    requirement = f"'lumiglue[{EXTRAS[package][0]}]'" if package in EXTRAS else package
+    return f"this needs the package {package}; pip install {requirement}"
 
 
 def require(*packages: str) -> None:
-    """Raises InputError with the remedy where a package is missing."""
+    """Checks that packages are installed.
+
+    Raises:
+        InputError: One is missing; the message says how to install it.
+    """
     for package in packages:
         if find_spec(package) is None:
             raise InputError(remedy(package))

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
+from lumiglue.io.atomic import replacing
 from lumiglue.io.text import differences
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.visualization import save_figure
@@ -146,13 +147,8 @@ def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
 
 
 def _replace(file: Path, content: bytes | memoryview) -> None:
-    unfinished = file.with_name(file.name + ".unfinished")
-    try:
+    with replacing(file) as unfinished:
         unfinished.write_bytes(content)
-    except OSError:
-        unfinished.unlink(missing_ok=True)
-        raise
-    unfinished.replace(file)
 
 
 def _read_record(file: Path) -> Any:

@@ -1,6 +1,6 @@
-"""Weights: our own files, released checkpoints, folders and the Hugging Face Hub."""
+"""Weights: Lumiglue's files, published checkpoints, model folders and the Hugging Face Hub."""
 
-from lumiglue.io.download import download, file_sha256, kept_at
+from lumiglue.io.download import Progress, download, file_sha256, kept_at
 from lumiglue.io.state_dicts import read_tensors
 from lumiglue.weights.files import (
     BUILT_IN,
@@ -19,7 +19,6 @@ from lumiglue.weights.registry import (
     MATCHERS,
     MIRROR,
     NETWORKS,
-    Progress,
     PublishedFile,
     default_weights,
     features_of,

@@ -1,4 +1,4 @@
-"""Weights on disk: safetensors with their config beside the tensors, strict loading, download with SHA-256."""
+"""Weights files: safetensors with the model's config in the header, loaded strictly; the weights in the package."""
 
 import json
 from collections.abc import Mapping
@@ -11,33 +11,42 @@ import torch
 from safetensors.torch import load_file, save
 
 from lumiglue.errors import WeightsError
+from lumiglue.io.atomic import write_whole
 from lumiglue.io.download import file_sha256
 from lumiglue.io.text import reason
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
 from lumiglue.matcher.precision import unrounded_state
 
 FORMAT = "lumiglue-"  # and the name of the model
-FOLDER_FILES = ("config.json", "model.safetensors")  # of a matcher in a folder, as on the Hugging Face Hub
+FOLDER_FILES = ("config.json", "model.safetensors")  # of a model folder, as on the Hugging Face Hub
 
 
 def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Writes a model and its config; `metadata` holds JSON values (training data, steps, metrics, licence).
+    """Writes a model and its config. Of a model set to bf16, the unrounded weights are written.
 
-    Of a model set to bf16 what is written is not rounded."""
+    Args:
+        model: The matcher.
+        path: A .safetensors file.
+        metadata: The training record as JSON values: training data, steps, metrics, licence.
+
+    Raises:
+        InputError: The disk is full.
+    """
     header = {"config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
     header["format"] = FORMAT + model_name(model.config)
     tensors = {name: tensor.contiguous().cpu() for name, tensor in unrounded_state(model).items()}
-    path = Path(path)
-    unfinished = path.with_name(path.name + ".unfinished")
-    unfinished.write_bytes(save(tensors, metadata=header))  # save_file would make it readable by its owner alone
-    unfinished.replace(path)
+    write_whole(path, save(tensors, metadata=header))  # save_file would make it readable by its owner alone
 
 
 def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
-    """The config and the metadata of a weights file. Raises WeightsError where it is missing or not one of ours."""
+    """Reads the config and the metadata of a weights file.
+
+    Raises:
+        WeightsError: The file is missing, damaged or not a Lumiglue weights file.
+    """
     path = Path(path)
     if not path.is_file():
-        raise WeightsError(f"{path} does not exist; give a .safetensors file, or leave --weights out for the built-in ones")
+        raise WeightsError(f"{path} does not exist; give a .safetensors file, or omit --weights to use the built-in ones")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
@@ -49,14 +58,14 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
     try:
         config, metadata = config_from(name, json.loads(header["config"])), json.loads(header.get("metadata", "{}"))
         if not isinstance(metadata, dict):
-            raise ValueError("its metadata are no names and values")
+            raise ValueError("its metadata is not a dictionary")
     except (KeyError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} has a config that this version cannot read ({reason(error)}); update lumiglue") from None
     return config, metadata
 
 
 def is_ours(path: str | Path) -> bool:
-    """Whether a file says that it is one of ours; released checkpoints do not."""
+    """Whether the header identifies a Lumiglue weights file, unlike a released checkpoint."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return (file.metadata() or {}).get("format", "").startswith(FORMAT)
@@ -65,7 +74,15 @@ def is_ours(path: str | Path) -> bool:
 
 
 def load_weights(path: str | Path, device: torch.device | str = "cpu") -> MatcherModel:
-    """A model in evaluation mode from a file; every tensor must be there and fit. Raises WeightsError."""
+    """Loads a model in evaluation mode.
+
+    Args:
+        path: A Lumiglue weights file.
+        device: Where to put the model.
+
+    Raises:
+        WeightsError: The file cannot be read, or lacks a tensor of the model.
+    """
     config, _ = read_metadata(path)
     try:
         return build_for(config, load_file(path)).to(device)
@@ -76,27 +93,40 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Matche
 # The weights in the package, by name. Trained by us; see docs/weights.md.
 BUILT_IN = {
     "sift": "sift-compact.safetensors",
-    "sift-clean": "sift-compact-clean.safetensors",  # of openly licensed photos alone
+    "sift-clean": "sift-compact-clean.safetensors",  # trained with openly licensed photos only
     "aliked-compact": "aliked-compact.safetensors",
 }
 
 
 def pretrained_path(name: str) -> Path:
-    """Where the built-in weights of that name lie. Raises WeightsError for an unknown name."""
+    """The path of built-in weights.
+
+    Args:
+        name: A name in `BUILT_IN`.
+
+    Raises:
+        WeightsError: The name is unknown.
+    """
     if name not in BUILT_IN:
         raise WeightsError(f"there are no built-in weights for {name!r}; choose from {sorted(BUILT_IN)} or give a file")
     return Path(__file__).parent / "data" / BUILT_IN[name]
 
 
 def built_in_checksums() -> dict[str, str]:
-    """SHA-256 of each file of built-in weights, as data/SHA256SUMS has them."""
+    """The SHA-256 of each file of built-in weights, from data/SHA256SUMS."""
     lines = (Path(__file__).parent / "data" / "SHA256SUMS").read_text().splitlines()
     return {name.strip(): digest for digest, name in (line.split(maxsplit=1) for line in lines)}
 
 
 def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file and the config of a folder that holds both, as on the Hub; the config's checksum is compared.
-    Raises WeightsError where one is missing, damaged or not ours."""
+    """Checks a model folder, as on the Hub, and compares the checksum.
+
+    Returns:
+        The path of the weights file, and the content of config.json.
+
+    Raises:
+        WeightsError: A file is missing, damaged or not Lumiglue's.
+    """
     path, weights = (folder / name for name in FOLDER_FILES)
     for file in (path, weights):
         if not file.is_file():
@@ -106,6 +136,8 @@ def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
         expected = config["sha256"]
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not one of Lumiglue's ({type(error).__name__}: {error}); write it again") from None
-    if (found := file_sha256(weights)) != expected:
-        raise WeightsError(f"{weights} has SHA-256 {found}, its config.json says {expected}; delete it and fetch it again")
+    if (received := file_sha256(weights)) != expected:
+        raise WeightsError(
+            f"{weights} has SHA-256 {received}, not {expected} as in config.json; delete it and download it again"
+        )
     return weights, config

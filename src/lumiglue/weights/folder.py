@@ -15,7 +15,7 @@ from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.weights.files import FOLDER_FILES, check_folder, read_metadata, save_weights
 
-CONFIG, WEIGHTS, CARD = *FOLDER_FILES, "README.md"  # the card is for people; loading does not need it
+CONFIG, WEIGHTS, CARD = *FOLDER_FILES, "README.md"  # loading does not need the card
 _NAMES = {"lightglue": "LightGlue", "superglue": "SuperGlue"}
 _PAPERS = {
     "lightglue": "Philipp Lindenberger, Paul-Edouard Sarlin, Marc Pollefeys: LightGlue: Local Feature Matching at Light "
@@ -27,8 +27,14 @@ _PAPERS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ModelFolder:
-    """What lies in a folder. weights: the safetensors file, whose checksum was compared. features: name of the extractor
-    that the matcher was trained for, "" for any. settings: how to match by default. metadata: the training record."""
+    """The content of a model folder.
+
+    Attributes:
+        weights: The safetensors file, whose checksum was compared.
+        features: Name of the extractor that the matcher was trained for; "" for any.
+        settings: Default settings for matching.
+        metadata: The training record.
+    """
 
     weights: Path
     features: str
@@ -39,9 +45,20 @@ class ModelFolder:
 def write_model_folder(
     folder: str | Path, model: MatcherModel, settings: MatchSettings, metadata: Mapping[str, Any], name: str
 ) -> None:
-    """Writes the three files; the folder is made where there is none. name: what the card calls it."""
+    """Writes the weights, config.json and a model card.
+
+    Args:
+        folder: Created if it does not exist.
+        model: The matcher.
+        settings: Default settings for matching.
+        metadata: The training record as JSON values.
+        name: Title of the model card.
+
+    Raises:
+        InputError: The weights were rounded to bfloat16, or the disk is full.
+    """
     if any(tensor.dtype == torch.bfloat16 for tensor in unrounded_state(model).values()):
-        raise InputError("the weights were rounded to bfloat16; write those that they were rounded from")
+        raise InputError("the weights were rounded to bfloat16; write the unrounded ones")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS, metadata)
@@ -58,19 +75,24 @@ def write_model_folder(
 
 
 def read_model_folder(folder: str | Path) -> ModelFolder:
-    """Checks and reads what `write_model_folder` wrote. Raises WeightsError where a file is missing, damaged or of another
-    kind."""
+    """Checks and reads a folder that `write_model_folder` wrote.
+
+    Raises:
+        WeightsError: A file is missing, damaged or of another kind.
+    """
     weights, config = check_folder(Path(folder))
     try:
         settings = MatchSettings(**config["settings"])
     except (KeyError, TypeError, ValueError) as error:  # InputError is a ValueError
-        raise WeightsError(f"{folder}/{CONFIG} has settings that are not known here ({error}); update lumiglue") from None
+        raise WeightsError(
+            f"{folder}/{CONFIG} has settings that this version does not support ({error}); update lumiglue"
+        ) from None
     model, metadata = read_metadata(weights)
     return ModelFolder(weights=weights, features=model.extractor, settings=settings, metadata=metadata)
 
 
 def model_card(model: MatcherModel, metadata: Mapping[str, Any], name: str) -> str:
-    """Markdown with the Hub's front matter. What the training record does not say, the card does not claim."""
+    """The model card: Markdown with the Hub's front matter. It states only what the training record has."""
     config = model.config
     kind, features = _NAMES[model_name(config)], config.extractor or f"any {config.descriptor_dim}-channel"
     licence = str(metadata.get("licence", "unknown"))

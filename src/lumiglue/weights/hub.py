@@ -1,4 +1,4 @@
-"""Files to and from the Hugging Face Hub. Needs `pip install "lumiglue[hub]"`; nothing that is fetched is executed."""
+"""Files to and from the Hugging Face Hub (`pip install "lumiglue[hub]"`). Nothing that is downloaded is executed."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_b
 
 from lumiglue.errors import WeightsError
 
-# Then the cache is looked into: no connection, told to stay offline, a server that is down.
+# Errors after which the cache is tried: no connection, HF_HUB_OFFLINE, a server that is down.
 _UNREACHABLE = (httpx2.TransportError, OfflineModeIsEnabled, HfHubHTTPError)
 Token = str | bool | None
 
@@ -36,29 +36,40 @@ def fetch(
     cache: Path | None = None,
     endpoint: str | None = None,
 ) -> Path:
-    """The folder in the Hub's cache that holds these files of a repository, all of one commit.
+    """Downloads files of one commit of a repository; without a connection, takes them from the cache.
 
-    What was fetched before serves without a connection. revision: branch, tag or commit. token: of a private repository;
-    None takes that of `hf auth login`. cache: by default the Hub's own folder. Raises WeightsError.
+    Args:
+        repo: "owner/name".
+        files: Names of the files.
+        revision: Branch, tag or commit; None takes the main branch.
+        token: For a private repository; None takes that of `hf auth login`.
+        cache: Cache folder; None takes the Hub's own.
+        endpoint: Address of the Hub; None takes the default.
+
+    Returns:
+        The folder in the cache that contains the files.
+
+    Raises:
+        WeightsError: The files cannot be downloaded and are not in the cache.
     """
     places: dict[str, Any] = {"token": token, "endpoint": endpoint, "library_name": "lumiglue"}
-    folder, name, wanted, refused = Path(), files[0], revision, None
+    folder, name, commit, refused = Path(), files[0], revision, None
     with _quiet():
         try:
-            try:  # asked here, since the client would try for half a minute before it says that there is no connection
+            try:  # checked first, because without a connection the client would retry for half a minute
                 get_hf_file_metadata(hf_hub_url(repo, name, revision=revision, endpoint=endpoint), **places)
             except _UNREACHABLE as error:
                 refused = error
             for name in files:
                 offline = refused is not None
-                kept = hf_hub_download(
-                    repo, name, revision=wanted, cache_dir=cache, local_files_only=offline, **places
+                path = hf_hub_download(
+                    repo, name, revision=commit, cache_dir=cache, local_files_only=offline, **places
                 )  # fmt: skip
-                folder = Path(kept).parent
-                wanted = folder.name  # the commit, so that the next file is of the same
-        except Exception as error:  # the client raises errors of its own, OSError, ValueError and its transport's
+                folder = Path(path).parent
+                commit = folder.name  # so that the next file is of the same commit
+        except Exception as error:  # the client raises its own errors, OSError, ValueError and those of its transport
             cause = refused if isinstance(error, LocalEntryNotFoundError) and refused else error
-            raise WeightsError(f"{repo} cannot be fetched: {_reason(cause, name, revision)}") from None
+            raise WeightsError(f"{repo} cannot be downloaded: {_reason(cause, name, revision)}") from None
     return folder
 
 
@@ -73,9 +84,23 @@ def publish(
     token: Token = None,
     endpoint: str | None = None,
 ) -> str:
-    """Writes files of a folder to a repository, which is made where there is none, in one commit. Returns its address.
+    """Uploads files to a repository in one commit, and creates the repository if it does not exist.
 
-    revision: an existing branch. private: of a new repository. Raises WeightsError.
+    Args:
+        folder: The folder of the files.
+        files: Their names.
+        repo: "owner/name".
+        message: Message of the commit.
+        revision: An existing branch; None takes the main branch.
+        private: Whether a new repository is private; None takes the owner's default.
+        token: None takes that of `hf auth login`.
+        endpoint: Address of the Hub; None takes the default.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        WeightsError: The upload failed.
     """
     api = HfApi(endpoint=endpoint, token=token, library_name="lumiglue")
     try:
@@ -89,7 +114,7 @@ def publish(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the client's progress bars, unless its environment variable says otherwise: the files are small."""
+    """Turns the client's progress bars off, unless its environment variable is set: the files are small."""
     if are_progress_bars_disabled() or constants.HF_HUB_DISABLE_PROGRESS_BARS is not None:
         yield
         return
@@ -101,28 +126,28 @@ def _quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception, name: str, revision: str | None) -> str:
-    """Why, and what to do about it, in one line."""
+    """The cause and the remedy in one line."""
     cause = error if isinstance(error, HfHubHTTPError) or error.__cause__ is None else error.__cause__
     status = cause.response.status_code if isinstance(cause, HfHubHTTPError) else None
     match error:
         case HFValidationError():
-            return "that is not a repository's name; give it as owner/name"
+            return "that is not the name of a repository; give it as owner/name"
         case LocalTokenNotFoundError():
-            return "no token is known; run `hf auth login`, or give token="
+            return "there is no token; run `hf auth login`, or give token="
         case GatedRepoError():
-            return "its owner grants access to each reader; ask for it on its page, then give a token"
+            return "its owner must grant you access; request it on the repository's page, then give a token"
         case RevisionNotFoundError():
             return f"it has no revision {revision!r}"
         case OfflineModeIsEnabled():
-            return "HF_HUB_OFFLINE is set, and nothing of it was fetched before; unset it, or give a folder"
+            return "HF_HUB_OFFLINE is set, and it is not in the cache; unset the variable, or give a folder"
         case httpx2.TransportError():
-            return "the server cannot be reached, and nothing of it was fetched before; try again later, or give a folder"
+            return "the server cannot be reached, and it is not in the cache; try again later, or give a folder"
         case EntryNotFoundError() if not isinstance(error, LocalEntryNotFoundError):
             return f"it has no {name}, so it was not written by Lumiglue's push_to_hub"
         case RepositoryNotFoundError() if status == 401:
             return "there is no such repository, or it is private and the token is missing or wrong (401)"
         case RepositoryNotFoundError():
-            return "there is no such repository (404); check the name, or give the token of a private one"
+            return "there is no such repository (404); check the name, or give the token if it is private"
     if status in (401, 403):
         return f"the token is missing, wrong, or may not do this ({status}); run `hf auth login`, or give token="
     if status is not None:

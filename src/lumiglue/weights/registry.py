@@ -1,12 +1,12 @@
-"""Files that others published, by name: matchers and networks of features, their addresses, checksums and licences.
+"""Published files by name: matchers and feature networks, with their addresses, checksums and licences.
 
 `resolve` finds the file of any weights that a user can name. A published matcher is downloaded once, verified, converted
-to a safetensors file and kept in the cache folder; nothing in it is executed.
+to a safetensors file and kept in the cache folder. Nothing in it is executed.
 """
 
 import logging
 import os
-from collections.abc import Callable
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,7 +14,7 @@ from typing import Literal
 from filelock import FileLock
 
 from lumiglue.errors import WeightsError
-from lumiglue.io.download import download, file_sha256, kept_at
+from lumiglue.io.download import Progress, download, file_sha256, kept_at
 from lumiglue.system.cache import cache_folder
 from lumiglue.system.extras import require
 from lumiglue.weights.files import BUILT_IN, FOLDER_FILES, check_folder, pretrained_path, read_metadata, save_weights
@@ -22,7 +22,6 @@ from lumiglue.weights.released import import_released
 
 log = logging.getLogger(__name__)
 MIRROR = "LUMIGLUE_MIRROR"  # an address or a file:// folder that serves the published files under their own names
-Progress = Callable[[int, int | None], None]  # bytes that arrived since the last call, bytes in all where known
 
 _LIGHTGLUE = "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/"
 _SUPERGLUE = "https://github.com/magicleap/SuperGluePretrainedNetwork/raw/master/models/weights/"
@@ -34,17 +33,17 @@ _SUPERPOINT_NOTICE = "SuperPoint, whose features it matches, is licensed for non
 
 @dataclass(frozen=True, kw_only=True)
 class PublishedFile:
-    """A file of weights that others published.
+    """A file of weights that its authors published.
 
     Attributes:
-        name: What users call it.
+        name: The name that users give.
         kind: A matcher, or the network of an extractor.
-        features: Name of the extractor that it is, or that it matches the features of.
+        features: Name of the extractor: of the features that a matcher takes, or that a network computes.
         url: Where it was published.
-        sha256: 64 hexadecimal digits; None where no checksum is known. The digits that were received are then reported.
-        megabytes: Size of the download in units of 10^6 bytes; approximate where no checksum is known.
+        sha256: 64 hexadecimal digits; None if no checksum is known. The checksum of the download is then reported.
+        megabytes: Size of the download in units of 10^6 bytes; approximate if no checksum is known.
         licence: Licence of the weights.
-        notice: What a user has to know before using it.
+        notice: A restriction that users must know about.
     """
 
     name: str
@@ -58,34 +57,36 @@ class PublishedFile:
 
     @property
     def file_name(self) -> str:
-        """Its name where it was published."""
+        """The last part of the URL."""
         return self.url.rsplit("/", 1)[-1]
 
     @property
     def address(self) -> str:
-        """Where it is downloaded from: its URL, or the same file name at $LUMIGLUE_MIRROR."""
+        """The address it is downloaded from: its URL, or the same file name at $LUMIGLUE_MIRROR."""
         mirror = os.environ.get(MIRROR)
         return f"{mirror.rstrip('/')}/{self.file_name}" if mirror else self.url
 
     @property
     def path(self) -> Path:
-        """Where its usable form is kept: a converted matcher, or the network's file as published."""
+        """The path of its usable form: a converted matcher, or the network's file as published."""
         if self.kind == "matcher":
             return cache_folder() / f"{self.name}.safetensors"
         return kept_at(self.url, self.sha256)
 
+    def converted_from(self) -> str | None:
+        """The SHA-256 of the file that a kept matcher was converted from; None if there is none or it is damaged."""
+        try:
+            return read_metadata(self.path)[1].get("source_sha256")
+        except WeightsError:
+            return None
+
     def is_here(self) -> bool:
         """Whether it can be used without a download."""
-        if self.kind == "network" and local_network(self.name, self.file_name) is not None:
+        if self.kind == "network":
+            return local_network(self.name, self.file_name) is not None or self.path.is_file()
+        if (source := self.converted_from()) is not None and self.sha256 in (None, source):
             return True
-        if not self.path.is_file():
-            return kept_at(self.url, self.sha256).is_file()
-        if self.kind == "network" or self.sha256 is None:
-            return True
-        try:
-            return read_metadata(self.path)[1].get("source_sha256") == self.sha256
-        except WeightsError:
-            return False
+        return kept_at(self.url, self.sha256).is_file()
 
 
 def _matcher(
@@ -170,7 +171,7 @@ NETWORKS: dict[str, PublishedFile] = {
     )
 }  # fmt: skip
 
-# Features -> the weights that match them where none are named: the best that may be had.
+# Features -> their default weights, the best available.
 DEFAULT_WEIGHTS = {
     "sift": "sift",
     "aliked": "aliked-lightglue",
@@ -184,22 +185,29 @@ DEFAULT_WEIGHTS = {
 
 
 def default_weights(features: str) -> str:
-    """The name of the weights for these features. Raises WeightsError where there are none."""
+    """The name of the default weights for an extractor's features.
+
+    Raises:
+        WeightsError: There are none.
+    """
     if features not in DEFAULT_WEIGHTS:
         raise WeightsError(
-            f"there are no weights for {features!r} features by name; choose from {sorted(DEFAULT_WEIGHTS)}, or give "
-            "weights of your own"
+            f"there are no default weights for {features!r} features; choose from {sorted(DEFAULT_WEIGHTS)}, or give "
+            "your own weights"
         )
     return DEFAULT_WEIGHTS[features]
 
 
 def fetch(name: str, *, sha256: str | None = None, progress: Progress | None = None) -> Path:
-    """The usable form of a published file, downloaded and converted if need be.
+    """Downloads a published file and converts it, unless that was done before.
 
     Args:
-        name: Of `MATCHERS` or `NETWORKS`.
-        sha256: A checksum to insist on, 64 hexadecimal digits; by default the file's own, if one is known.
-        progress: Called as bytes arrive.
+        name: A name in `MATCHERS` or `NETWORKS`.
+        sha256: The checksum to require, 64 hexadecimal digits; by default the registered one, if any.
+        progress: Called as bytes arrive, see `download`.
+
+    Returns:
+        The path of its usable form, see `PublishedFile.path`.
 
     Raises:
         WeightsError: The name is unknown, or the file cannot be downloaded, verified or read.
@@ -207,45 +215,43 @@ def fetch(name: str, *, sha256: str | None = None, progress: Progress | None = N
     file = MATCHERS.get(name) or NETWORKS.get(name)
     if file is None:
         raise WeightsError(f"no published file is called {name!r}; choose from {sorted([*MATCHERS, *NETWORKS])}")
-    wanted = sha256.lower() if sha256 else file.sha256
-    if wanted is not None and (len(wanted) != 64 or set(wanted) - set("0123456789abcdef")):
+    checksum = file.sha256 if sha256 is None else sha256.lower()
+    if checksum is not None and not re.fullmatch("[0-9a-f]{64}", checksum):
         raise WeightsError(f"{sha256!r} is not a SHA-256; give its 64 hexadecimal digits")
     locks = cache_folder() / "locks"
     locks.mkdir(parents=True, exist_ok=True)
-    with FileLock(locks / f"{name}.lock"):  # of two processes that ask at once, one downloads
-        if file.kind == "network":
-            return _downloaded(file, wanted, progress)
-        return _converted(file, wanted, progress)
+    with FileLock(locks / f"{name}.lock"):  # if two processes need the file at once, one downloads it
+        return (_downloaded if file.kind == "network" else _converted)(file, checksum, progress)
 
 
-def _downloaded(file: PublishedFile, wanted: str | None, progress: Progress | None) -> Path:
-    kept = kept_at(file.url, wanted)
-    if not kept.is_file():
-        log.warning("downloading %s (%.1f MB, licence: %s) from %s", file.name, file.megabytes, file.licence, file.address)
+def _downloaded(file: PublishedFile, checksum: str | None, progress: Progress | None) -> Path:
+    target = kept_at(file.url, checksum)
+    if not target.is_file():
+        # A warning, so that Python prints it without any logging set up; the label is for the command line.
+        log.warning(
+            "downloading %s (%.1f MB, licence: %s) from %s",
+            *(file.name, file.megabytes, file.licence, file.address),
+            extra={"label": "note"},
+        )
         if file.notice:
             log.warning("%s", file.notice)
     try:
-        return download(file.address, wanted, progress=progress)
+        return download(file.address, checksum, progress=progress)
     except WeightsError as error:
         raise WeightsError(
-            f"{error}; to use it, save the file as {kept}, or leave --features and --weights out: the default, SIFT, needs "
-            "no download"
+            f"{error}; to use it, save the file as {target}, or omit --features and --weights: the default, SIFT, needs no "
+            "download"
         ) from None
 
 
-def _converted(file: PublishedFile, wanted: str | None, progress: Progress | None) -> Path:
-    if file.path.is_file():
-        try:
-            record = read_metadata(file.path)[1]
-        except WeightsError:
-            record = {}  # of an interrupted disk, or another version: made again
-        if record and wanted in (None, record.get("source_sha256")):
-            return file.path
-    downloaded = _downloaded(file, wanted, progress)
+def _converted(file: PublishedFile, checksum: str | None, progress: Progress | None) -> Path:
+    if (source := file.converted_from()) is not None and checksum in (None, source):
+        return file.path
+    downloaded = _downloaded(file, checksum, progress)
     received = file_sha256(downloaded)
-    if wanted is None:
+    if checksum is None:
         log.warning(
-            "no checksum of %s is known; the file received has SHA-256 %s (insist on it from now on with `lumiglue weights "
+            "no checksum of %s is known; the file received has SHA-256 %s (require it from now on with `lumiglue weights "
             "download %s --sha256 %s`)",
             *(file.name, received, file.name, received),
         )
@@ -257,12 +263,15 @@ def _converted(file: PublishedFile, wanted: str | None, progress: Progress | Non
 
 
 def resolve(weights: str | Path) -> Path:
-    """The file of weights by any of their names.
+    """Finds the file of weights, and downloads it if need be.
 
     Args:
         weights: A built-in name, the name of a published matcher, a local path, a URL with its checksum as
             https://host/file.safetensors#sha256=HEX, or a repository of the Hugging Face Hub as hub:owner/name or
             hub:owner/name@revision.
+
+    Returns:
+        The path of the file.
 
     Raises:
         WeightsError: There is no such file, or it cannot be downloaded.
@@ -277,11 +286,11 @@ def resolve(weights: str | Path) -> Path:
     if "://" not in text:
         if not Path(text).exists() and not Path(text).suffix:
             names = sorted([*BUILT_IN, *MATCHERS])
-            raise WeightsError(f"{text} does not exist, and no weights are called that; give a file, or one of {names}")
+            raise WeightsError(f"{text} is neither a file nor the name of weights; give a file, or one of {names}")
         return Path(weights)
     url, _, checksum = text.partition("#sha256=")
     if len(checksum) != 64:
-        raise WeightsError(f"{url} has no checksum; append #sha256= and the file's 64 hexadecimal digits")
+        raise WeightsError(f"{url} has no checksum; append #sha256= and the 64 hexadecimal digits of its SHA-256")
     return download(url, checksum.lower())
 
 
@@ -294,18 +303,28 @@ def _from_hub(text: str) -> Path:
 
 
 def features_of(weights: str) -> str:
-    """The name of the features that weights are for, without downloading published ones. Raises WeightsError."""
+    """The name of the features that weights were trained for. Published matchers are not downloaded for it.
+
+    Args:
+        weights: See `resolve`.
+
+    Raises:
+        WeightsError: There are no such weights.
+    """
     if weights in MATCHERS:
         return MATCHERS[weights].features
     return read_metadata(resolve(weights))[0].extractor
 
 
 def needed_files(features: str | None, weights: str | None) -> list[PublishedFile]:
-    """The published files that a matcher of these features and weights is made of, the network first.
+    """The published files that a pipeline of these features and weights needs.
 
     Args:
-        features: Of an extractor; None where the weights decide.
-        weights: As `resolve` takes them; None where they are the default of the features.
+        features: Name of an extractor; None takes the features that the weights were trained for.
+        weights: See `resolve`; None takes the default weights of the features.
+
+    Returns:
+        The network of the features, if it has one here, then the matcher, if it is a published one.
     """
     matcher = MATCHERS.get(weights or DEFAULT_WEIGHTS.get(features or "", ""))
     network = features
@@ -315,16 +334,19 @@ def needed_files(features: str | None, weights: str | None) -> list[PublishedFil
 
 
 def local_network(model: str, file_name: str, weights: str | Path | None = None) -> Path | None:
-    """The file of a network's weights that a user put on this machine; None where there is none.
+    """Finds the file of a network's weights that the user put on this machine.
 
     Args:
-        model: Name of the network; what precedes its first hyphen names the environment variable, LUMIGLUE_ALIKED for
+        model: Name of the network. The part before its first hyphen gives the environment variable: LUMIGLUE_ALIKED for
             aliked-n16.
-        file_name: Name of the published file, looked for where a folder is named.
-        weights: A file or a folder to take, ahead of the environment variable and the cache folder.
+        file_name: Name of the published file, which is looked for in a folder.
+        weights: A file or folder; it takes precedence over the environment variable, and that over the cache folder.
+
+    Returns:
+        The path of the file, or None if there is none.
 
     Raises:
-        WeightsError: A file is named that does not exist.
+        WeightsError: The argument or the environment variable names a file that does not exist.
     """
     variable = f"LUMIGLUE_{model.partition('-')[0].upper()}"
     for given, source in ((weights, "weights"), (os.environ.get(variable), f"${variable}")):
@@ -341,5 +363,9 @@ def local_network(model: str, file_name: str, weights: str | Path | None = None)
 
 
 def network_file(model: str, weights: str | Path | None = None) -> Path:
-    """The file of a published network's weights, downloaded if need be; see `local_network`. Raises WeightsError."""
+    """The file of a published network's weights: a local one, see `local_network`, or a download.
+
+    Raises:
+        WeightsError: A named file does not exist, or the download fails.
+    """
     return local_network(model, NETWORKS[model].file_name, weights) or fetch(model)

@@ -1,4 +1,4 @@
-"""Checkpoints in the naming of the released LightGlue and SuperGlue, read as our models; nothing in them is executed."""
+"""Conversion of checkpoints with the released names of LightGlue and SuperGlue; nothing in them is executed."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,15 +19,18 @@ _AROUND_MATCHERS = WRAPPERS | {"matcher", "lightglue", "superglue"}
 
 
 def import_released(path: str | Path, extractor: str) -> MatcherModel:
-    """Reads a LightGlue or SuperGlue checkpoint (.pth or .safetensors) as it was released, or as glue-factory, Lightning or
-    DataParallel save it; SuperGlue's also in transformers' naming.
+    """Reads a LightGlue or SuperGlue checkpoint as it was released, or as glue-factory, Lightning or DataParallel save it.
 
-    Which it is, and its shape, are read off the tensors. What else the file has, such as an extractor, unused buffers or an
-    optimizer, is not used and is named in one line of the log: a warning unless it is known to be harmless.
+    SuperGlue's may also have transformers' names. The tensors tell which of them it is, and its size. Other content of the
+    file, such as an extractor, unused buffers or an optimizer, is not used and is named in one log line: a warning unless it
+    is known to be harmless.
 
     Args:
-        path: The file.
-        extractor: The features that it was trained for.
+        path: A .pth or .safetensors file.
+        extractor: Name of the extractor that it was trained for; "" accepts any.
+
+    Returns:
+        The matcher in evaluation mode.
 
     Raises:
         WeightsError: The file is neither, lacks a tensor, or has an unknown one inside a layer; the message names it.
@@ -57,7 +60,7 @@ def _names_of(config: ModelConfig) -> list[str]:
 def _check_names(
     state: StateDict, title: str, missing: Sequence[str], unknown: Sequence[str], inside: tuple[str, ...]
 ) -> None:
-    """Refuses a file that lacks a tensor or has an unknown one `inside` a layer. All names are the file's."""
+    """Raises WeightsError if a tensor is missing or there is an unknown one `inside` a layer. All names are the file's."""
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         instead = f"; it has {unknown[0]!r}" if unknown else ""
@@ -66,7 +69,7 @@ def _check_names(
         )
     for name in state.tensors:
         if (given := state.given[name]) in unknown and name.startswith(inside):
-            raise WeightsError(f"{state.path} holds an unknown tensor {given!r}; it is not a released {title} checkpoint")
+            raise WeightsError(f"{state.path} has an unknown tensor {given!r}; it is not a released {title} checkpoint")
 
 
 def _lightglue(state: StateDict, extractor: str) -> MatcherModel:
@@ -101,7 +104,7 @@ def _lightglue(state: StateDict, extractor: str) -> MatcherModel:
 
 
 def _is_harmless(name: str) -> bool:
-    """Whether a tensor beside a matcher is known to change no match: an extractor's, or a buffer that nothing uses."""
+    """Whether a tensor is known to have no effect on matches: an extractor's, or an unused buffer."""
     beside = name.startswith(("extractor.", "keypoint_detector."))
     return beside or name == "confidence_thresholds" or re.fullmatch(r"log_assignment\.\d+\.r", name) is not None
 
@@ -138,7 +141,7 @@ def _our_name(released: str) -> str | None:
 
 
 def _modern_name(name: str) -> str:
-    """`self_attn.{i}.` and `cross_attn.{i}.`, as older files have them, to `transformers.{i}.self_attn.` and so on."""
+    """The names of older files, `self_attn.{i}.` and `cross_attn.{i}.`, to `transformers.{i}.self_attn.` and so on."""
     return re.sub(r"^(self_attn|cross_attn)\.(\d+)\.", r"transformers.\2.\1.", name)
 
 
@@ -147,7 +150,7 @@ def _older_name(name: str) -> str:
 
 
 def _config_of(released: Mapping[str, Tensor], extractor: str) -> LightGlueConfig:
-    """Raises KeyError with the name of a tensor that is missing, ValueError where one has no shape of a release."""
+    """Raises KeyError with the name of a missing tensor, ValueError if no release has such a shape."""
     half, positions = released["posenc.Wr.weight"].shape
     d = released["transformers.0.self_attn.out_proj.weight"].shape[0]
     projects = any(name.startswith("input_proj.") for name in released)
@@ -174,14 +177,15 @@ def _planes_apart(qkv: Tensor, heads: int, half: int) -> Tensor:
 
 
 def released_names(model: LightGlue) -> dict[str, Tensor]:
-    """The weights under the released names, as kornia's and the original LightGlue load them.
+    """The weights under the released names, for the original LightGlue and kornia's.
 
-    Raises InputError where those models lack what the matcher has: the periodic encoding, or an ablation.
+    Raises:
+        InputError: Those models cannot represent the matcher: it has the periodic encoding or an ablation.
     """
     config = model.config
     if config.encoding == "xy-logscale-angle" or config.ablation is not None:
-        found = config.ablation or f"encoding {config.encoding!r}"
-        raise InputError(f"the released LightGlue has no {found}; only matchers without it have released names")
+        feature = config.ablation or f"encoding {config.encoding!r}"
+        raise InputError(f"the released LightGlue has no {feature}; only matchers without it have released names")
     half, released = config.d // config.heads // 2, {}
     for name, tensor in unrounded_state(model).items():
         tensor = _planes_together(tensor, config.heads, half) if ".qkv." in name else tensor
@@ -205,13 +209,13 @@ def _released_name(ours: str) -> str:
 
 
 def _planes_together(qkv: Tensor, heads: int, half: int) -> Tensor:
-    """Back from `_planes_apart`."""
+    """The inverse of `_planes_apart`."""
     rows = qkv.reshape(3, heads, 2, half, -1).permute(1, 3, 2, 0, 4).reshape(heads, 2 * half, 3, -1).clone()
     rows[:, :, 2] = qkv.reshape(3, heads, 2 * half, -1)[2]
     return rows.reshape(qkv.shape)
 
 
-# Name of a part of SuperGlue -> ours, in the released checkpoints, and in transformers'.
+# SuperGlue's name of a part -> ours, in the released checkpoints and in transformers'.
 _RELEASED_PARTS = (
     (r"bin_score", "dustbin"),
     (r"final_proj\.(\w+)", r"projection.\1"),
@@ -244,7 +248,7 @@ def _superglue(state: StateDict, extractor: str) -> MatcherModel:
     def given(name: str) -> str:
         return state.as_given(_superglue_name_in_file(name, interleaved))
 
-    heads = 4  # not to be read off the tensors; the only number that was released
+    heads = 4  # the tensors do not show it; all releases have 4
     try:
         d = ours["projection.weight"].shape[0]
         numbers = sorted({int(name.split(".")[1]) for name in ours if name.startswith("keypoint_encoder.")})
@@ -258,12 +262,12 @@ def _superglue(state: StateDict, extractor: str) -> MatcherModel:
         raise WeightsError(f"{state.path} is not a whole SuperGlue checkpoint ({name!r} is missing)") from None
     except (ValueError, InputError) as error:
         raise WeightsError(f"{state.path} is not a released SuperGlue checkpoint ({reason(error)})") from None
-    wanted = dict.fromkeys(_names_of(config))
-    missing = [given(name) for name in wanted if name not in ours]
-    used = {in_file[name] for name in wanted if name in in_file}
+    expected = _names_of(config)
+    missing = [given(name) for name in expected if name not in ours]
+    used = {in_file[name] for name in expected if name in in_file}
     unknown = [state.given[name] for name in state.tensors if name not in used and not _is_harmless(name)]
     _check_names(state, "SuperGlue", missing, unknown, ("gnn.", "kenc.", "keypoint_encoder."))
-    ours = {name: ours[name] for name in wanted}
+    ours = {name: ours[name] for name in expected}
     if interleaved:
         for name, tensor in ours.items():
             match name.split("."):
@@ -280,7 +284,7 @@ def _superglue_name(name: str, parts: Sequence[tuple[str, str]]) -> str | None:
     for theirs, mine in parts:
         if re.fullmatch(theirs, name):
             return re.sub(theirs, mine, name)
-    # transformers groups a linear map and its norm: its block k holds our layers 3k and 3k + 1
+    # transformers groups a linear map and its norm: its block k is our layers 3k and 3k + 1
     block = r"(keypoint_encoder\.encoder|gnn\.layers\.\d+\.mlp)\.(\d+)\.(?:(linear|batch_norm)\.)?(\w+)"
     where = re.fullmatch(block, name) if parts is _TRANSFORMERS_PARTS else None
     if where is None:
@@ -291,7 +295,7 @@ def _superglue_name(name: str, parts: Sequence[tuple[str, str]]) -> str | None:
 
 
 def _superglue_name_in_file(ours: str, interleaved: bool) -> str:
-    """Back from `_superglue_name`, for messages."""
+    """The inverse of `_superglue_name`, for messages."""
     group, _, rest = ours.partition(".")
     number, _, part = rest.partition(".")
     name, _, leaf = part.rpartition(".")

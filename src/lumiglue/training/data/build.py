@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from lumiglue.errors import DatasetError, ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.geometry.projective import transfer, transform
-from lumiglue.io.atomic import has_room
+from lumiglue.io.atomic import has_room, replacing, write_whole
 from lumiglue.io.text import differences
 from lumiglue.system.device import usable_cores
 from lumiglue.training.data.dataset import (
@@ -202,9 +202,8 @@ def _write_part(
         for name, array in _columns_of(view).items():
             columns[name].append(array)
     oriented = all(v.features.scales is not None and v.features.orientations is not None for _, v in views)
-    unfinished = job.out.with_suffix(".unfinished")
     _need_room(job.out, sum(array.nbytes for arrays in columns.values() for array in arrays))
-    with h5py.File(unfinished, "w") as file:
+    with replacing(job.out) as unfinished, h5py.File(unfinished, "w") as file:
         for name, arrays in columns.items():
             file[name] = np.concatenate(arrays)
         file["counts"] = np.array([len(view.features) for _, view in views], dtype=np.int64)
@@ -219,7 +218,6 @@ def _write_part(
             file["overlaps"] = np.array([overlap for _, _, overlap, _ in pairs], dtype=np.float32)
             write_taught(file, [labels for *_, labels in pairs])
         file.attrs.update(skipped=json.dumps(list(skipped)), has_orientation=oriented)
-    unfinished.replace(job.out)
 
 
 def _columns_of(view: View) -> dict[str, np.ndarray]:
@@ -258,9 +256,8 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
         raise DatasetError(f"none of the {len(plan['items'])} photos can be read; the first is {plan['items'][0]}")
     scenes = {name: number for number, name in enumerate(dict.fromkeys(names))}
     offsets = np.concatenate([[0], np.cumsum(per_view)])
-    unfinished = out.with_name(out.name + ".unfinished")
     _need_room(out, sum(part.stat().st_size for part in parts))
-    with h5py.File(unfinished, "w") as dataset:
+    with replacing(out) as unfinished, h5py.File(unfinished, "w") as dataset:
         for name in (*ROWS, *VIEWS, "items"):
             _join_array(parts, dataset, name, int(offsets[-1]) if name in ROWS else len(per_view))
         dataset["offsets"] = offsets
@@ -274,7 +271,6 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
         dataset.attrs.update(
             format=FORMAT, version=VERSION, kind=source.kind, has_orientation=oriented, plan=json.dumps(plan)
         )
-    unfinished.replace(out)
 
 
 def _need_room(file: Path, size: int) -> None:
@@ -373,7 +369,5 @@ def _open_parts_folder(out: Path, plan: dict[str, Any]) -> Path:
     if record.exists():
         _agree(_plan_in(record), plan, f"{parts} holds an unfinished build")
     if not record.exists():
-        unfinished = record.with_suffix(".unfinished")
-        unfinished.write_text(text)
-        unfinished.replace(record)
+        write_whole(record, text.encode())
     return parts

@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Float64, Int, UInt8
 from matplotlib.tri import Triangulation
 
 from lumiglue.errors import InputError
+from lumiglue.io.atomic import write_whole
 from lumiglue.io.text import reason
 from lumiglue.training.data.posed_formats import FORMAT, VERSION
 
@@ -83,9 +84,7 @@ def posed_from_sfm(
     if not frames:
         raise InputError(f"none of the model's {len(posed)} photos can be read in {images}, the first is {posed[0].name}")
     content = {"format": FORMAT, "version": VERSION, "scene": out.resolve().name, "frames": frames}
-    unfinished = out / "cameras.json.unfinished"
-    unfinished.write_text(json.dumps(content, indent=1))
-    unfinished.replace(out / "cameras.json")
+    write_whole(out / "cameras.json", json.dumps(content, indent=1).encode())
 
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:

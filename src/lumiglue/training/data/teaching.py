@@ -6,7 +6,6 @@ features that are to be trained for. Where these are the teacher's own, its assi
 
 import hashlib
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -20,6 +19,7 @@ import torch
 from lumiglue.errors import ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.images import read_image, resize_long_side
+from lumiglue.io.atomic import replacing
 from lumiglue.training.data.build import strongest
 from lumiglue.training.data.dataset import Kind, LabelledPair, View
 from lumiglue.training.data.homographies import photo_names, photos_sha256
@@ -210,10 +210,8 @@ def _write(file: Path, found: SceneMatches) -> None:
         "assignments": found.assignments is not None,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = file.with_name(f"{file.name}.{os.getpid()}.unfinished")
-    with unfinished.open("wb") as stream:
+    with replacing(file, shared=True) as unfinished, unfinished.open("wb") as stream:
         np.savez(stream, record=np.array(json.dumps(record)), **arrays)  # pyright: ignore[reportArgumentType]
-    unfinished.replace(file)
 
 
 def _read(file: Path) -> SceneMatches | None:
