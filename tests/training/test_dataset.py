@@ -215,7 +215,7 @@ def test_a_stopped_build_goes_on_where_it_was(tmp_path: Path) -> None:
     assert progress[-1].items_done == 6
     again = finish(build(photos, tmp_path / "dataset.h5"))
     assert [p.items_done for p in again] == [6]  # a finished dataset is left alone
-    with pytest.raises(DatasetError, match="holds a dataset of other photos or settings"):
+    with pytest.raises(DatasetError, match="is a dataset of other photos or settings"):
         finish(build(photos, tmp_path / "dataset.h5", seed=1))
     finish(build(photos, tmp_path / "whole.h5"))
     for one, two in zip(contents(tmp_path / "dataset.h5"), contents(tmp_path / "whole.h5"), strict=True):
@@ -536,5 +536,5 @@ class Killed(SyntheticScenes):
 def test_a_killed_worker_ends_the_build_with_a_sentence(dataset: Path, tmp_path: Path) -> None:
     source = Killed.of_folder(dataset.parent / "photos", count=4, n_views=2, settings=SceneSettings(size=(160, 120)))
     one_each = replace(SMALL_DATASET, items_per_part=1)
-    with pytest.raises(DatasetError, match="was killed, for want of memory perhaps; run it again with fewer --workers"):
+    with pytest.raises(DatasetError, match="was killed, perhaps because memory ran out; run again with fewer --workers"):
         finish(build_dataset(source, tmp_path / "w.h5", Sift(max_keypoints=80), one_each, workers=2))

@@ -147,7 +147,7 @@ def test_cosine_schedule() -> None:
     assert settings.learning_rate_at(99) < 0.02
     assert settings.learning_rate_at(100) == settings.confidence_learning_rate
     assert settings.points_at(79) == settings.points
-    assert settings.points_at(80) == settings.long_points
+    assert settings.points_at(80) == settings.late_points == 384
     halves = replace(settings, batch_size=8)  # the schedule is over pairs
     assert halves.learning_rate_at(100) == pytest.approx(settings.learning_rate_at(50))
 
@@ -181,7 +181,7 @@ def test_recipes() -> None:
         ({"draw_every": -1}, "draw_every is -1"),
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"warmup_pairs": -1}, "must not be negative"),
-        ({"negative_pair_ratio": 1.0}, "negative_pair_ratio must be in"),
+        ({"negative_pair_ratio": 1.0}, "negative_pair_ratio is 1.0; give at least 0 and less than 1"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from"),
         ({"pairs": 0, "confidence_pairs": 0, "start_from": "sift"}, "nothing to train"),
     ],
@@ -474,7 +474,7 @@ def test_a_process_that_is_ended_goes_on_to_the_same_losses(dataset: Path, tmp_p
         assert process.returncode == -signal.SIGKILL
     else:
         assert process.returncode == 130, said
-        assert re.search(r"stopped after step \d+ of 8; run the same command again to go on from there", said)
+        assert re.search(r"stopped after step \d+ of 8; run the same command again to resume", said)
         state = torch.load(run / "checkpoint.pt", weights_only=True)
         assert state["step"] == len(lines_of(run)) < 8
     rest = finish(train(dataset, run, FROM_FLAGS))
@@ -540,7 +540,7 @@ def test_one_process_fails_and_all_stop_with_one_sentence(dataset: Path, tmp_pat
     done = torchrun(dataset, "-o", tmp_path, *FLAGS)
     assert done.returncode != 0
     assert done.stderr.count("error: ") == 1, done.stderr
-    assert "holds a run with other settings" in done.stderr
+    assert "contains a run with other settings" in done.stderr
 
 
 def test_a_batch_must_be_shared_evenly() -> None:
@@ -575,10 +575,10 @@ def test_a_full_disk(dataset: Path, tmp_path: Path) -> None:
     steps = train(dataset, run, TINY)
     whole = [next(steps).loss for _ in range(2)]  # a checkpoint is there
     (run / "checkpoint.pt.unfinished").symlink_to("/dev/full")
-    with pytest.raises(TrainingError, match="is full, its last whole checkpoint is kept"):
+    with pytest.raises(TrainingError, match="is full, its last checkpoint is intact"):
         finish(steps)
     (run / "metrics.jsonl.unfinished").symlink_to("/dev/full")
-    with pytest.raises(TrainingError, match="is full, its last whole checkpoint is kept"):
+    with pytest.raises(TrainingError, match="is full, its last checkpoint is intact"):
         finish(train(dataset, run, TINY))
     rest = losses(finish(train(dataset, run, TINY)))
     assert [line["loss"] for line in lines_of(run)] == whole + rest
@@ -616,7 +616,7 @@ def test_what_would_give_nan_gradients_is_refused(dataset: Path, tmp_path: Path)
 def test_datasets_and_folders_that_do_not_fit(datasets: list[Path], tmp_path: Path) -> None:
     finish(train(datasets[0], tmp_path / "run", TINY, stop=lambda: True))
     for other in (lambda: train(datasets[1], tmp_path / "run", TINY), lambda: train(datasets, tmp_path / "run", TINY)):
-        with pytest.raises(TrainingError, match="holds a run with other settings or datasets"):
+        with pytest.raises(TrainingError, match="contains a run with other settings or datasets"):
             finish(other())
     with pytest.raises(TrainingError, match="other settings"):
         finish(train(datasets[0], tmp_path / "run", replace(TINY, seed=9)))
@@ -627,13 +627,95 @@ def test_datasets_and_folders_that_do_not_fit(datasets: list[Path], tmp_path: Pa
     with pytest.raises(TrainingError, match=r"settings.json is not a run's record"):
         finish(train(datasets[0], tmp_path / "run", TINY))
     plainer = make_dataset(tmp_path, Sift(max_keypoints=80, rootsift=False))
-    with pytest.raises(DatasetError, match="train on datasets of one kind"):
+    with pytest.raises(DatasetError, match="train on datasets with the same features"):
         finish(train([datasets[0], plainer], tmp_path / "new", TINY))
     with pytest.raises(DatasetError, match="no dataset was given"):
         finish(train([], tmp_path / "new", TINY))
-    with pytest.raises(DatasetError, match="has 5000 keypoints each; train with fewer points"):
+    with pytest.raises(DatasetError, match=r"has 5000 keypoints in both views; .* set --points to"):
         finish(train(datasets[0], tmp_path / "new", replace(TINY, points=5000)))
     assert not (tmp_path / "new").exists()
+
+
+REFUSALS: list[tuple[str, str]] = [
+    ("", "no dataset was given; build one with `lumiglue dataset homographies PHOTOS -o dataset.h5`"),
+    ("none.h5", "none.h5 does not exist; build it with `lumiglue dataset homographies PHOTOS -o"),
+    ("FOLDER", "is a folder; give the .h5 file of `lumiglue dataset`"),
+    ("TEXT", r"text cannot be read as a dataset \(.*file signature not found.*\); build it again"),
+    ("DATA PLAIN", "has features .* and .*; train on datasets with the same features"),
+    ("DATA", "no training pair of .* has 256 keypoints in both views; half of them have at least 4[0-8]: set --points to 4"),
+    (
+        "DATA --points 40",
+        "has 60 keypoints in both views; .* set --long-points to 4[0-8] or less",
+    ),
+    ("DATA --lengths 24 500", "has 500 keypoints in both views; .* set --lengths to 4[0-8] or less"),
+    ("LONELY --points 16", "none of the 1 pairs of views in .* can be used for training; build it from more photos"),
+    ("DATA --points 24 --sampling-weights 1 2", r"1 datasets need 1 sampling weights, none negative; got \[1.0, 2.0\]"),
+    ("DATA --points 24 --sampling-weights 0", "1 datasets need 1 sampling weights"),
+    ("DATA --points 24 --preset huge", "unknown preset 'huge'; choose from"),
+    ("DATA --points 0", "points is 0; it must be positive"),
+    ("DATA --points 24 --pairs 0", "pairs is 0; it must be positive"),
+    ("DATA --points 24 --distillation -1", "distillation is -1.0; it must not be negative"),
+    ("DATA --points 24 --negative-pair-ratio 1", "negative_pair_ratio is 1.0; give at least 0 and less than 1"),
+    ("DATA --points 24 --long-share 2", "long_share is 2.0; give 0 to 1"),
+    ("DATA --lengths 0", r"lengths is \(0,\); give numbers of keypoints"),
+    (
+        "DATA --points 24 --model superglue --ablation no-matchability",
+        "ablation and deep_supervision need the model lightglue; it is superglue",
+    ),
+    ("DATA --points 24 --start-from nothing", "nothing"),
+    ("DATA --points 24 --start-from TEXT", "text"),
+    ("DATA --points 24 --start-from sift --preset base", "the weights sift do not fit this run: .*d 96 for 256"),
+    ("DATA --points 24 --start-from sift --model superglue", "the weights sift are of lightglue, the run is of superglue"),
+    ("DATA --points 24 --start-from aliked", "the weights aliked do not fit this run: they have .*extractor 'aliked'"),
+    (
+        "PLAIN --points 24 --encoding xy-logscale-angle",
+        "encoding 'xy-logscale-angle' needs scales and orientations, which the datasets lack; use 'xy'",
+    ),
+    (
+        "DATA --points 24 --compile True --precision bf16",
+        "compile in bf16 gives NaN gradients on CPUs .*; use precision fp32 or no compile",
+    ),
+    ("DATA --points 24 -o TEXT", "text"),
+]
+
+
+@pytest.fixture(scope="module")
+def words(datasets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """What the capital words of REFUSALS stand for."""
+    folder = tmp_path_factory.mktemp("refusals")
+    (folder / "text").write_text("no dataset")
+    (folder / "photos").mkdir()
+    cv2.imwrite(str(folder / "photos" / "0.png"), draw_photo(0, 160, 120))
+    source = PhotoViews.of_folder(folder / "photos", n_views=2, long_side=128)
+    finish(build_dataset(source, folder / "lonely.h5", Sift(max_keypoints=80), DatasetSettings(max_keypoints=48), workers=1))
+    paths = {
+        "DATA": datasets[0], "PLAIN": make_dataset(folder / "plain", Plain(max_keypoints=80, rootsift=False)),
+        "LONELY": folder / "lonely.h5", "FOLDER": folder, "TEXT": folder / "text",
+    }  # fmt: skip
+    return {word: str(path) for word, path in paths.items()}
+
+
+@pytest.mark.parametrize(("line", "message"), REFUSALS, ids=[line or "nothing" for line, _ in REFUSALS])
+def test_each_refusal_is_one_sentence_with_a_remedy(
+    line: str, message: str, words: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [words.get(word, word) for word in line.split()]
+    run = [] if "-o" in arguments else ["-o", str(tmp_path / "run")]
+    assert main(["train", *arguments, *run]) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ")
+    assert error.count("\n") == 0
+    assert re.search(message, error), error
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_the_long_length_follows_the_points(dataset: Path, tmp_path: Path) -> None:
+    """Fewer points than usual also means fewer in the last part, and the run's record states the number."""
+    settings = replace(TINY, long_points=None)
+    assert [replace(settings, points=points).late_points for points in (16, 24, 256)] == [24, 36, 384]
+    assert {settings.points_at(step) for step in range(settings.steps)} == {24, 36}
+    next(train(dataset, tmp_path / "run", settings))
+    assert json.loads((tmp_path / "run" / "settings.json").read_text())["settings"]["long_points"] == 36
 
 
 def test_flags_override_the_recipe(dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

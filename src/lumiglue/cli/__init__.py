@@ -17,7 +17,7 @@ from lumiglue import __version__
 from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
 from lumiglue.cli.collections import features, matches, pairs, sfm
 from lumiglue.cli.completion import completion
-from lumiglue.cli.dataset import teach
+from lumiglue.cli.dataset import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, teach
 from lumiglue.cli.doctor import doctor
 from lumiglue.cli.evaluation import (
     evaluate,
@@ -30,7 +30,7 @@ from lumiglue.cli.evaluation import (
 from lumiglue.cli.matching import demo, match, sample
 from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, out, say
-from lumiglue.cli.training import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, train
+from lumiglue.cli.training import train
 from lumiglue.errors import LumiglueError
 from lumiglue.system.extras import EXTRAS, remedy
 

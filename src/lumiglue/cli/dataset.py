@@ -1,11 +1,202 @@
-"""`lumiglue dataset teach`."""
+"""`lumiglue dataset`: feature datasets from photos, synthetic scenes, posed photos and a teacher."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import ProgressBar, err, say
+from lumiglue.errors import InputError
+
+if TYPE_CHECKING:
+    from lumiglue.training.data.dataset import ViewSource
+
+
+def dataset_homographies(
+    photos: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: str = "sift",
+    rolls: Literal["any", "upright"] = "any",
+    tilt: float | None = None,
+    zoom: tuple[float, float] | None = None,
+    photometric: float | None = None,
+    repeats: float | None = None,
+    views: int = 6,
+    max_keypoints: int = 512,
+    long_side: int = 480,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | None = None,
+) -> int:
+    """Build a feature dataset from photos: random homographies of each photo, and their features. Resumable.
+
+    Args:
+        photos: Folder, searched with its subfolders.
+        out: The .h5 file to write.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        rolls: In-plane rotations by any angle, or up to 45 degrees.
+        tilt: Largest angle between camera axis and photo normal, in degrees (60).
+        zoom: Smallest and largest magnification (0.6 2.4).
+        photometric: Strength of the photometric augmentation: 0 for none, 1 strong (1).
+        repeats: Fraction of photos in which a part is repeated, like windows and wallpaper (0).
+        views: Views of each photo; any two are a training pair.
+        max_keypoints: Largest number of keypoints per view.
+        long_side: Long side of the views in pixels.
+        seed: Seed of the random views.
+        workers: Number of processes; 0 uses one per core.
+        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
+    """
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.homographies import PhotoViews, view_preset
+
+    where = str(usable_device(device))
+    flags = {"tilt": tilt, "zoom": zoom, "photometric": photometric, "repeats": repeats}
+    settings = replace(view_preset(rolls), **{name: value for name, value in flags.items() if value is not None})
+    source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=settings, device=where)
+    return _write(source, out, features, max_keypoints, workers, where, "photos")
+
+
+def dataset_scenes(
+    photos: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: str = "sift",
+    spread: float = 18.0,
+    photometric: float = 0.7,
+    repeats: float = 0.0,
+    views: int = 6,
+    scenes: int = 1500,
+    max_keypoints: int = 512,
+    long_side: int = 480,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | None = None,
+) -> int:
+    """Build a feature dataset from synthetic scenes: planes and boxes textured with your photos. Resumable.
+
+    Args:
+        photos: Folder, searched with its subfolders.
+        out: The .h5 file to write.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        spread: Standard deviation of the cameras' viewing direction, in degrees.
+        photometric: Strength of the photometric augmentation: 0 for none, 1 strong.
+        repeats: Fraction of photos in which a part is repeated, like windows and wallpaper.
+        views: Views of each scene; any two are a training pair.
+        scenes: Number of scenes.
+        max_keypoints: Largest number of keypoints per view.
+        long_side: Long side of the views in pixels.
+        seed: Seed of the random scenes and views.
+        workers: Number of processes; 0 uses one per core.
+        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
+    """
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.synthetic_scenes import SceneSettings, SyntheticScenes
+
+    where = str(usable_device(device))
+    settings = SceneSettings(
+        size=(long_side, round(0.75 * long_side)), spread=spread, photometric=photometric, repeats=repeats
+    )
+    source = SyntheticScenes.of_folder(photos, count=scenes, n_views=views, seed=seed, settings=settings, device=where)
+    return _write(source, out, features, max_keypoints, workers, where, "scenes")
+
+
+def dataset_posed(
+    folder: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: str = "sift",
+    format: Literal["auto", "plain", "megadepth", "tum"] = "auto",
+    images: Path | None = None,
+    intrinsics: tuple[float, float, float, float] | None = None,
+    every: int = 1,
+    min_overlap: float = 0.1,
+    max_overlap: float = 0.9,
+    max_pairs: int = 5000,
+    max_keypoints: int = 512,
+    long_side: int = 480,
+    photometric: float = 0.5,
+    seed: int = 0,
+    workers: int = 0,
+    device: str | None = None,
+) -> int:
+    """Build a feature dataset from photos with known cameras and depth maps (docs/posed-data.md). Resumable.
+
+    Args:
+        folder: Folder of posed images, or of such folders.
+        out: The .h5 file to write.
+        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        format: Format of the folder: plain, MegaDepth's scene_info, or a TUM RGB-D sequence; auto detects it.
+        images: Root of the image and depth paths, if it is not the folder.
+        intrinsics: fx fy cx cy of a TUM sequence without calibration.txt.
+        every: Use every N-th frame of a scene (try 5 for video).
+        min_overlap: Smallest overlap of a pair.
+        max_overlap: Largest overlap of a pair.
+        max_pairs: Largest number of pairs per scene; low overlaps are as frequent as high ones.
+        max_keypoints: Largest number of keypoints per view.
+        long_side: Photos are shrunk to this long side, in pixels.
+        photometric: Strength of the photometric augmentation, 0 for none.
+        seed: Seed of the photometric augmentation and the choice of pairs.
+        workers: Number of processes; 0 uses one per core.
+        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
+    """
+    from lumiglue.system.device import usable_device
+    from lumiglue.training.data.overlap import OverlapSettings
+    from lumiglue.training.data.posed import PosedFrames
+    from lumiglue.training.data.posed_formats import read_posed
+
+    data = read_posed(folder, images, format=format, intrinsics=intrinsics).every(every)
+    pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=seed)
+    where = str(usable_device(device))
+    source = PosedFrames(
+        frames=data.frames,
+        overlaps=data.overlaps,
+        long_side=long_side,
+        photometric=photometric,
+        device=where,
+        seed=seed,
+        pairing=pairing,
+    )
+    return _write(source, out, features, max_keypoints, workers, where, "frames")
+
+
+def dataset_from_colmap(
+    model: Positional[Path],
+    images: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    min_track: int = 3,
+    max_error: float = 2.0,
+    min_angle: float = 2.0,
+    max_edge: float = 0.05,
+) -> int:
+    """Convert a COLMAP model and its photos to posed images: undistorted photos, poses, depth maps of the tracked points.
+
+    Args:
+        model: Folder with cameras, images and points3D, .bin or .txt.
+        images: The photos of the model.
+        out: Folder to write; `lumiglue dataset posed` reads it.
+        min_track: Smallest number of photos that see a point.
+        max_error: Largest mean reprojection error of a point, in pixels.
+        min_angle: Smallest triangulation angle of a point, in degrees.
+        max_edge: Longest edge of a triangle that is filled, relative to the photo's long side.
+    """
+    try:
+        from lumiglue.training.data.from_colmap import SfmSettings, posed_from_sfm
+    except ModuleNotFoundError as error:
+        raise InputError(f"dataset from-colmap needs {error.name}; install it with `pip install lumiglue[sfm]`") from None
+
+    settings = SfmSettings(min_track=min_track, max_error=max_error, min_angle=min_angle, max_edge=max_edge)
+    fractions: list[float] = []
+    unreadable: list[str] = []
+    with ProgressBar("photos", None) as advance:
+        for step in posed_from_sfm(model, images, out, settings):
+            if step.known is None:
+                unreadable.append(step.name)
+            else:
+                fractions.append(step.known)
+            advance(1, f"{len(unreadable)} unreadable", step.photos)
+    say(f"{len(fractions)} photos, depth at {sum(fractions) / len(fractions):.0%} of their pixels -> {out}")
+    if unreadable:
+        err.print(f"{len(unreadable)} photos could not be read and were left out; the first: {unreadable[0]}", markup=False)
+    return 0
 
 
 def teach(
@@ -23,26 +214,24 @@ def teach(
     workers: int = 0,
     device: str | None = None,
 ) -> int:
-    """Build a dataset of overlapping photos that a teacher matches and labels for any features. Resumable.
+    """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
 
     Args:
         photos: Folder of folders, each with overlapping photos of one scene.
         out: The .h5 file to write.
         teacher: The matcher that labels: a name, a .safetensors file, or a released LightGlue checkpoint.
-        teacher_features: Features of the teacher, where it does not say them (a released checkpoint does not).
-        teacher_keypoints: Keypoints per photo for the teacher.
-        teacher_matches: Folder that keeps the teacher's matches, so that datasets of other features reuse them.
+        teacher_features: Features of the teacher, if its file does not state them (a released checkpoint does not).
+        teacher_keypoints: Largest number of the teacher's keypoints per photo.
+        teacher_matches: Cache folder for the teacher's matches, which datasets of other features reuse.
         features: Features to label: sift, aliked, or your own as file.py:Class or module:Class.
-        neighbours: Each photo is paired with so many photos of its scene, the most similar ones.
-        max_keypoints: Keypoints kept per photo.
-        long_side: Photos are shrunk to this many pixels.
-        seed: Of RANSAC.
-        workers: Processes; 0 takes one per core.
+        neighbours: Each photo is paired with this many of the most similar photos of its scene.
+        max_keypoints: Largest number of keypoints per photo.
+        long_side: Photos are shrunk to this long side, in pixels.
+        seed: Seed of RANSAC.
+        workers: Number of processes; 0 uses one per core.
         device: Where the networks run: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.extractors import create_extractor
     from lumiglue.system.device import usable_device
-    from lumiglue.training.data.build import DatasetSettings, build_dataset
     from lumiglue.training.data.teacher import Teacher
     from lumiglue.training.data.teaching import TaughtPhotos
 
@@ -51,14 +240,34 @@ def teach(
     source = TaughtPhotos.of_folder(
         photos, matcher, neighbours=neighbours, long_side=long_side, seed=seed, matches=teacher_matches
     )
-    extractor = create_extractor(features, device=where, max_keypoints=max_keypoints, resize=None)
-    settings = DatasetSettings(max_keypoints=max_keypoints, items_per_part=1)
+    return _write(source, out, features, max_keypoints, workers, where, "scenes", lacks="have no overlapping pair")
+
+
+def _write(
+    source: "ViewSource",
+    out: Path,
+    features: str,
+    max_keypoints: int,
+    workers: int,
+    device: str,
+    unit: str,
+    lacks: str = "could not be read",
+) -> int:
+    """Builds a dataset with a progress bar. unit: what an item is. lacks: why items are skipped."""
+    from lumiglue.extractors import create_extractor
+    from lumiglue.training.data.build import DatasetSettings, build_dataset
+    from lumiglue.training.data.dataset import LabelledSource
+
+    labelled = isinstance(source, LabelledSource)  # every keypoint can be labelled, and an item is a whole scene
+    detected = max_keypoints if labelled else round(1.5 * max_keypoints)
+    extractor = create_extractor(features, device=device, max_keypoints=detected, resize=None)
+    settings = DatasetSettings(max_keypoints=max_keypoints, items_per_part=1 if labelled else 16)
     done, skipped = 0, ()
-    with ProgressBar("scenes", None) as advance:
+    with ProgressBar(unit, None) as advance:
         for part in build_dataset(source, out, extractor, settings, workers=workers):
-            advance(part.items_done - done, f"{len(part.skipped)} without a pair", part.items)
+            advance(part.items_done - done, f"{len(part.skipped)} skipped", part.items)
             done, skipped = part.items_done, part.skipped
-    say(f"{done - len(skipped)} scenes -> {out}")
+    say(f"{done - len(skipped)} {unit} -> {out}")
     if skipped:
-        err.print(f"{len(skipped)} scenes have no pair that overlaps; the first: {skipped[0]}", markup=False)
+        err.print(f"{len(skipped)} {unit} {lacks} and were left out; the first: {skipped[0]}", markup=False)
     return 0

@@ -1,4 +1,4 @@
-"""How to train: the settings, their schedule, and the recipes that we have run or counted through."""
+"""How to train: settings, schedule, and recipes."""
 
 import math
 from collections.abc import Callable
@@ -14,26 +14,41 @@ ModelName = Literal["lightglue", "superglue"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How to train. Counts are of pairs, so that a change of batch size leaves the schedule alone. None means off.
+    """How to train. Counts are of pairs, so a change of batch size does not change the schedule.
 
-    model: which matcher. ablation: of LightGlue, what to leave out (`LightGlueConfig`). deep_supervision: of LightGlue,
-        every layer learns from the labels; else the last alone.
-    preset: the matcher's size. encoding: of LightGlue; None takes "xy-logscale-angle" where the datasets have scales and
-        orientations, else "xy". start_from: a weights file or a built-in name to fine-tune; without it the matcher starts
-        fresh.
-    pairs: stage 1, correspondences; of them the last `long_share` with `long_points` keypoints instead of `points`.
-    lengths: None, or numbers of keypoints per image in place of both, one step after another, again and again; a step has
-        as many pairs as make it as many keypoints as `batch_size` pairs of the first of them.
-    distillation: weight of a teacher's assignments against the labels of the same pairs.
-    confidence_pairs: stage 2, the exit classifier, the matcher frozen; SuperGlue has none. batch_size: of all processes
-        together.
-    schedule, learning_rate, warmup_pairs: see `learning_rate_at`. clip: largest norm of a step's gradient.
-    negative_pair_ratio: share of pairs of two different scenes. ema: half-life, in pairs, of a running mean of the weights;
-    it is
-        measured beside the weights, and taken in their place at the end of stage 1 where it measures better.
-    precision: of the forward and backward pass; "auto" measures once which is the faster here and keeps to it.
-    compile: run the layers through torch.compile. evaluate_every, checkpoint_every, draw_every: in pairs. keep_every: in
-        pairs of stage 1, how often the weights so far (their running mean, if there is one) are kept in snapshots/.
+    Attributes:
+        model: LightGlue, or SuperGlue to compare it with.
+        ablation: LightGlue only: what to leave out, as in the paper's ablations; by default nothing.
+        deep_supervision: LightGlue only: whether every layer learns from the labels, or the last layer alone.
+        preset: Size of the matcher: base, compact, or deep (as narrow as compact, with the 9 layers of base). Weights with
+            fewer layers are deepened.
+        encoding: Input of the rotary encoding; by default log scale and angle if the features have them, else xy.
+        start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones; by default the matcher starts
+            from random weights.
+        pairs: Pairs seen in stage 1 (correspondences).
+        confidence_pairs: Pairs seen in stage 2 (exit classifier), with the matcher frozen. SuperGlue has no stage 2.
+        batch_size: Pairs per step, of all processes together.
+        points: Keypoints per image.
+        long_points: Keypoints per image in the last part of stage 1 and in stage 2; by default 1.5 times points.
+        long_share: Length of that last part, as a fraction of stage 1.
+        lengths: Replaces points and long_points: numbers of keypoints per image, one per step, in turn. Steps with more
+            keypoints have fewer pairs; batch_size is that of the first number.
+        distillation: Weight of the teacher's assignments of taught pairs, relative to their labels.
+        schedule: Of the learning rate: half a cosine, or the paper's constant rate and exponential decay.
+        learning_rate: Peak in stage 1.
+        confidence_learning_rate: Peak in stage 2.
+        warmup_pairs: Pairs over which the rate rises to its peak in stage 1.
+        weight_decay: AdamW's weight decay in stage 1.
+        clip: Largest norm of a step's gradient.
+        negative_pair_ratio: Fraction of negative pairs: two views of different scenes.
+        ema: Half-life, in pairs, of a running mean of the weights, which replaces them after stage 1 if it validates better.
+        precision: Of the forward and backward pass; auto measures which is faster on this machine.
+        compile: Run the layers through torch.compile.
+        evaluate_every: Pairs between two validations.
+        checkpoint_every: Pairs between two checkpoints.
+        draw_every: Pairs between two pictures of held-out pairs with their matches; by default none are drawn.
+        keep_every: Pairs of stage 1 between two snapshots of the weights (or their running mean); by default none are kept.
+        seed: Seed of the initial weights and of the order of pairs.
     """
 
     model: ModelName = "lightglue"
@@ -46,7 +61,7 @@ class TrainSettings:
     confidence_pairs: int = 3_200
     batch_size: int = 16
     points: int = 256
-    long_points: int = 384
+    long_points: int | None = None
     long_share: float = 0.2
     lengths: tuple[int, ...] | None = None
     distillation: float = 1.0
@@ -68,24 +83,24 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         positive = ["batch_size", "points", "long_points", "learning_rate", "confidence_learning_rate", "clip"]
-        positive += ["evaluate_every", "checkpoint_every"] + ([] if self.start_from else ["pairs"])
-        positive += [name for name in ("ema", "draw_every", "keep_every") if getattr(self, name) is not None]
+        positive += ["ema", "evaluate_every", "checkpoint_every", "draw_every", "keep_every"]
+        positive += [] if self.start_from else ["pairs"]
         for name in positive:
-            if not getattr(self, name) > 0:
-                raise TrainingError(f"{name} is {getattr(self, name)}; it must be positive")
-        for name in ("pairs", "confidence_pairs", "warmup_pairs", "weight_decay"):
+            if (value := getattr(self, name)) is not None and not value > 0:
+                raise TrainingError(f"{name} is {value}; it must be positive")
+        for name in ("pairs", "confidence_pairs", "warmup_pairs", "weight_decay", "distillation"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
             raise TrainingError(f"lengths is {self.lengths}; give numbers of keypoints")
-        if self.distillation < 0:
-            raise TrainingError(f"distillation is {self.distillation}; it must not be negative")
-        if not 0 <= self.negative_pair_ratio < 1 or not 0 <= self.long_share <= 1:
-            raise TrainingError("negative_pair_ratio must be in [0, 1) and long_share in [0, 1]")
+        if not 0 <= self.negative_pair_ratio < 1:
+            raise TrainingError(f"negative_pair_ratio is {self.negative_pair_ratio}; give at least 0 and less than 1")
+        if not 0 <= self.long_share <= 1:
+            raise TrainingError(f"long_share is {self.long_share}; give 0 to 1")
         if self.model not in get_args(ModelName):
             raise TrainingError(f"unknown model {self.model!r}; choose from {list(get_args(ModelName))}")
         if self.model != "lightglue" and (self.ablation or not self.deep_supervision):
-            raise TrainingError(f"ablations are of lightglue; the model is {self.model}")
+            raise TrainingError(f"ablation and deep_supervision need the model lightglue; it is {self.model}")
         if self.schedule not in get_args(Schedule):
             raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
         if self.steps == 0:
@@ -104,19 +119,26 @@ class TrainSettings:
         return self._steps_for(self.pairs_before(self.matcher_steps) + self.confidence_pairs)
 
     @property
+    def late_points(self) -> int:
+        """Keypoints per image in the last part of stage 1 and in stage 2, if `lengths` is None."""
+        return self.points * 3 // 2 if self.long_points is None else self.long_points
+
+    @property
     def validation_points(self) -> int:
         """Keypoints per image of held-out pairs."""
         if self.lengths is not None:
             return sorted(self.lengths)[(len(self.lengths) - 1) // 2]
-        return min(self.long_points, self.points * 2)
+        return min(self.late_points, self.points * 2)
 
     @property
-    def all_points(self) -> tuple[int, ...]:
-        """All numbers of keypoints that the run draws."""
-        return tuple(sorted(set(self.lengths))) if self.lengths is not None else (self.points, self.long_points)
+    def all_points(self) -> dict[int, str]:
+        """Each number of keypoints per image that the run needs, and the name of the setting that it comes from."""
+        if self.lengths is not None:
+            return dict.fromkeys(sorted(self.lengths), "lengths")
+        return {self.late_points: "long_points"} | {self.points: "points"}
 
     def stage_at(self, step: int) -> int:
-        """1 or 2."""
+        """1 (correspondences) or 2 (exit classifier)."""
         return 1 if step < self.matcher_steps else 2
 
     def points_at(self, step: int) -> int:
@@ -124,26 +146,26 @@ class TrainSettings:
         if self.lengths is not None:
             return self.lengths[step % len(self.lengths)]
         long_from = self.matcher_steps * (1 - self.long_share)
-        return self.points if step < long_from else self.long_points
+        return self.points if step < long_from else self.late_points
 
     def batch_size_at(self, step: int) -> int:
-        """Pairs of a step."""
+        """Pairs in a step."""
         return self.batch_sizes[step % len(self.batch_sizes)]
 
     def pairs_before(self, step: int) -> int:
-        """Pairs of all steps before this one."""
+        """Pairs in all steps before this one."""
         rounds, rest = divmod(step, len(self.batch_sizes))
         return rounds * sum(self.batch_sizes) + sum(self.batch_sizes[:rest])
 
     @property
     def batch_sizes(self) -> tuple[int, ...]:
-        """Pairs of the steps that repeat."""
+        """Pairs per step, over the steps after which the numbers repeat."""
         if self.lengths is None:
             return (self.batch_size,)
         return tuple(max(1, round(self.batch_size * self.lengths[0] / points)) for points in self.lengths)
 
     def _steps_for(self, pairs: int) -> int:
-        """Fewest steps that see so many pairs."""
+        """Smallest number of steps that see at least that many pairs."""
         rounds, rest = divmod(pairs, sum(self.batch_sizes))
         steps = rounds * len(self.batch_sizes)
         for size in self.batch_sizes:
@@ -153,11 +175,12 @@ class TrainSettings:
         return steps
 
     def learning_rate_at(self, step: int) -> float:
-        """Both schedules of stage 1 begin with a linear warm-up over `warmup_pairs`.
+        """Learning rate of a step.
 
-        "cosine": then half a cosine down to 1 %. "paper": then constant for two thirds of the pairs, then an exponential
-        decay by 10 over the last third: the paper's 20 epochs at a constant rate, then x 0.1 per 10 epochs, for 30 epochs.
-        Stage 2: a cosine over its own steps, without warm-up.
+        Both schedules of stage 1 start with a linear warm-up over `warmup_pairs`. "cosine" is then half a cosine down to
+        1 %. "paper" is constant for two thirds of the pairs, then decays exponentially by 10 over the last third: the paper
+        has 20 epochs at a constant rate, then a factor of 0.1 per 10 epochs, in 30 epochs. Stage 2 is a cosine over its own
+        steps, without warm-up.
         """
         if step >= self.matcher_steps:
             share = (step - self.matcher_steps) / max(1, self.steps - self.matcher_steps)
@@ -178,28 +201,29 @@ def standard() -> TrainSettings:
 
 
 def laptop() -> TrainSettings:
-    """`compact`, 16,000 pairs at 256, then 384 points: for homographies and synthetic scenes of a folder of photos.
+    """`compact`, 16,000 pairs of 256, then 384 points: for homographies and synthetic scenes of a folder of photos.
 
-    With the datasets 69 minutes on one core of a Xeon (bench/RESULTS.md); two cores and three hours have room for more.
-    A constant rate, then the decay, with a running mean: so `keep_every` gives weights that may be compared on the way,
-    and a run with more `pairs` is the same run for longer.
-    Forward and backward cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP a pair of 256 points.
+    It takes 69 minutes on one core of a Xeon, including the datasets. The rate is constant before it decays, and there is a
+    running mean of the weights, so the snapshots of `keep_every` can be compared, and a run with more `pairs` is the same
+    run for longer. Forward and backward pass cost about 3 x (2.5 MFLOP x (d / 256)^2 x L x 2N + 14 L d N^2): 7 GFLOP per
+    pair of 256 points.
     """
     return TrainSettings(pairs=16_000, negative_pair_ratio=0.08, schedule="paper", ema=1_000.0)
 
 
 def comparison() -> TrainSettings:
-    """`compact`, 6,000 pairs, the same for every matcher that is compared: with `--model superglue`, with an `--ablation`,
-    without deep supervision. 10 to 20 minutes on one core with AMX; docs/paper.md has the table.
+    """`compact`, 6,000 pairs, to compare matchers: `--model superglue`, an `--ablation`, no deep supervision.
+
+    It takes 10 to 20 minutes on one core with AMX. docs/paper.md has the results.
     """
     return TrainSettings(pairs=6_000, confidence_pairs=1_600, warmup_pairs=1_000, evaluate_every=2_000, keep_every=1_000)
 
 
 def gpu_30min() -> TrainSettings:
-    """`base` in 25 minutes of a large GPU, which leaves five to build or load the dataset. Counted, not yet run.
+    """`base` in 25 minutes on a large GPU, which leaves five for the dataset. Estimated, not run yet.
 
-    512 points, L = 9, d = 256 take about 32 GFLOP a pair forward, 95 forward and backward: 2,500 pairs/s are 240 TFLOP/s,
-    and 25 minutes of them 3.75 M pairs (three quarters of the paper's 5 M), 356 PFLOP. In steps: 29,300 of 128 pairs.
+    With 512 points, L = 9 and d = 256, a pair takes about 32 GFLOP forward, and 95 forward and backward. 2,500 pairs/s are
+    240 TFLOP/s. 25 minutes are 3.75 M pairs (three quarters of the paper's 5 M), 356 PFLOP, or 29,300 steps of 128 pairs.
     """
     return TrainSettings(
         preset="base", pairs=3_750_000, confidence_pairs=128_000, batch_size=128, points=512, long_points=512,
@@ -208,9 +232,9 @@ def gpu_30min() -> TrainSettings:
 
 
 def paper() -> TrainSettings:
-    """The paper's pre-training: `base`, 5 M pairs of 512 points, learning rate 1e-4, its schedule. Not yet run.
+    """The paper's pre-training: `base`, 5 M pairs of 512 points, learning rate 1e-4, its schedule. Not run yet.
 
-    We use AdamW and bfloat16 where the paper has Adam and float16.
+    This uses AdamW and bfloat16 instead of the paper's Adam and float16.
     """
     return TrainSettings(
         preset="base", pairs=5_000_000, confidence_pairs=128_000, batch_size=64, points=512, long_points=512,
@@ -220,10 +244,10 @@ def paper() -> TrainSettings:
 
 
 def default() -> TrainSettings:
-    """The matchers of this package: `deep`, from `compact` weights, on homographies, synthetic scenes and taught pairs.
+    """The matchers in this package: `deep`, from `compact` weights, on homographies, synthetic scenes and taught pairs.
 
-    512 to 2,048 keypoints per image in one run, and about as many keypoints at each step. A constant rate, then the decay,
-    and a running mean of the weights: snapshots may be compared on the way.
+    Images have 512 to 2,048 keypoints; each step has about as many keypoints in total. The rate is constant before it
+    decays, and there is a running mean of the weights, so that snapshots can be compared.
     """
     return TrainSettings(
         preset="deep", pairs=150_000, confidence_pairs=6_400, batch_size=16, lengths=(512, 1024, 512, 2048, 512, 1024, 768),
@@ -243,7 +267,11 @@ RECIPES: dict[str, Callable[[], TrainSettings]] = {
 
 
 def recipe(name: str) -> TrainSettings:
-    """The recipe of that name. Raises TrainingError for an unknown one."""
+    """The settings of a recipe.
+
+    Raises:
+        TrainingError: If there is no recipe of that name.
+    """
     if name not in RECIPES:
         raise TrainingError(f"unknown recipe {name!r}; choose from {sorted(RECIPES)}")
     return RECIPES[name]()

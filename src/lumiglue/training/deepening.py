@@ -1,4 +1,4 @@
-"""A deeper matcher that begins where a trained one is: its new layers change nothing until they have learned something."""
+"""Deepening: add layers to a trained matcher that change nothing at first."""
 
 from dataclasses import replace
 
@@ -12,10 +12,17 @@ from lumiglue.matcher.models import build
 
 @torch.no_grad()
 def deepened(model: LightGlue, n_layers: int) -> LightGlue:
-    """A copy with more layers. Every new layer, head and classifier is a copy of the last one; what a new layer adds to the
-    states is zero, as its last linear maps are, so each new head assigns exactly as the last one did.
+    """Copy a matcher and add layers.
 
-    Raises TrainingError where the model is deeper already.
+    Each new layer, head and classifier is a copy of the last one, except that the last linear maps of a new layer are zero.
+    A new layer therefore adds nothing to the states, and each new head gives the same assignment as the last one.
+
+    Args:
+        model: A trained matcher.
+        n_layers: Number of layers of the copy.
+
+    Raises:
+        TrainingError: If the model has more layers.
     """
     before = model.config.n_layers
     if n_layers < before:

@@ -1,8 +1,8 @@
-"""Distillation: a student learns a teacher's assignment, row by row and column by column, at each of its layers.
+"""Distillation: each layer of a student learns a teacher's assignment.
 
-A label says 1 or 0; a teacher says how sure it is, and between which candidates it hesitates. The loss is LightGlue's
-negative log-likelihood (Equation 10) with the teacher's probabilities as weights: with a teacher that is always sure it is
-`correspondence_loss`.
+A label is 1 or 0. A teacher also gives its confidence, and the candidates it hesitates between. The loss is LightGlue's
+negative log-likelihood (Equation 10) weighted by the teacher's probabilities. For a teacher with probabilities of 1 and 0 it
+is `correspondence_loss`.
 """
 
 from collections.abc import Sequence
@@ -21,8 +21,12 @@ from lumiglue.training.data.taught import SparseAssignment
 class SoftLabels:
     """A teacher's assignments of some of B pairs of m and n points.
 
-    entries: k x 3 (pair, row in A, row in B). weights: k, the teacher's P. unmatchable0, unmatchable1: the probability that
-    a point has no match; 0 for pairs that no teacher assigned. pairs: how many it assigned.
+    Attributes:
+        entries: (pair, row in the first image, row in the second).
+        weights: The teacher's P of each entry.
+        unmatchable0: Probability that a point of the first image has no match; 0 in pairs without a teacher.
+        unmatchable1: The same for the second image.
+        pairs: Number of pairs with a teacher's assignment.
     """
 
     entries: Int[Tensor, "k 3"]
@@ -33,25 +37,38 @@ class SoftLabels:
 
     @classmethod
     def of_pairs(
-        cls, given: Sequence[tuple[int, SparseAssignment]], shape: tuple[int, int, int], device: torch.device | str
+        cls, numbered: Sequence[tuple[int, SparseAssignment]], shape: tuple[int, int, int], device: torch.device | str
     ) -> "SoftLabels":
-        """From (number in the batch, assignment); shape: B, m, n."""
+        """Collect assignments.
+
+        Args:
+            numbered: Number of a pair in the batch, and its assignment.
+            shape: B, m, n.
+            device: Where the tensors are allocated.
+        """
         entries = [np.zeros((0, 3), np.int64)]
         weights, sides = [np.zeros(0, np.float32)], (np.zeros(shape[:2], np.float32), np.zeros(shape[::2], np.float32))
-        for number, assignment in given:
+        for number, assignment in numbered:
             entries.append(np.column_stack([np.full(len(assignment.entries), number), assignment.entries]))
             weights.append(np.exp(assignment.log_p.astype(np.float32)))
             sides[0][number], sides[1][number] = 1 - assignment.matchability0, 1 - assignment.matchability1
         arrays = (np.concatenate(entries), np.concatenate(weights), *sides)
-        return cls(*(torch.from_numpy(array).to(device) for array in arrays), pairs=len(given))
+        return cls(*(torch.from_numpy(array).to(device) for array in arrays), pairs=len(numbered))
 
 
 def distillation_loss(
     similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], soft: SoftLabels
 ) -> Float[Tensor, ""]:
-    """One layer's cross-entropy against the teacher, averaged over the pairs that it assigned.
+    """One layer's cross-entropy against the teacher, averaged over the pairs with an assignment.
 
-    sum P log P_ij / sum P + 1/2 of the same mean of log(1 - sigma) over each side's unmatchable probabilities.
+    With P of the teacher and u its unmatchable probabilities, per pair:
+    -(sum P log P_ij / sum P + 1/2 sum u_i log(1 - sigma_i) / sum u_i + 1/2 sum u_j log(1 - sigma_j) / sum u_j).
+
+    Args:
+        similarity: S of each pair.
+        logits0: Matchability logits of the first images.
+        logits1: Matchability logits of the second images.
+        soft: The teacher's assignments.
     """
     pair, i, j = soft.entries.unbind(1)
     log_p = (

@@ -1,7 +1,7 @@
-"""Several processes that train one model: each takes its slice of every batch, and they average their gradients.
+"""Several processes that train one model: each computes a slice of every batch, then they average their gradients.
 
-A plain average in one message after the backward pass: the models are small (1.7 to 12 M parameters), so there is little
-to gain from overlapping it with the backward pass, and the loop stays one loop for one process and for many.
+The gradients are averaged in one message after the backward pass. The models are small (1.7 to 12 M parameters), so there
+is little to gain from overlapping the two, and one loop serves one process and many.
 """
 
 import os
@@ -18,7 +18,13 @@ from lumiglue.errors import TrainingError
 
 @dataclass(frozen=True, eq=False)
 class Processes:
-    """This process among those of its run: number `rank` of `count`. By default it is alone."""
+    """This process and how many train with it.
+
+    Attributes:
+        rank: Number of this process.
+        count: Number of processes.
+        store: Where they exchange values at the end; None if this process is alone.
+    """
 
     rank: int = 0
     count: int = 1
@@ -26,12 +32,12 @@ class Processes:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the one that writes files and validates."""
+        """Whether this process writes files and validates."""
         return self.rank == 0
 
     @property
     def device(self) -> torch.device:
-        """The GPU of this process if there is one, else the CPU."""
+        """The GPU of this process, or the CPU if there is none."""
         if not torch.cuda.is_available():
             return torch.device("cpu")
         return torch.device(
@@ -39,7 +45,11 @@ class Processes:
         )
 
     def part_of(self, batch_size: int) -> slice:
-        """The pairs of a batch that are this process's. Raises TrainingError where they cannot be shared evenly."""
+        """This process's slice of a batch.
+
+        Raises:
+            TrainingError: If the batch cannot be divided evenly.
+        """
         if batch_size % self.count:
             raise TrainingError(
                 f"batch_size {batch_size} is not divisible by the {self.count} processes; choose a multiple of {self.count}"
@@ -48,9 +58,10 @@ class Processes:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replaces float32 tensors by their means over the processes, in one message.
+        """Replace float32 tensors by their means over the processes, in one message.
 
-        Raises TrainingError where another process is gone.
+        Raises:
+            TrainingError: If another process stopped.
         """
         if self.count == 1 or not tensors:
             return
@@ -58,30 +69,30 @@ class Processes:
         try:
             dist.all_reduce(message)
         except RuntimeError:  # the backends' errors: a connection that another process closed
-            raise TrainingError("another process of this run stopped; run the same command again to go on") from None
+            raise TrainingError("another process of this run stopped; run the same command again to resume") from None
         message /= self.count
         with torch.no_grad():
             for tensor, part in zip(tensors, message.split([t.numel() for t in tensors]), strict=True):
                 tensor.copy_(part.view_as(tensor))
 
-    def agree(self, wish: bool) -> bool:
-        """True in all processes where one of them wishes it; no process goes on before all have come here."""
-        flag = torch.tensor([float(wish)], device=self.device)
+    def any(self, value: bool) -> bool:
+        """Whether the value is true in any process. Waits for all processes."""
+        flag = torch.tensor([float(value)], device=self.device)
         self.average([flag])
         return bool(flag > 0)
 
     def is_first_to_fail(self) -> bool:
-        """Whether it is for this process to say why the run ends: others fail because of it, or of the same cause."""
+        """Whether this process failed first and so reports the error. Others fail because of it, or for the same reason."""
         return self.store is None or self.store.add("failed", 1) == 1
 
     def leave(self) -> None:
-        """Lets go of the others."""
+        """Leave the group of processes."""
         if self.store is not None:
             dist.destroy_process_group()
 
 
 def join_processes() -> Processes:
-    """The processes that torchrun started, joined over gloo or, with GPUs, NCCL; this one alone without torchrun."""
+    """Join the processes that torchrun started, over NCCL with GPUs, else gloo. Without torchrun this process is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     from torch.distributed.rendezvous import rendezvous

@@ -12,10 +12,17 @@ from lumiglue.visualization import _GAP, _lines
 
 
 def draw_learning_curves(metrics: str | Path) -> Figure:
-    """Loss, and recall and precision of each layer, over the pairs seen; from a run's metrics.jsonl."""
+    """Draw the loss, and the recall and precision of each layer, over the pairs seen.
+
+    Args:
+        metrics: The metrics.jsonl of a run.
+
+    Raises:
+        InputError: If the file has no steps yet.
+    """
     lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
     if not lines:
-        raise InputError(f"{metrics} holds no steps yet; draw it after training has begun")
+        raise InputError(f"{metrics} has no steps yet; draw it once training has started")
     figure = Figure(figsize=(13, 4), layout="constrained")
     loss, recall, precision = figure.subplots(1, 3)
     for stage, colour in ((1, "C0"), (2, "C1")):
@@ -42,10 +49,12 @@ def draw_training_matches(
     pairs: Sequence[tuple[np.ndarray, tuple[float, float], np.ndarray, tuple[float, float], np.ndarray, np.ndarray, int]],
     title: str = "",
 ) -> Figure:
-    """Matches of some pairs without their pixels: the outlines of both views, keypoints, right matches green, wrong red.
+    """Draw the matches of some pairs over the outlines of their views: correct ones green, wrong ones red, others grey.
 
-    Of each pair: keypoints (n x 2) and (width, height) of the first view, then of the second, matches (k x 2 rows), what
-    each is (1 right, 0 wrong, -1 not known, drawn grey), and how many true matches there are.
+    Args:
+        pairs: For each pair: keypoints (n x 2) and (width, height) of the first view, then of the second, matches (k x 2
+            rows), the kind of each (1 correct, 0 wrong, -1 unknown), and the number of true matches.
+        title: Title of the figure.
     """
     columns = min(2, len(pairs))
     rows = -(-len(pairs) // columns)

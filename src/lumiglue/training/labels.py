@@ -11,11 +11,12 @@ from lumiglue.geometry.projective import epipolar_distances, fundamental_from_po
 
 @dataclass(frozen=True, eq=False)
 class Labels:
-    """What is known of B pairs of m and n points.
+    """Ground truth of B pairs of m and n points. Points that are neither matched nor unmatchable have no label.
 
-    matches: k x 3 (pair, row in A, row in B), mutual nearest and close both ways.
-    unmatchable0, unmatchable1: points whose true place is far from every point of the other image.
-    Points that are neither stay unlabelled.
+    Attributes:
+        matches: (pair, row in the first image, row in the second), mutual nearest and close in both images.
+        unmatchable0: Points of the first images whose true position is far from every point of the second.
+        unmatchable1: The same for the second images.
     """
 
     matches: Int[Tensor, "k 3"]
@@ -36,9 +37,17 @@ def labels_from_homographies(
     match_px: float = 3.0,
     unmatchable_px: float = 3.0,
 ) -> Labels:
-    """Labels of pairs related by a homography; pairs that are not `related` (two photos) have no match at all.
+    """Labels of pairs that are related by a homography.
 
-    Points are mapped in float64, which neither autocast nor a GPU's TF32 rounds: bfloat16 would move them by pixels.
+    Points are mapped in float64, which neither autocast nor TF32 rounds: bfloat16 would move them by pixels.
+
+    Args:
+        keypoints0: Pixels in the first images.
+        keypoints1: Pixels in the second images.
+        image1_from_image0: Homographies.
+        related: False for pairs of two different photos, which have no match.
+        match_px: Largest distance of a match, in both images.
+        unmatchable_px: Distance to every point of the other image from which on a point is unmatchable.
     """
     image1_from_image0 = image1_from_image0.double()
     image0_from_image1 = torch.linalg.inv(image1_from_image0)
@@ -65,12 +74,23 @@ def labels_from_depths(
 ) -> Labels:
     """Labels of pairs with known cameras and, where not NaN, known depths.
 
-    A match lies within `match_px` both ways, and each depth, carried over, agrees with the other's within
-    `depth_tolerance` of it: a point behind another's surface is no match of it, so occlusion needs no depth map.
-    Two points are surely different when a known depth puts them more than `unmatchable_px` apart or twice the tolerance
-    in front of one another, or when one lies that far from the other's epipolar line; a point that surely differs from
-    every point of the other image is unmatchable. So points of unknown depth are judged by the epipolar lines alone.
-    Points are carried over in float64, as for homographies.
+    Two points match if they are within `match_px` in both images and their depths, transferred, agree within
+    `depth_tolerance`. A point behind another surface is therefore no match, and occlusion needs no depth map. Two points are
+    different if a known depth puts them more than `unmatchable_px` apart or at depths that differ by twice the tolerance, or
+    if one is that far from the other's epipolar line. A point that is different from every point of the other image is
+    unmatchable. Points of unknown depth are judged by epipolar lines only. Points are transferred in float64.
+
+    Args:
+        keypoints0: Pixels in the first images.
+        keypoints1: Pixels in the second images.
+        depths0: z in the first camera, NaN where unknown.
+        depths1: z in the second camera, NaN where unknown.
+        intrinsics0: Camera matrices of the first images, in pixels.
+        intrinsics1: Camera matrices of the second images.
+        camera1_from_camera0: Rigid transforms.
+        match_px: Largest distance of a match, in both images.
+        unmatchable_px: Smallest distance between points that are different.
+        depth_tolerance: Largest relative difference in depth of a match.
     """
     intrinsics0, intrinsics1, camera1_from_camera0 = (
         matrix.double() for matrix in (intrinsics0, intrinsics1, camera1_from_camera0)
@@ -78,10 +98,10 @@ def labels_from_depths(
     exact0, exact1 = keypoints0.double(), keypoints1.double()
     camera0_from_camera1 = torch.linalg.inv(camera1_from_camera0)
     seen1, carried0 = (
-        found.float() for found in transfer(exact0, depths0.double(), intrinsics0, intrinsics1, camera1_from_camera0)
+        tensor.float() for tensor in transfer(exact0, depths0.double(), intrinsics0, intrinsics1, camera1_from_camera0)
     )
     seen0, carried1 = (
-        found.float() for found in transfer(exact1, depths1.double(), intrinsics1, intrinsics0, camera0_from_camera1)
+        tensor.float() for tensor in transfer(exact1, depths1.double(), intrinsics1, intrinsics0, camera0_from_camera1)
     )
     in1, in0 = _distances(seen1, keypoints1), _distances(keypoints0, seen0)  # (B, m, n), NaN where unknown
     disagree = torch.maximum(
@@ -99,7 +119,7 @@ def labels_from_depths(
 
 
 def _distances(a: Float[Tensor, "b m 2"], b: Float[Tensor, "b n 2"]) -> Float[Tensor, "b m n"]:
-    """Not by way of matrix products, which lose a tenth of a pixel; inf and NaN stay what they are."""
+    """Without matrix products, which lose a tenth of a pixel; keeps inf and NaN."""
     return torch.hypot(a[:, :, None, 0] - b[:, None, :, 0], a[:, :, None, 1] - b[:, None, :, 1])
 
 

@@ -1,4 +1,4 @@
-"""The training loop, whole: two stages, one step, one process or many, checkpoints that resume to the same losses."""
+"""The training loop: two stages, one process or several, checkpoints that resume to the same losses."""
 
 import contextlib
 import hashlib
@@ -37,10 +37,19 @@ __all__ = ["TrainProgress", "TrainSettings", "train"]
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """One line of metrics.jsonl: a training step, and in `layers` what a validation after it found.
+    """One training step, a line of metrics.jsonl.
 
-    pairs: seen so far. gradient_norm: before clipping. pairs_per_second: median of the last steps, without validations
-    and checkpoints. ema_layers: the same validation of the running mean of the weights.
+    Attributes:
+        step: Steps done.
+        steps: Steps of the whole run.
+        pairs: Pairs seen so far.
+        stage: 1 (correspondences) or 2 (exit classifier).
+        loss: Loss of the step.
+        learning_rate: Learning rate of the step.
+        gradient_norm: Norm of the gradient before clipping.
+        pairs_per_second: Median of the last steps, without validations and checkpoints.
+        layers: Figures of each layer (`validate`) if the step was followed by a validation.
+        ema_layers: The same for the running mean of the weights.
     """
 
     step: int
@@ -64,34 +73,44 @@ def train(
     processes: Processes | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainProgress]:
-    """Trains a matcher in the folder `run`, or goes on with the run that is there; yields after every step.
+    """Train a matcher, or resume a run.
 
-    sampling_weights: how often each dataset is drawn from; equal by default. processes: those that share each batch, see
-    `join_processes`; all must call this alike, and the first alone writes and validates. stop: asked after each step;
-    once it is true anywhere, a checkpoint is written and the steps end early.
+    Args:
+        datasets: Feature datasets, all with the same features.
+        run: Folder of the run; `training.run_folder` lists what it contains. The result is weights.safetensors.
+        settings: How to train.
+        sampling_weights: How often each dataset is drawn from; equal by default.
+        processes: The processes that share each batch (`join_processes`). All must call this function with the same
+            arguments; only the first one validates and writes files.
+        stop: Called after each step. Once it returns True in any process, a checkpoint is written and training ends early.
 
-    Leaves in `run` what `run_folder` lists; the result is weights.safetensors. Raises TrainingError where the folder holds
-    another run, the weights to start from do not fit, the disk is full or the loss is no longer finite (the last good
-    checkpoint stays), DatasetError where the datasets do not fit one another or the settings.
+    Yields:
+        The progress after each step.
+
+    Raises:
+        TrainingError: If the folder contains another run, the weights to start from do not fit, the disk is full, or the
+            loss is not finite (the last good checkpoint remains).
+        DatasetError: If the datasets do not fit each other or the settings.
     """
     here, run = processes or Processes(), Path(run)
+    settings = replace(settings, long_points=settings.late_points)  # settings.json has the number
     opened = _open_datasets([datasets] if isinstance(datasets, str | Path) else list(datasets))
     learner = Learner(_build_model(settings, opened), settings, here.device)
     if here.device.type == "cuda":
         for dataset in opened:
-            dataset.hold_on(here.device)  # a batch is then gathered by the GPU, which outruns any disk
+            dataset.hold_on(here.device)  # the GPU then gathers the batches, faster than any disk
     training, held_out = _samplers(opened, learner.config, settings, sampling_weights)
     for size in settings.batch_sizes:
-        here.part_of(size)  # says now that they cannot be shared evenly, not in the middle of the run
+        here.part_of(size)  # fails now, not in the middle of the run, if a batch cannot be divided
     batches = _batches(training, learner, here, ahead=here.device.type == "cuda")
     record = _record(settings, learner.config, opened, training.chances.tolist())
     folder = RunFolder(run, record) if here.leads else None
-    here.agree(False)  # the folder is known to be this run's before anyone reads it
+    here.any(False)  # waits until the first process has checked the folder
     learner.load(read_checkpoint(run, here.device), run)
     learner.choose_precision(here)
     settings = learner.settings
     if settings.compile and settings.precision == "bf16" and here.device.type == "cpu":
-        raise TrainingError("compile in bf16 gives NaN gradients on CPUs (PyTorch 2.13); take precision fp32 or no compile")
+        raise TrainingError("compile in bf16 gives NaN gradients on CPUs (PyTorch 2.13); use precision fp32 or no compile")
     log = folder.start_log(learner.step) if folder else None
     if settings.compile:
         _compile_layers(learner.model)
@@ -139,7 +158,7 @@ def train(
 
 
 def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:
-    """Forward, backward and the average over the processes: loss, norm of the gradient, whether any wants to stop."""
+    """Forward, backward and average over the processes: the loss, the gradient's norm, whether to stop."""
     settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if stage == 1:
@@ -152,17 +171,17 @@ def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, sto
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
     learner.optimizers[stage - 1].zero_grad(set_to_none=True)
     loss.backward()
-    said = torch.stack([loss.detach(), loss.new_tensor(float(stop))])
-    here.average([*(p.grad for p in learner.parameters[stage - 1] if p.grad is not None), said])
+    shared = torch.stack([loss.detach(), loss.new_tensor(float(stop))])
+    here.average([*(p.grad for p in learner.parameters[stage - 1] if p.grad is not None), shared])
     norm = nn.utils.clip_grad_norm_(learner.parameters[stage - 1], settings.clip)
-    value, stopping = said.tolist()
+    value, stopping = shared.tolist()
     return value, float(norm), stopping > 0
 
 
 def _validate(
     learner: "Learner", held_out: PairSampler, stage: int, here: Processes
 ) -> tuple[list[dict[str, float]] | None, list[dict[str, float]] | None]:
-    """Figures of the weights and of their running mean, if there is one; at the end of stage 1 the better of them stays."""
+    """Figures of the weights and of their running mean, if there is one; after stage 1 the better of the two is kept."""
     layers = ema_layers = None
     if here.leads:
         layers = validate(learner.model, held_out, learner.settings, stage)
@@ -170,12 +189,22 @@ def _validate(
             with learner.averaged():
                 ema_layers = validate(learner.model, held_out, learner.settings, stage)
     if learner.ema is not None and learner.step == learner.settings.matcher_steps:
-        learner.settle(take_ema=here.agree(bool(layers and ema_layers and quality(ema_layers) > quality(layers))))
+        learner.settle(take_ema=here.any(bool(layers and ema_layers and quality(ema_layers) > quality(layers))))
     return layers, ema_layers
 
 
 class Learner:
-    """What changes while training: the weights, their running mean, the optimisers, the number of steps done."""
+    """The state of a run.
+
+    Attributes:
+        model: The matcher.
+        settings: How to train.
+        parameters: Those of stage 1 and those of stage 2.
+        optimizers: One per stage.
+        ema: Running mean of the parameters of stage 1; None if there is none.
+        step: Steps done.
+        notes: What the run decided: the precision, and which weights were kept.
+    """
 
     def __init__(self, model: MatcherModel, settings: TrainSettings, device: torch.device) -> None:
         self.model, self.settings = model.to(device), settings
@@ -199,7 +228,7 @@ class Learner:
         return self.model.config
 
     def update(self, stage: int, rate: float) -> None:
-        """One step of the stage's optimiser."""
+        """Do one step of a stage's optimiser."""
         optimizer = self.optimizers[stage - 1]
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -211,17 +240,17 @@ class Learner:
         self.step += 1
 
     def choose_precision(self, here: Processes) -> None:
-        """Turns "auto" into what the first process measures to be the faster; a run that goes on keeps to its choice."""
+        """Replace "auto" by the precision that the first process measures to be faster; a resumed run keeps its choice."""
         if self.settings.precision != "auto":
             return
         if "precision" not in self.notes:
-            bf16 = here.agree(here.leads and faster_precision(here.device) == "bf16")
+            bf16 = here.any(here.leads and faster_precision(here.device) == "bf16")
             self.notes["precision"] = "bf16" if bf16 else "fp32"
         self.settings = replace(self.settings, precision=self.notes["precision"])
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Inside, the matcher has the running mean of its weights, if there is one."""
+        """Use the running mean of the weights, if there is one, inside a `with` block."""
         if self.ema is None:
             yield
             return
@@ -230,7 +259,7 @@ class Learner:
         self._swap()
 
     def settle(self, *, take_ema: bool) -> None:
-        """Ends stage 1: keeps the weights, or takes their running mean."""
+        """End stage 1 with the weights or with their running mean."""
         if take_ema:
             self._swap()
         self.ema = None
@@ -240,17 +269,22 @@ class Learner:
     def _swap(self) -> None:
         assert self.ema is not None
         for parameter, mean in zip(self.parameters[0], self.ema, strict=True):
-            kept = parameter.clone()
+            weights = parameter.clone()
             parameter.copy_(mean)
-            mean.copy_(kept)
+            mean.copy_(weights)
 
     def state(self) -> dict[str, Any]:
+        """What a checkpoint stores."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         tensors = {"model": self.model.state_dict(), "optimizers": optimizers, "ema": self.ema}
         return tensors | {"step": self.step, "notes": self.notes}
 
     def load(self, state: dict[str, Any] | None, run: Path) -> None:
-        """Goes on from a checkpoint of `run`, if there is one."""
+        """Restore a checkpoint of `run`, if there is one.
+
+        Raises:
+            TrainingError: If the checkpoint does not fit this run.
+        """
         if state is None:
             return
         try:
@@ -266,7 +300,7 @@ class Learner:
             ) from None
 
     def _check(self) -> None:
-        """Raises ValueError where what was loaded cannot be gone on with."""
+        """Raises ValueError if the loaded state cannot be resumed."""
         if not isinstance(self.step, int) or not 0 <= self.step <= self.settings.steps or not isinstance(self.notes, dict):
             raise ValueError(
                 f"step is {self.step!r} of {self.settings.steps}, notes are of type {type(self.notes).__name__}"
@@ -280,31 +314,29 @@ class Learner:
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError where its state does not fit its parameters, which would come to light at the first step."""
+    """Raises ValueError if the loaded state does not fit the parameters, which would otherwise fail at the first step."""
     for group in optimizer.param_groups:
-        for key, usual in optimizer.defaults.items():
-            found = group[key]
-            alike = type(found) is type(usual) or (isinstance(found, float | int) and isinstance(usual, float | int))
-            if not alike or (isinstance(found, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in found)):
-                raise ValueError(f"the optimiser's {key} is {found!r}")
+        for key, default in optimizer.defaults.items():
+            value = group[key]
+            same_type = type(value) is type(default) or (isinstance(value, float | int) and isinstance(default, float | int))
+            if not same_type or (isinstance(value, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in value)):
+                raise ValueError(f"the optimiser's {key} is {value!r}")
         for parameter in group["params"]:
             state = optimizer.state.get(parameter, {})
             shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if state and {key: tuple(value.shape) for key, value in state.items()} != {
-                k: tuple(v) for k, v in shapes.items()
-            }:
+            if state and {key: value.shape for key, value in state.items()} != shapes:
                 raise ValueError("the optimiser's state is not of this matcher")
 
 
 def _speed(durations: Sequence[float], settings: TrainSettings, done: int) -> float:
-    """Pairs per second of the last steps: their median; of steps of several lengths, their sum."""
+    """Pairs per second: the median of the last steps, or their mean if steps differ in length."""
     if settings.lengths is None:
         return settings.batch_size / statistics.median(durations)
     return (settings.pairs_before(done) - settings.pairs_before(done - len(durations))) / sum(durations)
 
 
 def _batches(sampler: PairSampler, learner: Learner, here: Processes, *, ahead: bool) -> Generator[Batch, None, None]:
-    """This process's part of the batch of each step to come; with `ahead` the next is drawn while one is computed on."""
+    """This process's part of each batch to come; with `ahead` the next one is drawn during the current step."""
     settings, first = learner.settings, learner.step
 
     def draw(step: int) -> Batch:
@@ -316,16 +348,16 @@ def _batches(sampler: PairSampler, learner: Learner, here: Processes, *, ahead: 
             yield draw(step)
         return
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(draw, first)
+        upcoming = thread.submit(draw, first)
         for step in range(first + 1, settings.steps + 1):
-            batch = coming.result()
+            batch = upcoming.result()
             if step < settings.steps:
-                coming = thread.submit(draw, step)
+                upcoming = thread.submit(draw, step)
             yield batch
 
 
 def _due(every: int, settings: TrainSettings, done: int) -> bool:
-    """True once each `every` pairs, at the end of a stage, and at the end."""
+    """Whether the next multiple of `every` pairs is reached, or the end of a stage."""
     last = settings.batch_size_at(done - 1)
     return settings.pairs_before(done) % every < last or done in (settings.matcher_steps, settings.steps)
 
@@ -336,7 +368,7 @@ def _samplers(
     settings: TrainSettings,
     sampling_weights: Sequence[float] | None,
 ) -> tuple[PairSampler, PairSampler]:
-    """Training and held-out pairs. Raises DatasetError now, not hours later, where there are too few keypoints."""
+    """Samplers of training and held-out pairs. Raises DatasetError now, not hours later, if there are too few keypoints."""
     training = PairSampler(
         datasets,
         config,
@@ -348,14 +380,13 @@ def _samplers(
     held_out = PairSampler(
         datasets, config, split="validation", seed=0, negative_pair_ratio=0.0, sampling_weights=sampling_weights
     )
-    for points in settings.all_points:
-        training.batch(0, 1, points)
-    held_out.batch(0, 1, settings.validation_points)
+    training.check(settings.all_points)
+    held_out.check({settings.validation_points: settings.all_points.get(settings.validation_points, "points")})
     return training, held_out
 
 
 def _open_datasets(paths: Sequence[str | Path]) -> list[FeatureDataset]:
-    """Raises DatasetError where they hold different features."""
+    """Raises DatasetError if the datasets have different features."""
     if not paths:
         raise DatasetError("no dataset was given; build one with `lumiglue dataset homographies PHOTOS -o dataset.h5`")
     datasets = [FeatureDataset(path) for path in paths]
@@ -363,36 +394,40 @@ def _open_datasets(paths: Sequence[str | Path]) -> list[FeatureDataset]:
         if other.extractor != datasets[0].extractor:
             first, second = (json.dumps(dataset.extractor) for dataset in (datasets[0], other))
             raise DatasetError(
-                f"{datasets[0].path} holds features {first} and {other.path} {second}; train on datasets of one kind"
+                f"{datasets[0].path} has features {first} and {other.path} {second}; "
+                "train on datasets with the same features"
             )
     return datasets
 
 
 def _build_model(settings: TrainSettings, datasets: Sequence[FeatureDataset]) -> MatcherModel:
-    """A fresh matcher for the datasets' features, or the one to start from. Raises TrainingError where that does not fit."""
+    """A new matcher for the datasets' features, or the one to start from. Raises TrainingError if that does not fit."""
     start = None if settings.start_from is None else load_weights(resolve(settings.start_from))
     if start is not None and model_name(start.config) != settings.model:
-        found = model_name(start.config)
-        raise TrainingError(f"the weights {settings.start_from} are of {found}, the run is of {settings.model}")
+        raise TrainingError(
+            f"the weights {settings.start_from} are of {model_name(start.config)}, the run is of {settings.model}"
+        )
     config = _config(settings, datasets, start)
     if isinstance(start, LightGlue) and isinstance(config, LightGlueConfig) and start.config.n_layers < config.n_layers:
-        named = start.config.extractor or config.extractor
-        if replace(start.config, n_layers=config.n_layers, extractor=named) == config:
+        extractor = start.config.extractor or config.extractor
+        if replace(start.config, n_layers=config.n_layers, extractor=extractor) == config:
             start = deepened(start, config.n_layers)
     if start is None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(settings.seed)
             return build(config)
     if replace(start.config, extractor=start.config.extractor or config.extractor) != config:
-        wanted, found = asdict(config), asdict(start.config)
-        differing = ", ".join(f"{key} {found[key]!r} for {wanted[key]!r}" for key in wanted if found[key] != wanted[key])
+        expected, actual = asdict(config), asdict(start.config)
+        differing = ", ".join(
+            f"{key} {actual[key]!r} for {value!r}" for key, value in expected.items() if actual[key] != value
+        )
         raise TrainingError(f"the weights {settings.start_from} do not fit this run: they have {differing}")
     start.config = config  # pyright: ignore[reportAttributeAccessIssue]  (of the same model)
     return start
 
 
 def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: MatcherModel | None) -> ModelConfig:
-    """The shape of the run's matcher. Raises TrainingError where the datasets lack what its encoding needs."""
+    """Config of the run's matcher. Raises TrainingError if the datasets lack what its encoding needs."""
     name, channels = datasets[0].extractor["name"], datasets[0].descriptor_dim
     if settings.model == "superglue":
         return superglue_preset(settings.preset, name, channels)
@@ -400,14 +435,14 @@ def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: 
     encoding = settings.encoding or (start.config.encoding if isinstance(start, LightGlue) else None)
     encoding = encoding or ("xy-logscale-angle" if oriented else "xy")
     if encoding != "xy" and not oriented:
-        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the datasets lack; take 'xy'")
+        raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the datasets lack; use 'xy'")
     return replace(preset(settings.preset, name, channels, encoding), ablation=settings.ablation)
 
 
 def _record(
     settings: TrainSettings, config: ModelConfig, datasets: Sequence[FeatureDataset], chances: Sequence[float]
 ) -> dict[str, Any]:
-    """What is trained on what, for settings.json. Where files lie may change; what is in them may not."""
+    """The content of settings.json. The paths of files may change between two starts of a run; their content may not."""
     record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
     del record["settings"]["start_from"]
     if settings.start_from is not None:
@@ -428,6 +463,6 @@ def _record(
 
 
 def _compile_layers(model: MatcherModel) -> None:
-    """In place, so that the names of the weights stay."""
+    """Compile in place, which keeps the names of the weights."""
     for layer in model.layers:
         cast(nn.Module, layer).compile(dynamic=False)

@@ -1,5 +1,8 @@
-"""The losses: of LightGlue correspondences with deep supervision, then the confidence classifier (Section 3.4); of SuperGlue
-the assignment with its dustbins (SuperGlue's Equation 11)."""
+"""The losses.
+
+LightGlue: correspondences with deep supervision, then the confidence classifier (Section 3.4 of the paper). SuperGlue: the
+assignment with its dustbins (Equation 11 of its paper).
+"""
 
 from collections.abc import Callable
 
@@ -18,7 +21,16 @@ from lumiglue.training.labels import Labels
 
 
 def layer_scores(head: MatchAssignment, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """S (P, n, n) and the matchability logits of both sides (P, n), in float32, for segments of equal length."""
+    """Scores of one layer, in float32, for segments of equal length.
+
+    Args:
+        head: The layer's assignment head.
+        x: States of all points.
+        n_pairs: Number of pairs P.
+
+    Returns:
+        The similarity S (P, n, n), and the matchability logits of the first and of the second images (P, n).
+    """
     with torch.autocast(x.device.type, enabled=False):
         features = head.features(x.float()).unflatten(0, (n_pairs, 2, -1))
         logits = head.matchability_logits(x.float()).unflatten(0, (n_pairs, 2, -1))
@@ -30,7 +42,13 @@ def correspondence_loss(
 ) -> Float[Tensor, ""]:
     """One layer's negative log-likelihood (Equation 10 without the sum over layers), averaged over the pairs.
 
-    1/|M| sum log P_ij + 1/(2|A~|) sum log(1 - sigma_i) + 1/(2|B~|) sum log(1 - sigma_j); empty sets count 0.
+    -(1/|M| sum log P_ij + 1/(2|A~|) sum log(1 - sigma_i) + 1/(2|B~|) sum log(1 - sigma_j)). Empty sets add 0.
+
+    Args:
+        similarity: S of each pair.
+        logits0: Matchability logits of the first images.
+        logits1: Matchability logits of the second images.
+        labels: Ground truth.
     """
     n_pairs = len(similarity)
     pair, i, j = labels.matches.unbind(1)
@@ -57,13 +75,20 @@ def log_partial_assignment(model: SuperGlue, pairs: PackedPairs, iterations: int
 
 
 def dustbin_loss(log_p: Float[Tensor, "b r s"], labels: Labels) -> Float[Tensor, ""]:
-    """Negative log-likelihood of matches and of unmatchable points in the dustbins: the mean over what a pair has labelled,
-    averaged over the pairs (SuperGlue's Equation 11 is the sum; pairs with few labels count as much here)."""
+    """Negative log-likelihood of the matches, and of the unmatchable points in the dustbins.
+
+    Averaged over the labels of each pair, then over the pairs. SuperGlue's Equation 11 is a sum; with the mean, pairs with
+    few labels count as much as others.
+
+    Args:
+        log_p: Log partial assignment with dustbins (P, m + 1, n + 1).
+        labels: Ground truth.
+    """
     pair, i, j = labels.matches.unbind(1)
-    said = torch.zeros(len(log_p), device=log_p.device).index_add(0, pair, log_p[pair, i, j])
-    said = said + (log_p[:, :-1, -1] * labels.unmatchable0).sum(1) + (log_p[:, -1, :-1] * labels.unmatchable1).sum(1)
+    total = torch.zeros(len(log_p), device=log_p.device).index_add(0, pair, log_p[pair, i, j])
+    total = total + (log_p[:, :-1, -1] * labels.unmatchable0).sum(1) + (log_p[:, -1, :-1] * labels.unmatchable1).sum(1)
     counts = torch.bincount(pair, minlength=len(log_p)) + labels.unmatchable0.sum(1) + labels.unmatchable1.sum(1)
-    return -(said / counts.clamp_min(1)).mean()
+    return -(total / counts.clamp_min(1)).mean()
 
 
 def matcher_loss(
@@ -75,12 +100,19 @@ def matcher_loss(
     deep_supervision: bool = True,
     distillation: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """LightGlue: deep supervision, the mean over the layers of `correspondence_loss`; without it, the last layer's alone; a
-    matcher without matchability learns from matches alone. SuperGlue: `dustbin_loss` at the end, with half of the test's
-    Sinkhorn iterations.
+    """The loss of stage 1.
 
-    soft: a teacher's assignments of some of the pairs; LightGlue learns from these too, their loss counts `distillation`
-    times as much as that of the labels of the same pairs."""
+    LightGlue: the mean of `correspondence_loss` over the layers; an ablation without matchability learns from matches only.
+    SuperGlue: `dustbin_loss`, with half the Sinkhorn iterations of inference.
+
+    Args:
+        model: The matcher.
+        pairs: P pairs of segments of equal length.
+        labels: Ground truth.
+        soft: A teacher's assignments of some of the pairs, for LightGlue.
+        deep_supervision: Whether all layers of LightGlue learn, or the last alone.
+        distillation: Weight of the teacher's assignments relative to the labels of the same pairs.
+    """
     if isinstance(model, SuperGlue):
         return dustbin_loss(log_partial_assignment(model, pairs, model.config.sinkhorn_iterations // 2), labels)
     if model.config.ablation == "no-matchability":
@@ -98,7 +130,12 @@ def matcher_loss(
 
 
 def mutual_best(log_p: Float[Tensor, "b m n"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each point the row of its mutual best partner, or -1, and its best log P: (B, m) twice, then (B, n) twice."""
+    """Mutual best partners.
+
+    Returns:
+        For the first images, the row of each point's mutual best partner, or -1, and its best log P (B, m); then the same
+        for the second images (B, n).
+    """
     (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
     mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)
     mutual1 = partner0.gather(1, partner1) == torch.arange(partner1.shape[1], device=log_p.device)
@@ -108,15 +145,23 @@ def mutual_best(log_p: Float[Tensor, "b m n"]) -> tuple[Tensor, Tensor, Tensor, 
 def predictions(
     similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], threshold: float
 ) -> tuple[Tensor, Tensor]:
-    """What a layer says of each point: its partner's row, or -1; for both images, (B, m) and (B, n)."""
+    """One layer's matches: the row of each point's partner, or -1, in both images, (B, m) and (B, n)."""
     partner0, best0, partner1, best1 = mutual_best(log_assignment(similarity, logits0, logits1))
     limit = torch.tensor(threshold, device=similarity.device).log()
     return partner0.where(best0 > limit, -1), partner1.where(best1 > limit, -1)
 
 
 def disagreement(first: Int[Tensor, " t"], second: Int[Tensor, " t"], n_pairs: int) -> Float[Tensor, " t"]:
-    """Of each pair, repeated for its points: the share of the points that either prediction matches on which the two differ;
-    0 where neither matches any."""
+    """How much two predictions of a pair differ, repeated for each of its points.
+
+    Args:
+        first: Partners of all points, or -1.
+        second: The same from another layer.
+        n_pairs: Number of pairs.
+
+    Returns:
+        Of the points that at least one prediction matches, the fraction on which they differ; 0 if there are none.
+    """
     first, second = first.view(n_pairs, -1), second.view(n_pairs, -1)
     matched = (first >= 0) | (second >= 0)
     share = (first != second).sum(1) / matched.sum(1).clamp_min(1)
@@ -129,29 +174,34 @@ def confidence_loss(
     threshold: float = 0.1,
     average: Callable[[Tensor], None] | None = None,
 ) -> Float[Tensor, ""]:
-    """Binary cross-entropy of the confidences against [a layer says what the last layer says]; states are detached.
+    """The loss of stage 2: binary cross-entropy of the confidences; states are detached.
 
-    Points that either layer matches count as much, all together, as the points that both leave unmatched. Most points
-    of most pairs have no match, and their label is nearly always true: unbalanced, they teach that a pair is done before
-    its matches are found. Points count up to five times as much where the layer's matches are not yet the last layer's
-    (`disagreement`): to stop such a pair too soon costs matches, to run a finished one further costs time alone.
+    The label of a point is whether the layer predicts what the last layer predicts. The points that either layer matches
+    have the same total weight as the points that neither does: most points have no match and an almost always true label,
+    and unbalanced they would teach the classifier to stop before the matches are found. Points weigh up to five times as
+    much in pairs whose matches are not final yet (`disagreement`): stopping these too early loses matches, while running a
+    finished pair further only costs time.
 
-    average: where several processes share the batch, replaces a tensor by its mean over them; the mean of their losses
-    is then the loss of the whole batch.
+    Args:
+        model: The matcher.
+        pairs: P pairs of segments of equal length.
+        threshold: Smallest score of a match.
+        average: If several processes share the batch, replaces a tensor by its mean over them. The mean of their losses is
+            then the loss of the whole batch.
     """
     with torch.no_grad():
         states = list(model.states(pairs))
-        said = [
+        predicted = [
             torch.stack(predictions(*layer_scores(head, x, pairs.n_pairs), threshold), dim=1).flatten()  # (T,)
             for head, x in zip(model.heads, states, strict=True)
         ]
     sums, counts = [], []
-    for confidence, x, prediction in zip(model.confidences, states[:-1], said[:-1], strict=True):
+    for confidence, x, prediction in zip(model.confidences, states[:-1], predicted[:-1], strict=True):
         with torch.autocast(x.device.type, enabled=False):
             logits = confidence(x.float()).squeeze(-1)
-        each = F.binary_cross_entropy_with_logits(logits, (prediction == said[-1]).float(), reduction="none")
-        weights = 1 + 4 * disagreement(prediction, said[-1], pairs.n_pairs)
-        matched = (prediction >= 0) | (said[-1] >= 0)
+        each = F.binary_cross_entropy_with_logits(logits, (prediction == predicted[-1]).float(), reduction="none")
+        weights = 1 + 4 * disagreement(prediction, predicted[-1], pairs.n_pairs)
+        matched = (prediction >= 0) | (predicted[-1] >= 0)
         for group in (matched, ~matched):
             sums.append((each * weights * group).sum())
             counts.append((weights * group).sum())

@@ -1,11 +1,11 @@
-"""The folder of a run: its record, its log and its checkpoint, each whole at any moment.
+"""The folder of a run: its record, log and checkpoint, each complete at any moment.
 
-settings.json        what is trained on what; another run is not mixed into the folder
-metrics.jsonl        a line for each step, cut back to the checkpoint when a run goes on
+settings.json        settings and datasets; a run with others is refused in this folder
+metrics.jsonl        a line for each step, cut back to the checkpoint when a run resumes
 checkpoint.pt        the last state
-matches/             pictures of validation pairs, if asked for
-snapshots/           weights on the way, if asked for
-tensorboard/         the same figures as metrics.jsonl, where TensorBoard is installed
+matches/             pictures of validation pairs, if requested
+snapshots/           intermediate weights, if requested
+tensorboard/         the figures of metrics.jsonl, if TensorBoard is installed
 weights.safetensors  the result
 """
 
@@ -32,20 +32,24 @@ from lumiglue.weights.files import save_weights
 
 
 class RunFolder:
-    """Opens a folder for a run; raises TrainingError where it holds another run, another process is training in it, or the
-    disk is full. It stays this process's until `close`.
+    """The folder of a run, locked for this process until `close`.
 
-    record: JSON values that say what is trained on what. Keys that begin with "_" are noted, but may change.
+    Args:
+        path: The folder; made if it does not exist.
+        record: Settings and datasets of the run, as JSON values. Keys that begin with "_" are stored but may change.
+
+    Raises:
+        TrainingError: If the folder contains another run, another process is training in it, or the disk is full.
     """
 
     def __init__(self, path: Path, record: Mapping[str, Any]) -> None:
         self.path = path
         file = path / "settings.json"
         text = json.dumps(record, indent=2, sort_keys=True)
-        now = _lasting(json.loads(text))
+        now = _without_notes(json.loads(text))
         if file.exists() and (before := _read_record(file)) != now:
             raise TrainingError(
-                f"{path} holds a run with other settings or datasets{differences(before, now)}; choose another folder or "
+                f"{path} contains a run with other settings or datasets{differences(before, now)}; choose another folder or "
                 "delete it"
             )
         with self._saying_when_the_disk_is_full():
@@ -60,11 +64,11 @@ class RunFolder:
             _replace(file, (text + "\n").encode())
 
     def close(self) -> None:
-        """Lets other processes have the folder."""
+        """Unlock the folder."""
         self.lock.release()
 
     def start_log(self, step: int) -> "RunLog":
-        """The log, cut back to its first `step` lines."""
+        """Open the log, cut back to its first `step` lines."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:step] if step and file.exists() else []
         with self._saying_when_the_disk_is_full():
@@ -72,24 +76,25 @@ class RunFolder:
             return RunLog(self, file, step)
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Written beside and renamed, so that a kill or a full disk leaves either the old or the new state, whole."""
-        buffer = io.BytesIO()  # so that a full disk is an OSError, and known as one
+        """Replace the checkpoint. After a kill or with a full disk, either the old or the new state is there, complete."""
+        buffer = io.BytesIO()  # a full disk is then a plain OSError
         torch.save(dict(state), buffer)
         with self._saying_when_the_disk_is_full():
             _replace(self.path / "checkpoint.pt", buffer.getbuffer())
 
     def write_weights(self, model: MatcherModel, metadata: Mapping[str, Any]) -> None:
+        """Write weights.safetensors, the result."""
         with self._saying_when_the_disk_is_full():
             save_weights(model, self.path / "weights.safetensors", metadata)
 
     def write_snapshot(self, model: MatcherModel, pairs: int, metadata: Mapping[str, Any]) -> None:
-        """snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
+        """Write snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
         with self._saying_when_the_disk_is_full():
             (self.path / "snapshots").mkdir(exist_ok=True)
             save_weights(model, self.path / "snapshots" / f"pairs-{pairs:09d}.safetensors", metadata)
 
     def write_picture(self, figure: Figure, pairs: int) -> None:
-        """matches/pairs-000016000.png: the figure after that many pairs."""
+        """Write matches/pairs-000016000.png: the figure after that many pairs."""
         with self._saying_when_the_disk_is_full():
             (self.path / "matches").mkdir(exist_ok=True)
             save_figure(figure, self.path / "matches" / f"pairs-{pairs:09d}.png")
@@ -101,14 +106,14 @@ class RunFolder:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            kept = "its last whole checkpoint is kept" if (self.path / "checkpoint.pt").exists() else "nothing is lost yet"
+            loss = "its last checkpoint is intact" if (self.path / "checkpoint.pt").exists() else "nothing is lost yet"
             raise TrainingError(
-                f"the disk of {self.path} is full, {kept}; make room and run the same command again"
+                f"the disk of {self.path} is full, {loss}; make room and run the same command again"
             ) from None
 
 
 class RunLog:
-    """metrics.jsonl and, where TensorBoard is installed, its event files."""
+    """metrics.jsonl and, if TensorBoard is installed, its event files."""
 
     def __init__(self, folder: RunFolder, file: Path, step: int) -> None:
         self.folder, self.lines = folder, file.open("a")
@@ -117,6 +122,7 @@ class RunLog:
             self.events = EventLog(folder.path / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:
+        """Append one step."""
         with self.folder._saying_when_the_disk_is_full():
             self.lines.write(json.dumps(line) + "\n")
             self.lines.flush()
@@ -124,25 +130,30 @@ class RunLog:
             self.events.write(line)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # what a full disk did not take; the checkpoint says how far the run got
+        """Close the files."""
+        with contextlib.suppress(OSError):  # lines lost on a full disk; the checkpoint decides where the run resumes
             self.lines.close()
         if self.events is not None:
             self.events.close()
 
 
 def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
-    """The last state of a run, if there is one. Raises TrainingError where it cannot be read."""
+    """Read the last state of a run; None if there is none.
+
+    Raises:
+        TrainingError: If it cannot be read.
+    """
     file = run / "checkpoint.pt"
     if not file.exists():
         return None
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # files of an unusual pickle protocol still load, or are refused
+            warnings.simplefilter("ignore", UserWarning)  # about unusual pickle protocols
             state = torch.load(file, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+    except Exception as error:  # torch raises errors of many types for a damaged file
         raise TrainingError(f"{file} cannot be read ({type(error).__name__}); delete {run} to start again") from None
     if not isinstance(state, dict):
-        raise TrainingError(f"{file} holds no state of a run; delete {run} to start again")
+        raise TrainingError(f"{file} is not a checkpoint of a run; delete {run} to start again")
     return state
 
 
@@ -153,31 +164,37 @@ def _replace(file: Path, content: bytes | memoryview) -> None:
 
 def _read_record(file: Path) -> Any:
     try:
-        return _lasting(json.loads(file.read_text(encoding="utf-8")))
+        return _without_notes(json.loads(file.read_text(encoding="utf-8")))
     except (ValueError, RecursionError):
         raise TrainingError(f"{file} is not a run's record; choose another folder or delete it") from None
 
 
-def _lasting(value: Any) -> Any:
+def _without_notes(value: Any) -> Any:
     """A record without the keys that may change."""
     if isinstance(value, dict):
-        return {key: _lasting(inner) for key, inner in value.items() if not key.startswith("_")}
-    return [_lasting(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _without_notes(inner) for key, inner in value.items() if not key.startswith("_")}
+    return [_without_notes(inner) for inner in value] if isinstance(value, list) else value
 
 
 class EventLog:
-    """Scalars over the pairs seen. step: how many steps of an earlier start count; what lies beyond is purged."""
+    """TensorBoard scalars over the pairs seen.
+
+    Args:
+        folder: Where the event files are.
+        step: Steps of earlier starts that count; later events are purged.
+    """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.step = folder, step
         self.writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
+        """Add the figures of one step."""
         pairs = line["pairs"]
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            # Only now the first pair count that is written again is known.
+            # Only now is the pair count known from which on events are written again.
             self.writer = SummaryWriter(str(self.folder), purge_step=pairs if self.step else None, flush_secs=30)
         for name in ("loss", "learning_rate", "gradient_norm", "pairs_per_second"):
             self.writer.add_scalar(name, line[name], pairs)
@@ -187,5 +204,6 @@ class EventLog:
                     self.writer.add_scalar(f"validation{'_ema' * (kind == 'ema_layers')}/layer_{layer}/{name}", value, pairs)
 
     def close(self) -> None:
+        """Close the file, if there is one."""
         if self.writer is not None:
             self.writer.close()

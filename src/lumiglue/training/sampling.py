@@ -1,5 +1,8 @@
-"""Training batches from datasets. A batch is a pure function of (seed, step): a resumed run sees the same pairs, and so
-does each of several processes that share a batch."""
+"""Training batches from feature datasets.
+
+A batch is a pure function of (seed, step), so a resumed run sees the same pairs, and so does each of several processes that
+share a batch.
+"""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +24,16 @@ from lumiglue.training.labels import Labels, labels_from_depths, labels_from_hom
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One image of each of P pairs, n keypoints each; what is known of where they lie."""
+    """One image of each of P pairs, with n keypoints each, and its ground-truth geometry.
+
+    Attributes:
+        keypoints: Pixels (x, y).
+        depths: z in the camera at each keypoint, NaN where unknown.
+        sizes: (width, height) in pixels.
+        view_from_scene: Homographies of planar scenes.
+        intrinsics: Camera matrices in pixels.
+        camera_from_world: Rigid transforms.
+    """
 
     keypoints: Float[Tensor, "p n 2"]
     depths: Float[Tensor, "p n"]
@@ -33,10 +45,16 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """P pairs of n keypoints each side.
+    """P pairs with n keypoints per image.
 
-    planar: related by homographies, else by depth. related: not of two scenes. taught: of the pairs that a teacher labelled,
-    by their number in the batch, what it said; they are neither planar nor have depth.
+    Attributes:
+        pairs: The matcher's input.
+        side0: Ground truth of the first images.
+        side1: Ground truth of the second images.
+        planar: Whether a homography relates the two images; otherwise depths do.
+        related: Whether both images show the same scene.
+        taught: Labels of the pairs that a teacher labelled, by their number in the batch. These pairs are neither planar nor
+            do they have depths.
     """
 
     pairs: PackedPairs
@@ -55,18 +73,18 @@ class Batch:
         return self.side1.keypoints
 
     def labels(self) -> Labels:
-        """Ground truth of all pairs, each by its own kind."""
+        """Ground-truth labels of all pairs, each from its own kind of ground truth."""
         p, n = self.side0.depths.shape
         device = self.planar.device
         matches = []
-        unmatchable = torch.ones(2, p, n, dtype=torch.bool, device=device)  # so it stays for pairs of two scenes
+        unmatchable = torch.ones(2, p, n, dtype=torch.bool, device=device)  # final for unrelated pairs
         geometric = self.related.clone()
         for number, labels in self.taught.items():
             geometric[number] = False
-            given = torch.from_numpy(labels.matches()).to(device)
-            matches.append(torch.cat([torch.full_like(given[:, :1], number), given], dim=1))
-            for side, lonely in enumerate(labels.unmatchable()):
-                unmatchable[side, number] = torch.from_numpy(lonely).to(device)
+            taught = torch.from_numpy(labels.matches()).to(device)
+            matches.append(torch.cat([torch.full_like(taught[:, :1], number), taught], dim=1))
+            for side, mask in enumerate(labels.unmatchable()):
+                unmatchable[side, number] = torch.from_numpy(mask).to(device)
         for kind in (self.planar & geometric, ~self.planar & geometric):
             rows = kind.nonzero()[:, 0]
             if not len(rows):
@@ -74,20 +92,20 @@ class Batch:
             labels = self._planar_labels(rows) if bool(self.planar[rows[0]]) else self._depth_labels(rows)
             matches.append(torch.cat([rows[labels.matches[:, :1]], labels.matches[:, 1:]], dim=1))
             unmatchable[0, rows], unmatchable[1, rows] = labels.unmatchable0, labels.unmatchable1
-        found = torch.cat(matches) if matches else torch.zeros(0, 3, dtype=torch.int64, device=device)
-        return Labels(found, *unmatchable.unbind())
+        joined = torch.cat(matches) if matches else torch.zeros(0, 3, dtype=torch.int64, device=device)
+        return Labels(joined, *unmatchable.unbind())
 
     def soft_labels(self) -> SoftLabels | None:
-        """The teacher's assignments; None where no pair has one."""
-        given = [(number, labels.assignment) for number, labels in self.taught.items() if labels.assignment is not None]
-        if not given:
+        """The teacher's assignments; None if no pair has one."""
+        numbered = [(number, labels.assignment) for number, labels in self.taught.items() if labels.assignment is not None]
+        if not numbered:
             return None
         p, n = self.side0.depths.shape
-        return SoftLabels.of_pairs(given, (p, n, n), self.planar.device)
+        return SoftLabels.of_pairs(numbered, (p, n, n), self.planar.device)
 
     def _planar_labels(self, rows: Tensor) -> Labels:
-        # Both turn what is in front of a camera into positive depths, and so does their product: it is not rescaled, as its
-        # last entry is the depth of a corner, which may lie behind.
+        # Both homographies give points in front of the camera positive depths, and so does their product. It is not rescaled
+        # by its last entry: that is the depth of a corner pixel, which may be behind the camera.
         homographies = self.side1.view_from_scene[rows] @ torch.linalg.inv(self.side0.view_from_scene[rows])
         related = torch.ones(len(rows), dtype=torch.bool, device=rows.device)
         return labels_from_homographies(self.keypoints0[rows], self.keypoints1[rows], homographies, related)
@@ -102,8 +120,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class _Drawn:
-    """One pair as drawn: (dataset, view) and rows of its keypoints for each image; number: of a related pair in its
-    dataset."""
+    """One drawn pair: (dataset, view) and keypoint rows of each image, and the number of a related pair in its dataset."""
 
     views: tuple[tuple[int, int], tuple[int, int]]
     rows: tuple[np.ndarray, np.ndarray]
@@ -113,7 +130,7 @@ class _Drawn:
 
 @dataclass(frozen=True)
 class _Pool:
-    """Pairs to draw from, Q x 2 views, their numbers in the dataset, and the running sum of their chances."""
+    """Pairs to draw from (Q x 2 views), their numbers in the dataset, and the cumulative sum of their weights."""
 
     pairs: np.ndarray
     numbers: np.ndarray
@@ -128,16 +145,26 @@ class _Pool:
 
 
 class PairSampler:
-    """Draws pairs of views of one scene (and, with chance `negative_pair_ratio`, of two) from one split of some datasets.
+    """Draws pairs of views from one split of some datasets.
 
-    sampling_weights: how often each dataset is drawn from; equal by default. Within a dataset a scene of n pairs is drawn
-    as often as the
-    square root of n: one scene of thousands of frames must not drown the others. least_overlap: pairs below it are left out,
-    but for those that a teacher matched.
-    split: "training" or "validation". A twentieth of the scenes, at most 128, are held out for validation, the same ones
-    whatever the seed, so that runs on one dataset can be compared; in a dataset of fewer than 20 scenes a twentieth of the
-    pairs. A negative's two scenes come from two folders where there are several, as photos of one folder may show one
-    place, and from no dataset of synthetic scenes, as two synthetic scenes show some of the same photos.
+    Within a dataset, a scene of n pairs is drawn with a weight of sqrt(n), so that a scene of thousands of frames does not
+    dominate. One scene in 20, at most 128, is held out for validation; in a dataset of fewer than 20 scenes, one pair in 20.
+    The split does not depend on the seed, so runs on one dataset are comparable.
+
+    The two scenes of a negative pair are from different folders if the dataset has several, because photos in one folder
+    may show the same place. They are never synthetic scenes, because two of these share some of their photos.
+
+    Args:
+        datasets: Where to draw from.
+        config: Config of the matcher, which sets the encoding of positions.
+        split: "training" or "validation".
+        seed: Seed of the draws.
+        negative_pair_ratio: Probability of a negative pair: two views of different scenes.
+        sampling_weights: How often each dataset is drawn from; equal by default.
+        least_overlap: Pairs with less overlap are not drawn, unless a teacher matched them.
+
+    Raises:
+        DatasetError: If the number of sampling weights is wrong, or one is negative, or all are 0.
     """
 
     def __init__(
@@ -151,7 +178,8 @@ class PairSampler:
         sampling_weights: Sequence[float] | None = None,
         least_overlap: float = 0.1,
     ) -> None:
-        self.datasets, self.config, self.seed, self.negative_pair_ratio = list(datasets), config, seed, negative_pair_ratio
+        self.datasets, self.config, self.split, self.seed = list(datasets), config, split, seed
+        self.negative_pair_ratio = negative_pair_ratio
         chances = np.asarray(sampling_weights if sampling_weights is not None else np.ones(len(datasets)), dtype=np.float64)
         if len(chances) != len(datasets) or chances.min() < 0 or not chances.sum() > 0:
             raise DatasetError(
@@ -168,13 +196,36 @@ class PairSampler:
 
     @property
     def pairs(self) -> list[np.ndarray]:
-        """For each bank the pairs of views to draw from."""
-        return [bank.pairs[numbers] for bank, numbers in zip(self.datasets, self.numbers, strict=True)]
+        """For each dataset its pairs of views in this split, Q x 2."""
+        return [dataset.pairs[numbers] for dataset, numbers in zip(self.datasets, self.numbers, strict=True)]
+
+    def check(self, needed: Mapping[int, str]) -> None:
+        """Check, before a run and not in the middle of it, that enough views have enough keypoints.
+
+        Args:
+            needed: Each number of keypoints per image that will be drawn, and the name of the setting that it comes from.
+
+        Raises:
+            DatasetError: If no pair of this split has that many keypoints in both views. The message names the setting.
+        """
+        for points, setting in needed.items():
+            self._pairs_of(points, setting)
 
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
     ) -> Batch:
-        """The batch of this step, or the pairs `part` of it. Raises DatasetError where no pair has `points` keypoints."""
+        """Draw the batch of a step.
+
+        Args:
+            step: Number of the step.
+            size: Pairs in the batch.
+            points: Keypoints per image.
+            part: Which of the pairs to return; all by default.
+            device: Where the tensors are allocated.
+
+        Raises:
+            DatasetError: If no pair has `points` keypoints in both views.
+        """
         usable = self._pairs_of(points)
         chances = self.chances * [len(pool.pairs) > 0 for pool in usable]
         numbers = range(size)[part or slice(None)]
@@ -182,21 +233,34 @@ class PairSampler:
         drawn = [self._draw(np.random.default_rng([self.seed, step, k]), usable, chances, points) for k in numbers]
         return self._assemble(drawn, points, device)
 
-    def _pairs_of(self, points: int) -> list["_Pool"]:
+    def _pairs_of(self, points: int, setting: str = "points") -> list["_Pool"]:
         """For each dataset its pairs of views with enough keypoints."""
         if points not in self._usable:
             pools = []
             for dataset, numbers in zip(self.datasets, self.numbers, strict=True):
                 numbers = numbers[(dataset.counts >= points)[dataset.pairs[numbers]].all(1)]
-                rich = dataset.pairs[numbers]
-                _, scenes, counts = np.unique(dataset.view_scenes[rich[:, 0]], return_inverse=True, return_counts=True)
-                pools.append(_Pool(rich, numbers, np.cumsum(counts[scenes] ** -0.5)))
+                pairs = dataset.pairs[numbers]
+                _, scenes, counts = np.unique(dataset.view_scenes[pairs[:, 0]], return_inverse=True, return_counts=True)
+                pools.append(_Pool(pairs, numbers, np.cumsum(counts[scenes] ** -0.5)))
             self._usable[points] = pools
         usable = self._usable[points]
         if not sum(weight * len(pool.pairs) for weight, pool in zip(self.chances, usable, strict=True)):
-            names = ", ".join(str(dataset.path) for dataset in self.datasets)
-            raise DatasetError(f"no pair of views in {names} has {points} keypoints each; train with fewer points")
+            raise DatasetError(self._why_none(points, setting))
         return usable
+
+    def _why_none(self, points: int, setting: str) -> str:
+        """Why no pair has that many keypoints, and what to do."""
+        drawn = [number for number, weight in enumerate(self.chances) if weight]
+        names = ", ".join(str(self.datasets[number].path) for number in drawn)
+        counts = np.concatenate([self.datasets[number].counts[self.pairs[number]].min(1) for number in drawn])
+        if not len(counts):
+            total = sum(len(self.datasets[number].pairs) for number in drawn)
+            return f"none of the {total} pairs of views in {names} can be used for {self.split}; build it from more photos"
+        common = int(np.quantile(counts, 0.5, method="lower"))
+        return (
+            f"no {self.split} pair of {names} has {points} keypoints in both views; half of them have at least {common}: "
+            f"set --{setting.replace('_', '-')} to {common} or less"
+        )
 
     def _draw(self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray, points: int) -> _Drawn:
         which = int(rng.choice(len(self.datasets), p=chances))
@@ -210,7 +274,7 @@ class PairSampler:
         return _Drawn(views, rows, related, int(usable[which].numbers[row]))
 
     def _taught(self, drawn: _Drawn) -> PairLabels | None:
-        """What a teacher said of a pair's keypoints, if one did."""
+        """The teacher's labels of a pair's keypoints; None if there are none."""
         (which, first), _ = drawn.views
         dataset = self.datasets[which]
         if dataset.taught is None or not drawn.related:
@@ -224,8 +288,7 @@ class PairSampler:
     def _negatives(
         self, rng: np.random.Generator, usable: list["_Pool"], chances: np.ndarray
     ) -> tuple[tuple[int, int], tuple[int, int]] | None:
-        """Views of two scenes, if a few draws find some. Never of synthetic scenes, in each of which dozens of the photos
-        hang."""
+        """Two views of different scenes, if a few draws find some."""
         chances = chances * [dataset.plan["settings"].get("source") != "worlds" for dataset in self.datasets]
         if not chances.sum():
             return None
@@ -240,7 +303,7 @@ class PairSampler:
         return None
 
     def _rows(self, which: int, view: int, points: int, rng: np.random.Generator) -> np.ndarray:
-        """`points` of the view's keypoints in random order: mostly the strongest, but never twice the same set."""
+        """`points` of the view's keypoints in random order: mostly the strongest, but a different set each time."""
         dataset = self.datasets[which]
         count = int(dataset.counts[view])
         rank = np.arange(count) / points
@@ -273,17 +336,17 @@ class PairSampler:
         self, images: list[tuple[tuple[int, int], np.ndarray]], points: int, device: torch.device | str
     ) -> dict[str, Tensor]:
         """Keypoint arrays of all images, in order, read dataset by dataset."""
-        found: dict[str, Tensor] = {}
+        gathered: dict[str, Tensor] = {}
         for which, dataset in enumerate(self.datasets):
-            mine = [number for number, ((owner, _), _) in enumerate(images) if owner == which]
-            if not mine:
+            own = [number for number, ((owner, _), _) in enumerate(images) if owner == which]
+            if not own:
                 continue
-            index = (torch.tensor(mine)[:, None] * points + torch.arange(points)).flatten().to(device)
-            for name, array in dataset.gather(np.concatenate([images[number][1] for number in mine])).items():
-                if name not in found:
-                    found[name] = array.new_empty(len(images) * points, *array.shape[1:], device=device)
-                found[name][index] = array.to(device)  # waits: what a GPU sends later would be read too early
-        return found
+            index = (torch.tensor(own)[:, None] * points + torch.arange(points)).flatten().to(device)
+            for name, array in dataset.gather(np.concatenate([images[number][1] for number in own])).items():
+                if name not in gathered:
+                    gathered[name] = array.new_empty(len(images) * points, *array.shape[1:], device=device)
+                gathered[name][index] = array.to(device)  # blocking: an asynchronous copy could be read too early
+        return gathered
 
     def _of_views(self, name: str, images: list[tuple[tuple[int, int], np.ndarray]], device: torch.device | str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(self.datasets[which], name)[view] for (which, view), _ in images])).to(
@@ -296,7 +359,7 @@ def _in_split(dataset: FeatureDataset, split: str) -> np.ndarray:
     rng = np.random.default_rng(0)
     if len(dataset.scenes) >= 20:
         scenes = rng.permutation(len(dataset.scenes))
-        if len(scenes) < 100:  # one or a few: not those in which hardly a keypoint is found
+        if len(scenes) < 100:  # only a few are held out: not the ones with hardly any keypoints
             total = np.bincount(dataset.view_scenes, weights=dataset.counts, minlength=len(scenes))[scenes]
             scenes = scenes[total >= np.median(total)]
         held_out = scenes[: min(len(dataset.scenes) // 20, 128)]
@@ -309,6 +372,6 @@ def _in_split(dataset: FeatureDataset, split: str) -> np.ndarray:
 
 
 def _folders(dataset: FeatureDataset) -> np.ndarray:
-    """For each view its scene's folder; its scene where all lie in one folder."""
+    """The folder of each view's scene; its scene if all scenes are in one folder."""
     parents = [str(PurePosixPath(name).parent) for name in dataset.scenes]
     return np.array(parents if len(set(parents)) > 1 else dataset.scenes)[dataset.view_scenes]

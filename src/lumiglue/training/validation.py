@@ -1,4 +1,4 @@
-"""How good each layer is on held-out pairs, in figures and in a picture."""
+"""Quality of each layer on held-out pairs, as numbers and as a picture."""
 
 from dataclasses import dataclass
 
@@ -22,9 +22,15 @@ BATCHES, PAIRS = 8, 8
 
 @dataclass(frozen=True, eq=False)
 class LayerPrediction:
-    """What one layer says of P pairs: mutual best partners or -1, their P, whether its classifier calls a point done.
+    """What one layer predicts for P pairs of n points.
 
-    threshold: what a match's P must exceed.
+    Attributes:
+        partner0: Mutual best partner of each point of the first images, or -1.
+        partner1: The same for the second images.
+        score0: Best P of each point of the first images.
+        score1: The same for the second images.
+        confident: Whether the layer's classifier is confident in each point; None if it has none.
+        threshold: Smallest P of a match.
     """
 
     partner0: Int[Tensor, "p n"]
@@ -36,14 +42,14 @@ class LayerPrediction:
 
     @property
     def matches(self) -> Int[Tensor, "p 2 n"]:
-        """Partners whose P exceeds the threshold, or -1, of both images."""
+        """Partners whose P exceeds the threshold, or -1, for both images."""
         sides = ((self.partner0, self.score0), (self.partner1, self.score1))
         return torch.stack([partner.where(score > self.threshold, -1) for partner, score in sides], dim=1)
 
 
 @torch.no_grad()
 def predict_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerPrediction]:
-    """Runs all layers on a batch, in evaluation mode; what they say, on the CPU. SuperGlue speaks at its end alone."""
+    """Run all layers on a batch in evaluation mode; the results are on the CPU. SuperGlue has one prediction, its last."""
     device = next(model.parameters()).device
     pairs = batch.pairs.to(device, torch.float32)
     model.eval()
@@ -64,18 +70,19 @@ def _predict_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerPredic
         if layer < len(model.confidences):
             sure = model.confidences[layer](x.float()).squeeze(-1).sigmoid() > model.exit_threshold(layer)
             confident = sure.unflatten(0, (pairs.n_pairs, 2, -1)).cpu()
-        said = (partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu())
-        predictions.append(LayerPrediction(*said, confident, model.default_threshold))
+        on_cpu = (partner0.cpu(), partner1.cpu(), best0.exp().cpu(), best1.exp().cpu())
+        predictions.append(LayerPrediction(*on_cpu, confident, model.default_threshold))
     return predictions
 
 
 def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
-    """Figures of each layer, in percent, on the same held-out pairs each time.
+    """Measure each layer on held-out pairs, the same ones each time.
 
-    recall: of the true matches, those found (P above the model's threshold). precision: of the found ones whose points are
-    labelled, those that are right. average_precision: area under the curve of the two over all thresholds. In stage 2, of
-    all layers but the last, confident: share of the points that the classifier calls done; confident_right: share of these
-    of which the last layer says the same.
+    Returns:
+        Per layer, in percent: recall (of the true matches, those with P above the model's threshold), precision (of the
+        labelled matches, those that are correct), and average_precision (area under the curve of both over all thresholds).
+        In stage 2 also, except for the last layer: confident (of all points, those that the classifier is confident in) and
+        confident_right (of these, those for which the last layer predicts the same).
     """
     n_layers = len(model.heads) if isinstance(model, LightGlue) else 1
     rights: list[list[Tensor]] = [[] for _ in range(n_layers)]
@@ -87,13 +94,13 @@ def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings,
         truth, labelled = truth_of(batch)
         true += int((truth >= 0).sum())
         predictions = predict_layers(model, batch, settings.precision)
-        for layer, said in enumerate(predictions):
-            known = (said.partner0 >= 0) & labelled
-            rights[layer].append((said.partner0 == truth)[known])
-            scores[layer].append(said.score0[known])
-            if said.confident is not None:
-                same = said.matches == predictions[-1].matches
-                counts[layer] += torch.tensor([same.numel(), said.confident.sum(), (said.confident & same).sum()])
+        for layer, prediction in enumerate(predictions):
+            known = (prediction.partner0 >= 0) & labelled
+            rights[layer].append((prediction.partner0 == truth)[known])
+            scores[layer].append(prediction.score0[known])
+            if (confident := prediction.confident) is not None:
+                same = prediction.matches == predictions[-1].matches
+                counts[layer] += torch.tensor([same.numel(), confident.sum(), (confident & same).sum()])
     limit = model.default_threshold
     figures = [_figures(torch.cat(s), torch.cat(r), true, limit) for s, r in zip(scores, rights, strict=True)]
     if stage == 2:
@@ -103,7 +110,7 @@ def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings,
 
 
 def truth_of(batch: Batch) -> tuple[Int[Tensor, "p n"], Bool[Tensor, "p n"]]:
-    """For each point of the first images its true partner or -1, and whether anything is known of it."""
+    """For each point of the first images, its true partner or -1, and whether it has a label."""
     labels = batch.labels()
     truth = torch.full(batch.keypoints0.shape[:2], -1)
     truth[labels.matches[:, 0], labels.matches[:, 1]] = labels.matches[:, 2]
@@ -112,24 +119,24 @@ def truth_of(batch: Batch) -> tuple[Int[Tensor, "p n"], Bool[Tensor, "p n"]]:
 
 def _figures(scores: Float[Tensor, " k"], right: Bool[Tensor, " k"], true: int, threshold: float) -> dict[str, float]:
     right = right[scores.argsort(descending=True, stable=True)].double()
-    found = scores > threshold
-    hits = float(right[: int(found.sum())].sum())
+    matched = int((scores > threshold).sum())
+    hits = float(right[:matched].sum())
     precisions = right.cumsum(0) / torch.arange(1, len(right) + 1)
     return {
         "recall": 100 * hits / max(true, 1),
-        "precision": 100 * hits / max(int(found.sum()), 1),
+        "precision": 100 * hits / max(matched, 1),
         "average_precision": 100 * float((precisions * right).sum()) / max(true, 1),
     }
 
 
 def quality(figures: list[dict[str, float]]) -> float:
-    """One figure to choose between two sets of weights by: the harmonic mean of the last layer's recall and precision."""
+    """A single number to compare two sets of weights: the harmonic mean of the last layer's recall and precision."""
     recall, precision = figures[-1]["recall"], figures[-1]["precision"]
     return 2 * recall * precision / max(recall + precision, 1e-9)
 
 
 def draw_validation(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, pairs_seen: int) -> Figure:
-    """What the last layer says of six held-out pairs."""
+    """Draw the last layer's matches of six held-out pairs."""
     batch = sampler.batch(0, 6, settings.validation_points)
     truth, labelled = truth_of(batch)
     matches = predict_layers(model, batch, settings.precision)[-1].matches[:, 0]

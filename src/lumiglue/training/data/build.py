@@ -1,4 +1,4 @@
-"""Building a dataset from any source of views, in parts of a few items, so that a killed build goes on where it was."""
+"""Build a feature dataset from any source of views, in parts of a few items, so that a killed build can resume."""
 
 import contextlib
 import errno
@@ -46,8 +46,12 @@ from lumiglue.types import Features
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSettings:
-    """max_keypoints: kept per view, the strongest. items_per_part: photos (synthetic scenes, frames) between two
-    checkpoints."""
+    """Settings of a build.
+
+    Attributes:
+        max_keypoints: Largest number of keypoints per view; the strongest are kept.
+        items_per_part: Photos, synthetic scenes or frames between two checkpoints.
+    """
 
     max_keypoints: int = 512
     items_per_part: int = 16
@@ -59,7 +63,13 @@ class DatasetSettings:
 
 @dataclass(frozen=True)
 class DatasetProgress:
-    """One finished part of a build."""
+    """Progress of a build, after each part.
+
+    Attributes:
+        items_done: Items processed so far.
+        items: All items.
+        skipped: Names of the items that could not be read.
+    """
 
     items_done: int
     items: int
@@ -69,11 +79,23 @@ class DatasetProgress:
 def build_dataset(
     source: ViewSource, out: str | Path, extractor: Extractor, settings: DatasetSettings, *, workers: int = 0
 ) -> Iterator[DatasetProgress]:
-    """Builds `out` from a source of views; yields after each part. Run again after a kill to go on.
+    """Build a dataset. Call again with the same arguments to resume after an interruption.
 
     Views depend on the source and the item only, so neither the number of workers nor a restart changes them.
-    workers: processes; 0 takes one per core. Raises DatasetError where `out` or an unfinished build has other settings,
-    another process is building it, no item can be read, no two views pair up, or the disk is full.
+
+    Args:
+        source: Where the views come from.
+        out: The .h5 file to write.
+        extractor: Extracts the features.
+        settings: Settings of the build.
+        workers: Number of processes; 0 uses one per core.
+
+    Yields:
+        The progress after each part.
+
+    Raises:
+        DatasetError: If `out` or an unfinished build has other settings, another process is building it, no item can be
+            read, no two views can be paired, or the disk is full.
     """
     out = Path(out)
     plan = {
@@ -82,19 +104,19 @@ def build_dataset(
         "items": list(source.items),
     }
     if out.exists():
-        _agree(FeatureDataset(out).plan, plan, f"{out} holds a dataset")
+        _check_plan(FeatureDataset(out).plan, plan, f"{out} is a dataset")
         yield DatasetProgress(len(plan["items"]), len(plan["items"]), ())
         return
     try:
         yield from _build(source, out, extractor, settings, plan, workers)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise DatasetError(f"the disk of {out} is full; make room and run the same command again to go on") from None
+            raise DatasetError(f"the disk of {out} is full; make room and run the same command again to resume") from None
         raise
 
 
 def strongest(features: Features, usable: np.ndarray, max_keypoints: int) -> np.ndarray:
-    """Rows of the usable keypoints (n booleans) to keep, strongest first."""
+    """Rows of the strongest usable keypoints, strongest first; `usable`: n booleans."""
     rows = np.flatnonzero(usable)
     scores = features.scores.numpy()[rows] if features.scores is not None else -rows
     return rows[np.argsort(-scores, kind="stable")[:max_keypoints]]
@@ -134,20 +156,20 @@ def _build_in(
     plan: dict[str, Any],
     workers: int,
 ) -> Iterator[DatasetProgress]:
-    """Builds the missing parts and joins them all; no other process is at it."""
+    """Builds the missing parts and joins all parts; the lock is held."""
     count, step = len(source.items), settings.items_per_part
     jobs = [
         _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
         for start in range(0, count, step)
     ]
-    waiting = [job for job in jobs if not job.out.exists()]
-    done = count - sum(len(job.items) for job in waiting)
+    missing = [job for job in jobs if not job.out.exists()]
+    done = count - sum(len(job.items) for job in missing)
     skipped: list[str] = []
     yield DatasetProgress(done, count, ())
-    workers = min(workers or usable_cores(), len(waiting))
+    workers = min(workers or usable_cores(), len(missing))
     if workers > 1:
         with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = [pool.submit(_build_part, job) for job in waiting]
+            running = [pool.submit(_build_part, job) for job in missing]
             try:
                 for future in as_completed(running):
                     finished, bad = future.result()
@@ -155,13 +177,13 @@ def _build_in(
                     yield DatasetProgress(done, count, tuple(skipped))
             except BrokenProcessPool:
                 raise DatasetError(
-                    f"one of {workers} processes was killed, for want of memory perhaps; run it again with fewer --workers"
+                    f"one of {workers} processes was killed, perhaps because memory ran out; run again with fewer --workers"
                 ) from None
             finally:
                 for future in running:
                     future.cancel()
     else:
-        for job in waiting:
+        for job in missing:
             finished, bad = _build_part(job)
             done, skipped = done + finished, skipped + bad
             yield DatasetProgress(done, count, tuple(skipped))
@@ -169,7 +191,7 @@ def _build_in(
 
 
 def _build_part(job: _Job) -> tuple[int, list[str]]:
-    """Writes one part; returns how many items it was for and which could not be read."""
+    """Writes one part; returns the number of its items and the names of those that could not be read."""
     cv2.setNumThreads(1)
     torch.set_num_threads(1)  # each worker has a core
     skipped: list[str] = []
@@ -178,14 +200,14 @@ def _build_part(job: _Job) -> tuple[int, list[str]]:
     for item in job.items:
         try:
             if isinstance(job.source, LabelledSource) and pairs is not None:
-                found, labelled = job.source.labelled(item, job.extractor, job.settings.max_keypoints)
+                views_of_item, labelled = job.source.labelled(item, job.extractor, job.settings.max_keypoints)
                 pairs += [(a + len(views), b + len(views), overlap, labels) for a, b, overlap, labels in labelled]
             else:
-                found = job.source.views(item, job.extractor, job.settings.max_keypoints)
-            for view in found:
+                views_of_item = job.source.views(item, job.extractor, job.settings.max_keypoints)
+            for view in views_of_item:
                 view.scene.encode()
-            views += [(item, view) for view in found]
-        except (ImageError, UnicodeEncodeError):  # HDF5 holds no name that is not UTF-8
+            views += [(item, view) for view in views_of_item]
+        except (ImageError, UnicodeEncodeError):  # HDF5 stores names as UTF-8 only
             skipped.append(job.source.items[item].encode("utf-8", "backslashreplace").decode())
     _write_part(job, views, skipped, pairs)
     return len(job.items), skipped
@@ -237,12 +259,12 @@ def _columns_of(view: View) -> dict[str, np.ndarray]:
 
 
 def _matrices(matrices: Sequence[np.ndarray | None], size: int) -> np.ndarray:
-    filled = [np.eye(size) if matrix is None else matrix for matrix in matrices]
-    return np.array(filled, dtype=np.float64).reshape(-1, size, size)
+    complete = [np.eye(size) if matrix is None else matrix for matrix in matrices]
+    return np.array(complete, dtype=np.float64).reshape(-1, size, size)
 
 
 def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict[str, Any]) -> None:
-    """Copies the parts into one file of contiguous arrays, array by array, pairs up the views, renames it into place."""
+    """Joins the parts into one file of contiguous arrays, adds the pairs of views, and renames it into place."""
     counts, skipped, oriented = [np.zeros(0, np.int64)], [], True
     names: list[bytes] = []
     for part in parts:
@@ -274,7 +296,7 @@ def _join_parts(parts: Sequence[Path], out: Path, source: ViewSource, plan: dict
 
 
 def _need_room(file: Path, size: int) -> None:
-    """Raises OSError before HDF5 finds the disk full, which it does not survive."""
+    """Raises OSError in time: HDF5 crashes on a full disk."""
     if not has_room(file, size):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
@@ -292,7 +314,7 @@ def _join_array(parts: Sequence[Path], dataset: h5py.File, name: str, rows: int)
 
 
 def _join_pairs(parts: Sequence[Path], dataset: h5py.File) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of views (Q x 2) and their overlaps, of parts that hold labels; these are joined into the dataset."""
+    """Pairs of views (Q x 2) and their overlaps, of parts with labels, which are joined into the dataset."""
     pairs, overlaps, start = [], [], 0
     with contextlib.ExitStack() as stack:
         files = [stack.enter_context(h5py.File(part, "r")) for part in parts]
@@ -306,32 +328,32 @@ def _join_pairs(parts: Sequence[Path], dataset: h5py.File) -> tuple[np.ndarray, 
 
 def _pair_up(dataset: h5py.File, source: ViewSource) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of views (Q x 2) and their overlaps."""
-    given = source.pairs()
-    if given is not None:
+    item_pairs = source.pairs()
+    if item_pairs is not None:
         view_of = {item: view for view, item in enumerate(read_array(dataset, "items").tolist())}
-        kept = [(view_of[a], view_of[b], overlap) for a, b, overlap in given if a in view_of and b in view_of]
+        pairs = [(view_of[a], view_of[b], overlap) for a, b, overlap in item_pairs if a in view_of and b in view_of]
     else:
         scenes, offsets = read_array(dataset, "view_scenes"), read_array(dataset, "offsets")
         arrays = {name: read_array(dataset, name) for name in (*VIEWS, "keypoints", "depths")}
-        starts = np.flatnonzero(np.diff(scenes, prepend=-1))  # a scene's views follow one another
+        starts = np.flatnonzero(np.diff(scenes, prepend=-1))  # the views of a scene are contiguous
         groups = np.split(np.arange(len(scenes)), starts[1:])
-        kept = [
-            (a, b, min(_share_seen(arrays, offsets, source.kind, *way) for way in ((a, b), (b, a))))
+        pairs = [
+            (a, b, min(_fraction_seen(arrays, offsets, source.kind, *way) for way in ((a, b), (b, a))))
             for group in groups
             for a, b in combinations(group.tolist(), 2)
         ]
-    if not kept and (limits := source.plan().get("pairing")):
+    if not pairs and (limits := source.plan().get("pairing")):
         raise DatasetError(
             f"no two of {len(source.items)} frames overlap by {limits['min_overlap']:g} to {limits['max_overlap']:g}; "
-            "give --min-overlap and --max-overlap that are wider, or more frames"
+            "give a wider range of --min-overlap and --max-overlap, or more frames"
         )
-    if not kept:
+    if not pairs:
         raise DatasetError(f"no two views of {len(source.items)} items show the same scene; give more views or more frames")
-    return np.array([pair[:2] for pair in kept], dtype=np.int64), np.array([pair[2] for pair in kept], dtype=np.float32)
+    return np.array([pair[:2] for pair in pairs], dtype=np.int64), np.array([pair[2] for pair in pairs], dtype=np.float32)
 
 
-def _share_seen(arrays: dict[str, np.ndarray], offsets: np.ndarray, kind: Kind, a: int, b: int) -> float:
-    """Share of view a's keypoints (of known depth) whose place lies inside view b, occluded or not."""
+def _fraction_seen(arrays: dict[str, np.ndarray], offsets: np.ndarray, kind: Kind, a: int, b: int) -> float:
+    """Of the keypoints of view a (with known depth), the fraction whose position is inside view b, occluded or not."""
     rows = slice(offsets[a], offsets[a + 1])
     points = torch.from_numpy(arrays["keypoints"][rows].astype(np.float64))
     if kind == "plane":
@@ -346,8 +368,8 @@ def _share_seen(arrays: dict[str, np.ndarray], offsets: np.ndarray, kind: Kind, 
     return float(((seen > -0.5) & (seen < limit)).all(1).double().mean()) if len(seen) else 0.0
 
 
-def _agree(before: Any, plan: dict[str, Any], what: str) -> None:
-    """Raises DatasetError where a dataset, or one that was begun, was planned otherwise."""
+def _check_plan(before: Any, plan: dict[str, Any], what: str) -> None:
+    """Raises DatasetError if a dataset or an unfinished build has another plan."""
     now = json.loads(json.dumps(plan))
     if before != now:
         raise DatasetError(f"{what} of other photos or settings{differences(before, now)}; delete it or choose another -o")
@@ -361,13 +383,13 @@ def _plan_in(record: Path) -> Any:
 
 
 def _open_parts_folder(out: Path, plan: dict[str, Any]) -> Path:
-    """The folder of parts with its plan; refuses to mix two plans in one build."""
+    """The folder of parts with its plan. Raises DatasetError if it has another plan."""
     parts = parts_folder(out)
     parts.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plan, sort_keys=True)
     record = parts / "plan.json"
     if record.exists():
-        _agree(_plan_in(record), plan, f"{parts} holds an unfinished build")
+        _check_plan(_plan_in(record), plan, f"{parts} is an unfinished build")
     if not record.exists():
         write_whole(record, text.encode())
     return parts

@@ -1,15 +1,15 @@
-"""The feature dataset: views of scenes with their features and the truth about them, so that training never touches a pixel.
+"""Feature datasets: views of scenes with their features and ground truth, so that training reads no pixels.
 
 One HDF5 file of flat arrays (V views, K keypoints in all, d descriptor channels, Q pairs):
     keypoints K x 2, scales K, orientations K (0 where the extractor has none), scores K,
     descriptors K x d int8 with descriptor_steps K (value = int8 * step),
     depths K float32 (z in the camera, NaN where unknown; all NaN in planar datasets),
-    offsets V + 1 (view v owns rows offsets[v] : offsets[v + 1]), view_scenes V, view_sizes V x 2,
+    offsets V + 1 (view v has the rows offsets[v] : offsets[v + 1]), view_scenes V, view_sizes V x 2,
     homographies V x 3 x 3 (view_from_scene), intrinsics V x 3 x 3, cameras V x 4 x 4 (camera_from_world),
-    pairs Q x 2 (views), overlaps Q (share of each view that the other sees, the smaller of the two),
+    pairs Q x 2 (views), overlaps Q (fraction of each view that the other sees, the smaller of the two),
     scenes (names), skipped (names of unreadable items).
-The attribute `kind` says what relates two views: "plane" the homographies, "depth" cameras and depths, "taught" the labels
-that a teacher gave (training/taught.py has their arrays).
+The attribute `kind` states what relates two views: "plane" homographies, "depth" cameras and depths, "taught" the labels of
+a teacher (`training/data/taught.py` lists their arrays).
 """
 
 import json
@@ -30,7 +30,7 @@ from lumiglue.io.text import reason
 from lumiglue.training.data.taught import PairLabels, TaughtPairs
 from lumiglue.types import Features
 
-FORMAT = "lumiglue-bank"
+FORMAT = "lumiglue-bank"  # the old name of a feature dataset; files keep it
 VERSION = 2
 ROWS = ("keypoints", "scales", "orientations", "scores", "descriptors", "descriptor_steps", "depths")
 VIEWS = ("view_sizes", "homographies", "intrinsics", "cameras")
@@ -41,13 +41,16 @@ LabelledPair = tuple[int, int, float, PairLabels]  # two views, their overlap, l
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One view of a scene: its features, and where they lie in truth.
+    """One view of a scene: its features and their ground truth.
 
-    scene: its name; views of one scene may be paired. Names are paths ("set/name.jpg"): two scenes of different folders
-        never show the same place.
-    view_from_scene: 3 x 3 homography, for planar scenes; a photo's scene is the photo itself.
-    intrinsics, camera_from_world: 3 x 3 pixels and 4 x 4 rigid, for scenes with depth.
-    depths: n, z in the camera at each keypoint; NaN where unknown.
+    Attributes:
+        scene: Name of the scene; views of one scene may be paired. Names are paths ("set/name.jpg"): two scenes from
+            different folders never show the same place.
+        features: Features of the view.
+        view_from_scene: 3 x 3 homography, for planar scenes; a photo's scene is the photo itself.
+        intrinsics: 3 x 3 camera matrix in pixels, for scenes with depth.
+        camera_from_world: 4 x 4 rigid transform, for scenes with depth.
+        depths: z in the camera at each of n keypoints; NaN where unknown.
     """
 
     scene: str
@@ -60,7 +63,7 @@ class View:
 
 @runtime_checkable
 class ViewSource(Protocol):
-    """Where a dataset's views come from. It must be picklable: worker processes get a copy."""
+    """Where the views of a dataset come from. It must be picklable, because worker processes get a copy."""
 
     @property
     def kind(self) -> Kind:
@@ -73,31 +76,39 @@ class ViewSource(Protocol):
         ...
 
     def plan(self) -> dict[str, Any]:
-        """What the views depend on besides the items and the extractor, as JSON values."""
+        """All that the views depend on besides the items and the extractor, as JSON values."""
         ...
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """The views of one item, the same each time. Raises ImageError where its photo cannot be read."""
+        """Make the views of one item, the same each time.
+
+        Raises:
+            ImageError: If its photo cannot be read.
+        """
         ...
 
     def pairs(self) -> list[tuple[int, int, float]] | None:
-        """(item, item, overlap) where each item gives one view; None where all views of a scene pair up."""
+        """The pairs (item, item, overlap) if each item gives one view; None if all views of a scene are paired."""
         ...
 
 
 @runtime_checkable
 class LabelledSource(ViewSource, Protocol):
-    """A source that labels its pairs itself, in place of homographies or depths."""
+    """A source that labels its pairs itself, without homographies or depths."""
 
     def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
-        """The views of an item and its pairs, by the numbers of these views."""
+        """Make the views of an item and its pairs, which refer to the views by number."""
         ...
 
 
 class FeatureDataset:
-    """A finished dataset, read through the page cache: memory does not grow with its size.
+    """A finished feature dataset, memory-mapped, so that memory does not grow with its size.
 
-    Raises DatasetError where the file is missing, unfinished or not a dataset.
+    Args:
+        path: The .h5 file.
+
+    Raises:
+        DatasetError: If the file is missing, unfinished or not a dataset.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -107,6 +118,8 @@ class FeatureDataset:
             raise DatasetError(
                 f"{path} does not exist{hint}; build it with `lumiglue dataset homographies PHOTOS -o {path}`"
             )
+        if self.path.is_dir():
+            raise DatasetError(f"{path} is a folder; give the .h5 file of `lumiglue dataset`")
         try:
             with h5py.File(self.path, "r") as file:
                 if file.attrs.get("format") != FORMAT or int(file.attrs.get("version", 0)) != VERSION:
@@ -132,10 +145,10 @@ class FeatureDataset:
         self._resident: dict[str, Tensor] = {}
 
     def _check(self) -> None:
-        """Raises ValueError where the arrays do not fit one another. What the keypoints are is not looked at."""
+        """Raises ValueError if the arrays do not fit each other. Keypoint values are not checked."""
         views, pairs, keypoints = len(self.view_scenes), len(self.overlaps), len(self._rows["keypoints"])
         channels = self._rows["descriptors"].shape[1:]
-        wanted = {
+        expected = {
             "offsets": (self.offsets, (views + 1,)), "view_scenes": (self.view_scenes, (views,)),
             "view_sizes": (self.view_sizes, (views, 2)), "homographies": (self.homographies, (views, 3, 3)),
             "intrinsics": (self.intrinsics, (views, 3, 3)), "cameras": (self.cameras, (views, 4, 4)),
@@ -144,7 +157,7 @@ class FeatureDataset:
             "keypoints": (self._rows["keypoints"], (keypoints, 2)),
             "descriptors": (self._rows["descriptors"], (keypoints, *channels)),
         }  # fmt: skip
-        for name, (array, shape) in wanted.items():
+        for name, (array, shape) in expected.items():
             if array.shape != shape or array.dtype.kind not in "iuf":
                 raise ValueError(f"{name} is {array.dtype} of shape {array.shape}, not {shape}")
         for name, array, end in (("view_scenes", self.view_scenes, len(self.scenes)), ("pairs", self.pairs, views)):
@@ -154,9 +167,9 @@ class FeatureDataset:
         if not whole or self.offsets[0] != 0 or self.offsets[-1] != keypoints or (self.counts < 0).any():
             raise ValueError(f"offsets do not rise from 0 to {keypoints}, or descriptors are not int8")
         if not isinstance(self.plan, dict) or not isinstance(self.plan.get("extractor"), dict) or len(channels) != 1:
-            raise ValueError("it does not say which features it holds")
+            raise ValueError("its features are not recorded")
         if not isinstance(self.extractor.get("name"), str) or not isinstance(self.plan.get("settings"), dict):
-            raise ValueError("it does not say which features it holds, made with which settings")
+            raise ValueError("its features and settings are not recorded")
 
     def __len__(self) -> int:
         """Number of views."""
@@ -164,6 +177,7 @@ class FeatureDataset:
 
     @property
     def descriptor_dim(self) -> int:
+        """Channels of a descriptor."""
         return self._rows["descriptors"].shape[1]
 
     @property
@@ -172,11 +186,11 @@ class FeatureDataset:
         return self.plan["extractor"]
 
     def hold_on(self, device: torch.device | str) -> None:
-        """Copies all keypoints into the memory of a device, so that `gather` never waits for a disk or a bus."""
+        """Copy all keypoints to a device, so that `gather` does not wait for a disk or a bus."""
         self._resident = {name: torch.from_numpy(np.array(array)).to(device) for name, array in self._rows.items()}
 
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Arrays of the keypoints of those row numbers; descriptors are dequantised to float32."""
+        """Read the arrays of some keypoints, given by their row numbers; descriptors are dequantised to float32."""
         if self._resident:
             index = torch.from_numpy(rows).to(self._resident["keypoints"].device, non_blocking=True)
             tensors = {name: array[index] for name, array in self._resident.items()}
@@ -186,18 +200,18 @@ class FeatureDataset:
         return tensors
 
     def view(self, view: int) -> dict[str, np.ndarray]:
-        """All arrays of one view's keypoints, strongest first."""
+        """Read all arrays of one view's keypoints, strongest first."""
         rows = np.arange(self.offsets[view], self.offsets[view + 1])
         return {name: tensor.cpu().numpy() for name, tensor in self.gather(rows).items()}
 
 
 def parts_folder(dataset: Path) -> Path:
-    """Where the parts of an unfinished build lie."""
+    """The folder with the parts of an unfinished build."""
     return dataset.with_name(dataset.name + ".parts")
 
 
 def read_array(file: h5py.File, name: str) -> np.ndarray:
-    """A whole data set."""
+    """Read a whole HDF5 data set."""
     dataset: Any = file[name]
     return dataset[...]
 
@@ -211,7 +225,7 @@ def _read_names(file: h5py.File, name: str) -> list[str]:
 
 def _memory_map(path: Path, dataset: Any) -> np.ndarray:
     if dataset.shape is None or dataset.dtype.kind not in "iuf":
-        raise ValueError(f"{dataset.name} holds no numbers")
+        raise ValueError(f"{dataset.name} is not numeric")
     offset = dataset.id.get_offset()
     if offset is None:  # an empty data set has no place in the file
         return read_numbers(dataset.parent, dataset.name)

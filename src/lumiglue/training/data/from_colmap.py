@@ -1,7 +1,7 @@
-"""From structure from motion to posed images: a COLMAP model and its photos become the plain posed format.
+"""Convert a COLMAP model and its photos to the plain posed format.
 
-Lens distortion is taken out of the photos, and the tracked points become depth maps: between neighbouring points of like
-depth the surface is taken as flat; everywhere else the depth stays unknown. Needs pycolmap (`pip install lumiglue[sfm]`).
+The photos are undistorted, and the tracked points become depth maps: the surface between neighbouring points of similar
+depth is assumed to be flat, and the depth is unknown elsewhere. Needs pycolmap (`pip install lumiglue[sfm]`).
 """
 
 import json
@@ -22,7 +22,7 @@ from lumiglue.io.text import reason
 from lumiglue.training.data.posed_formats import FORMAT, VERSION
 
 _COLMAP_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) on the centre of the top-left pixel
-_STAMP = 2  # pixels around a point that get its depth
+_STAMP = 2  # radius in pixels around a point that gets its depth
 _JPEG_QUALITY = 95
 
 
@@ -30,9 +30,12 @@ _JPEG_QUALITY = 95
 class SfmSettings:
     """Which points to trust, and how far to interpolate between them.
 
-    min_track: photos that see a point. max_error: its mean reprojection error in pixels. min_angle: degrees between the two
-    rays to it that differ most; points below are far off in depth.
-    max_edge: longest edge of a triangle, as a share of the photo's long side. max_ratio: of the depths of its corners.
+    Attributes:
+        min_track: Smallest number of photos that see a point.
+        max_error: Largest mean reprojection error of a point, in pixels.
+        min_angle: Smallest triangulation angle of a point, in degrees; below it depths are inaccurate.
+        max_edge: Longest edge of a triangle, relative to the photo's long side.
+        max_ratio: Largest ratio of the depths of a triangle's corners.
     """
 
     min_track: int = 3
@@ -43,14 +46,20 @@ class SfmSettings:
 
     def __post_init__(self) -> None:
         if self.min_track < 2:
-            raise InputError(f"min_track is {self.min_track}; give at least 2, one photo gives no depth")
+            raise InputError(f"min_track is {self.min_track}; give at least 2: one photo determines no depth")
         if not (self.max_error > 0 and self.min_angle >= 0 and 0 <= self.max_edge <= 1 and self.max_ratio >= 1):
             raise InputError("give max_error above 0, min_angle of at least 0, max_edge in 0..1 and max_ratio of at least 1")
 
 
 @dataclass(frozen=True)
 class SfmProgress:
-    """One converted photo: the share of its pixels with depth; None where it could not be read and was left out."""
+    """One photo of a conversion.
+
+    Attributes:
+        name: Name of the photo.
+        photos: Number of photos in the model.
+        known: Fraction of its pixels with depth; None if the photo could not be read and is left out.
+    """
 
     name: str
     photos: int
@@ -60,10 +69,19 @@ class SfmProgress:
 def posed_from_sfm(
     model: str | Path, images: str | Path, out: str | Path, settings: SfmSettings | None = None
 ) -> Iterator[SfmProgress]:
-    """Writes `out`/cameras.json, images/ and depth/ from a COLMAP model (folder of .bin or .txt); yields after each photo.
+    """Convert a COLMAP model. Poses and depths keep the model's unit.
 
-    Poses and depths keep the model's unit. cameras.json comes last, so that a broken run leaves no folder that looks whole.
-    Raises InputError where the model cannot be read, has no photo with a pose, or none of its photos is in `images`.
+    Args:
+        model: Folder with cameras, images and points3D, .bin or .txt.
+        images: Folder of the photos.
+        out: Folder to write: images/, depth/ and, at the end, cameras.json. An interrupted run leaves no cameras.json.
+        settings: Which points to trust.
+
+    Yields:
+        The progress after each photo.
+
+    Raises:
+        InputError: If the model cannot be read, has no photo with a pose, or none of its photos is in `images`.
     """
     settings, model, images, out = settings or SfmSettings(), Path(model), Path(images), Path(out)
     reconstruction = read_model(model)
@@ -88,9 +106,13 @@ def posed_from_sfm(
 
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:
-    """A COLMAP model. Raises InputError where there is none or no photo of it has a pose."""
+    """Read a COLMAP model.
+
+    Raises:
+        InputError: If there is none, or fewer than two of its photos have a pose.
+    """
     if not any((folder / f"images{suffix}").exists() for suffix in (".bin", ".txt")):
-        raise InputError(f"{folder} holds no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
+        raise InputError(f"{folder} has no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
     try:
         model = pycolmap.Reconstruction(folder)
     except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
@@ -101,7 +123,7 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
 
 
 def trusted_points(reconstruction: pycolmap.Reconstruction, settings: SfmSettings) -> dict[int, np.ndarray]:
-    """Number -> world position of the points seen often, precisely, and from directions far enough apart."""
+    """Select the points that many photos see, precisely, and from different directions: world position by number."""
     reconstruction.update_point_3d_errors()
     centres = {number: reconstruction.image(number).projection_center() for number in reconstruction.reg_image_ids()}
     trusted: dict[int, np.ndarray] = {}
@@ -124,7 +146,7 @@ def _convert(
     out: Path,
     settings: SfmSettings,
 ) -> tuple[dict[str, Any], float]:
-    """Writes one photo and its depth map; returns its entry in cameras.json and the share of known depth."""
+    """Writes one photo and its depth map; returns its entry in cameras.json and the fraction of known depths."""
     camera = reconstruction.camera(image.camera_id)
     if pixels.shape[:2] != (camera.height, camera.width):
         raise InputError(
@@ -139,7 +161,7 @@ def _convert(
     in_camera = points @ pose[:3, :3].T + pose[:3, 3]
     depth = interpolate_depth(in_camera, intrinsics, photo.shape[:2], settings)
     stem = Path(image.name).with_suffix("").as_posix().replace("/", "__") + Path(image.name).suffix.replace(".", "_")
-    scale = 65000 / max(float(depth.max()), 1e-12)  # the whole range of 16 bits
+    scale = 65000 / max(float(depth.max()), 1e-12)  # the full range of 16 bits
     cv2.imwrite(str(out / "images" / f"{stem}.jpg"), photo[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, _JPEG_QUALITY])
     cv2.imwrite(str(out / "depth" / f"{stem}.png"), np.rint(depth * scale).astype(np.uint16))
     entry = {
@@ -155,7 +177,11 @@ def _convert(
 def undistort(
     pixels: UInt8[np.ndarray, "h w 3"], camera: pycolmap.Camera
 ) -> tuple[UInt8[np.ndarray, "p q 3"], Float64[np.ndarray, "3 3"]]:
-    """The photo as a camera without distortion sees it, with no blank pixel, and its intrinsics in our pixels."""
+    """Undistort a photo.
+
+    Returns:
+        The photo, without blank pixels, and its camera matrix, where (0, 0) is the centre of the top-left pixel.
+    """
     pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     x, y = np.meshgrid(np.arange(pinhole.width) + _COLMAP_PIXEL, np.arange(pinhole.height) + _COLMAP_PIXEL)
     rays = np.asarray(pinhole.cam_from_img(np.stack([x.ravel(), y.ravel()], axis=1)))
@@ -173,10 +199,19 @@ def interpolate_depth(
     shape: tuple[int, int],
     settings: SfmSettings,
 ) -> Float[np.ndarray, "h w"]:
-    """A depth map from points in the camera: 0 where unknown.
+    """Make a depth map from points.
 
-    1 / depth is interpolated over small Delaunay triangles of the projected points, which is exact on planes; each point
-    also fills the few pixels around it, so that a keypoint that was tracked has its depth.
+    1 / depth is interpolated over small Delaunay triangles of the projected points, which is exact on planes. Each point
+    also fills the few pixels around it, so that a tracked keypoint has its depth.
+
+    Args:
+        points: Positions in the camera frame.
+        intrinsics: Camera matrix in pixels.
+        shape: (height, width) of the map.
+        settings: How far to interpolate.
+
+    Returns:
+        z at each pixel; 0 where unknown.
     """
     height, width = shape
     inverse = np.zeros(shape, dtype=np.float64)
@@ -188,7 +223,7 @@ def interpolate_depth(
     for (x, y), value in sorted(
         zip(np.rint(pixels).astype(int).tolist(), nearness.tolist(), strict=True), key=lambda p: p[1]
     ):
-        inverse[max(y - _STAMP, 0) : y + _STAMP + 1, max(x - _STAMP, 0) : x + _STAMP + 1] = value  # the nearest stays
+        inverse[max(y - _STAMP, 0) : y + _STAMP + 1, max(x - _STAMP, 0) : x + _STAMP + 1] = value  # the nearest point wins
     triangles = _triangulate(pixels)
     for triangle in triangles[_small(pixels, nearness, triangles, settings.max_edge * max(shape), settings.max_ratio)]:
         _fill(inverse, pixels[triangle], nearness[triangle])
@@ -196,7 +231,7 @@ def interpolate_depth(
 
 
 def _triangulate(pixels: np.ndarray) -> Int[np.ndarray, "t 3"]:
-    """Delaunay triangles; none of fewer than 3 points or of points on one line."""
+    """Delaunay triangles; none for fewer than 3 points or collinear points."""
     try:
         return np.asarray(Triangulation(pixels[:, 0], pixels[:, 1]).triangles).astype(np.int64)
     except (ValueError, RuntimeError):

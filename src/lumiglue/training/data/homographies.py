@@ -1,4 +1,4 @@
-"""Random views of a photo: the photo as a plane in front of a tilted, rolled, moved camera, under changed light.
+"""Random views of a photo: the photo as a plane seen by a tilted, rolled and shifted camera, with photometric changes.
 
 Every view is a homography of the photo, so any two views of one photo are a training pair with known ground truth.
 """
@@ -28,15 +28,17 @@ from lumiglue.training.data.repeats import sometimes_repeating
 
 @dataclass(frozen=True, kw_only=True)
 class ViewSettings:
-    """The distribution of views. Angles in degrees.
+    """The distribution of views. Angles are in degrees.
 
-    roll: standard deviation of the in-plane rotation, cut at `largest_roll`; any_roll: share of views with a uniform roll in
-        [0, 360) instead.
-    tilt: largest angle between the optical axis and the photo's normal.
-    zoom: smallest and largest magnification, log-uniform; two views differ by up to their quotient.
-    shift: where the camera looks, as a share of the photo's size from its centre.
-    photometric: strength of the changes of light; 0 is none, 1 is strong.
-    repeats: share of photos of which a part repeats (training/data/repeats.py).
+    Attributes:
+        roll: Standard deviation of the in-plane rotation.
+        largest_roll: Limit of that rotation.
+        any_roll: Fraction of views with a uniform rotation in [0, 360) instead.
+        tilt: Largest angle between the optical axis and the photo's normal.
+        zoom: Smallest and largest magnification, log-uniform; two views differ by up to their quotient.
+        shift: Largest offset of the look-at point from the photo's centre, as a fraction of the photo's size.
+        photometric: Strength of the photometric augmentation; 0 is none, 1 is strong.
+        repeats: Fraction of photos with a part that repeats (`training/data/repeats.py`).
     """
 
     roll: float = 20.0
@@ -60,18 +62,18 @@ class ViewSettings:
 
 
 def check_share(name: str, share: float) -> None:
-    """Raises InputError for what is no share."""
+    """Raises InputError unless 0 <= share <= 1."""
     if not 0 <= share <= 1:
-        raise InputError(f"{name} is {share}; give a share between 0 and 1")
+        raise InputError(f"{name} is {share}; give a number from 0 to 1")
 
 
 def upright() -> ViewSettings:
-    """Cameras held as people hold them: in-plane rotation within 45 degrees."""
+    """Cameras as people hold them: in-plane rotation within 45 degrees."""
     return ViewSettings(any_roll=0.0)
 
 
 def any_angle() -> ViewSettings:
-    """Three views of ten are turned by any angle, so half of the pairs are."""
+    """Three in ten views are rotated by any angle, so about half of the pairs are."""
     return ViewSettings()
 
 
@@ -79,7 +81,11 @@ VIEW_PRESETS: dict[str, Callable[[], ViewSettings]] = {"upright": upright, "any"
 
 
 def view_preset(name: str) -> ViewSettings:
-    """The preset of that name. Raises InputError for an unknown one."""
+    """The view settings of a name.
+
+    Raises:
+        InputError: If there is no such preset.
+    """
     if name not in VIEW_PRESETS:
         raise InputError(f"unknown views {name!r}; choose from {sorted(VIEW_PRESETS)}")
     return VIEW_PRESETS[name]()
@@ -89,9 +95,17 @@ def view_preset(name: str) -> ViewSettings:
 class PhotoViews:
     """The source of a planar dataset: random views of each photo of a folder.
 
-    views: of each photo, any two are a pair. long_side: photos are shrunk to it. edge: pixels inside the photo's border
-    that keep no keypoint, since the border itself would be one. device: where pixels are computed; on each the views are
-    the same up to rounding. They depend on the seed and the photo's name only.
+    Views depend on the seed and the photo's name only; on another device they are the same up to rounding.
+
+    Attributes:
+        root: Folder of the photos.
+        items: Names of the photos.
+        n_views: Views of each photo; any two are a pair.
+        long_side: Photos are shrunk to this long side, in pixels.
+        seed: Seed of the views.
+        edge: Width in pixels of the photo's margin without keypoints, because the photo's border itself is detected.
+        settings: Distribution of the views.
+        device: Where pixels are computed.
     """
 
     root: Path
@@ -113,20 +127,26 @@ class PhotoViews:
 
     @classmethod
     def of_folder(cls, folder: str | Path, **settings: Any) -> "PhotoViews":
-        """All photos in a folder and its subfolders. Raises InputError where there is none."""
+        """A source of all photos in a folder and its subfolders.
+
+        Raises:
+            InputError: If there is none.
+        """
         root = Path(folder).resolve()
         return cls(root, photo_names(root), **settings)
 
     def plan(self) -> dict[str, Any]:
+        """All that the views depend on besides the photos and the extractor, as JSON values."""
         return {
             "source": "photos", "views": self.n_views, "long_side": self.long_side, "seed": self.seed, "edge": self.edge,
             "view": asdict(self.settings), "photos_sha256": photos_sha256(self.root, self.items),
         }  # fmt: skip
 
     def pairs(self) -> None:
-        return None
+        """None: all views of a photo are paired."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
+        """Make the views of one photo. Raises ImageError if it cannot be read."""
         name = self.items[item]
         pixels = resize_long_side(read_image(self.root / name), self.long_side)
         rng = rng_for(self.seed, name)
@@ -134,7 +154,7 @@ class PhotoViews:
         return [self._view(name, photo, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
     def _view(self, name: str, photo: Tensor, extractor: Extractor, max_keypoints: int, rng: np.random.Generator) -> View:
-        """One view and its strongest keypoints that lie on the photo."""
+        """One view, with its strongest keypoints that are on the photo."""
         height, width = photo.shape[:2]
         view_from_photo = sample_view(rng, (width, height), self.settings)
         view = augment_photometric(rng, warp(photo, view_from_photo), self.settings.photometric)
@@ -146,12 +166,16 @@ class PhotoViews:
 
 
 def photo_names(root: Path) -> list[str]:
-    """Names of all photos below a folder, relative to it. Raises InputError where there is none."""
+    """Names of all photos in a folder and its subfolders, relative to it.
+
+    Raises:
+        InputError: If there is none.
+    """
     return [path.relative_to(root).as_posix() for path in list_images(root)]
 
 
 def photos_sha256(root: Path, names: Sequence[str]) -> str:
-    """Of the photos' names and sizes in bytes: a dataset of another folder with the same names is not taken for this."""
+    """Hash of the photos' names and sizes in bytes, which tells apart two folders with the same names."""
     sizes = [(name, file.stat().st_size if (file := root / name).is_file() else None) for name in names]
     return hashlib.sha256(json.dumps(sizes).encode()).hexdigest()
 
@@ -164,9 +188,14 @@ def rng_for(seed: int, name: str) -> np.random.Generator:
 
 
 def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSettings) -> Float64[np.ndarray, "3 3"]:
-    """`view_from_photo`, the homography of a random camera; view and photo share `size` (width, height).
+    """Draw `view_from_photo`, the homography of a random camera.
 
-    The whole photo lies in front of the camera, so the homography has no horizon inside the photo.
+    The whole photo is in front of the camera, so the horizon is never inside the photo.
+
+    Args:
+        rng: Random numbers.
+        size: (width, height) of the photo and of the view.
+        settings: Distribution of the views.
     """
     width, height = size
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], dtype=np.float64)
@@ -187,9 +216,16 @@ def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewS
 def plane_homography(
     size: tuple[int, int], roll: float, tilt: float, azimuth: float, zoom: float, focal: float, look_at: np.ndarray
 ) -> Float64[np.ndarray, "3 3"]:
-    """K [r1 r2 t] of a camera that looks at the photo's point `look_at`, tilted by `tilt` about the axis at `azimuth`.
+    """The homography K [r1 r2 t] of a camera that looks at a photo. Angles are in radians.
 
-    All angles in radians, `focal` in pixels; `zoom` is the magnification at `look_at`.
+    Args:
+        size: (width, height) of the view.
+        roll: In-plane rotation.
+        tilt: Angle between the optical axis and the photo's normal.
+        azimuth: Direction of the tilt's axis in the photo.
+        zoom: Magnification at `look_at`.
+        focal: Focal length in pixels.
+        look_at: Pixel of the photo at the centre of the view.
     """
     axis = np.array([np.cos(azimuth), np.sin(azimuth), 0.0]) * tilt
     rotation = cv2.Rodrigues(np.array([0.0, 0.0, roll]))[0] @ cv2.Rodrigues(axis)[0]
@@ -199,23 +235,23 @@ def plane_homography(
 
 
 def warp(image: UInt8[Tensor, "h w c"], view_from_photo: Float64[np.ndarray, "3 3"]) -> UInt8[Tensor, "h w c"]:
-    """The view of `image`, of the same size; beyond the photo's edge it is mirrored, so that no false edge appears."""
+    """Warp an image to a view of the same size. Beyond the image's edge it is mirrored, so that no false edge appears."""
     height, width = image.shape[:2]
     values = image.permute(2, 0, 1).float()
     zoom_out = np.sqrt(abs(np.linalg.det(view_from_photo[:2, :2])))
-    if zoom_out < 0.8:  # keep the sampling theorem: blur before shrinking
+    if zoom_out < 0.8:  # blur before shrinking, against aliasing
         values = gaussian_blur(values, 0.5 * np.sqrt(1 / zoom_out**2 - 1))
     x, y = (torch.arange(side, device=image.device, dtype=torch.float64) for side in (width, height))
     (a, b, c), (d, e, f), (g, h, i) = np.linalg.inv(view_from_photo).tolist()
     third = g * x + (h * y + i)[:, None]
-    # grid_sample's own coordinates: the centres of the first and the last pixel are at -1 and 1
+    # grid_sample's coordinates: the centres of the first and last pixel are at -1 and 1
     u, v = (
         (a * x + (b * y + c)[:, None]) / third * (2 / max(width - 1, 1)),
         (d * x + (e * y + f)[:, None]) / third * (2 / max(height - 1, 1)),
     )
     grid = torch.stack([u, v], dim=-1).float() - 1
-    seen = F.grid_sample(values[None], grid[None], "bilinear", "reflection", align_corners=True)[0]
-    return (seen.clamp(0, 255) + 0.5).to(torch.uint8).permute(1, 2, 0)
+    view = F.grid_sample(values[None], grid[None], "bilinear", "reflection", align_corners=True)[0]
+    return (view.clamp(0, 255) + 0.5).to(torch.uint8).permute(1, 2, 0)
 
 
 def _project(points: np.ndarray, homography: np.ndarray) -> np.ndarray:

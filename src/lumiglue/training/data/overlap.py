@@ -1,4 +1,4 @@
-"""Which frames of a scene are worth pairing: how much of one the other sees, by their depth maps."""
+"""Overlap of the frames of a scene, from their depth maps, and the choice of pairs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,16 +9,23 @@ from jaxtyping import Bool, Float, Float64
 from lumiglue.errors import InputError
 from lumiglue.training.data.homographies import rng_for
 
-REDUCED_SIDE = 160  # pixels of a depth map in the search for pairs; a 5 % test of depth needs no more
+REDUCED_SIDE = 160  # long side of a depth map in the search for pairs; enough for a tolerance of 5 %
 SAMPLES = 500  # points of a frame that are projected into every other frame
-AGREE = 0.05  # relative difference of depth up to which two frames see the same surface
-FEWEST = 10  # samples that must land on known depth for a share to mean anything
-_BINS = 0.1  # width of the bins of overlap that are drawn from alike
+AGREE = 0.05  # largest relative difference in depth of the same surface
+FEWEST = 10  # smallest number of samples with known depth for a meaningful overlap
+_BINS = 0.1  # width of the bins of overlap, which are drawn from equally often
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverlapSettings:
-    """Which pairs a scene gives: those of an overlap in between; at most max_pairs, low overlaps as often as high."""
+    """Which pairs of a scene to use.
+
+    Attributes:
+        min_overlap: Smallest overlap of a pair.
+        max_overlap: Largest overlap of a pair.
+        max_pairs: Largest number of pairs per scene; low overlaps are as frequent as high ones.
+        seed: Seed of the choice.
+    """
 
     min_overlap: float = 0.1
     max_overlap: float = 0.9
@@ -28,7 +35,7 @@ class OverlapSettings:
     def __post_init__(self) -> None:
         if not 0 <= self.min_overlap < self.max_overlap <= 1:
             raise InputError(
-                f"overlaps from {self.min_overlap} to {self.max_overlap} hold no pair; give 0 <= min < max <= 1"
+                f"no pair has an overlap from {self.min_overlap} to {self.max_overlap}; give 0 <= min < max <= 1"
             )
         if self.max_pairs < 1:
             raise InputError(f"max_pairs is {self.max_pairs}; give at least 1")
@@ -36,14 +43,20 @@ class OverlapSettings:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DepthCamera:
-    """A depth map with the camera that sees it: NaN where unknown, intrinsics in pixels of the map."""
+    """A depth map and its camera.
+
+    Attributes:
+        depth: z at each pixel; NaN where unknown.
+        intrinsics: Camera matrix in pixels of the map.
+        camera_from_world: Rigid transform.
+    """
 
     depth: Float[np.ndarray, "h w"]
     intrinsics: Float64[np.ndarray, "3 3"]
     camera_from_world: Float64[np.ndarray, "4 4"]
 
     def reduced(self, long_side: int = REDUCED_SIDE) -> "DepthCamera":
-        """Every k-th pixel, so that the map has at most `long_side` pixels; depths are never mixed."""
+        """Reduce the map to at most `long_side` pixels by taking every k-th pixel, which never mixes depths."""
         height, width = self.depth.shape
         step = -(-max(height, width) // long_side)
         start_x, start_y = ((size - 1) % step // 2 for size in (width, height))
@@ -52,7 +65,7 @@ class DepthCamera:
         return DepthCamera(depth=depth, intrinsics=shift @ self.intrinsics, camera_from_world=self.camera_from_world)
 
     def samples(self, count: int = SAMPLES) -> Float64[np.ndarray, "n 3"]:
-        """World points at a coarse grid of pixels, so fine that about `count` have depth; NaN at the others."""
+        """World points of a grid of pixels of which about `count` have a depth; NaN for the others."""
         height, width = self.depth.shape
         count = round(count / max(float(np.isfinite(self.depth).mean()), count / (height * width)))
         columns = min(width, max(1, round((count * width / height) ** 0.5)))
@@ -64,8 +77,12 @@ class DepthCamera:
         return (in_camera - self.camera_from_world[:3, 3]) @ self.camera_from_world[:3, :3]
 
     def sees(self, points: Float[np.ndarray, "n 3"]) -> tuple[Bool[np.ndarray, " n"], ...]:
-        """Of world points: those inside the image in front of the camera; of these, those on known depth; those on the same
-        surface, within `AGREE`."""
+        """Check which world points the camera sees.
+
+        Returns:
+            Three masks: points inside the image and in front of the camera; of these, points at pixels with known depth; of
+            these, points on the same surface, within `AGREE`.
+        """
         height, width = self.depth.shape
         projection = (self.intrinsics @ self.camera_from_world[:3]).astype(points.dtype)
         mapped = points @ projection[:, :3].T + projection[:, 3]
@@ -73,17 +90,21 @@ class DepthCamera:
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             x, y = np.rint(mapped[:, 0] / z), np.rint(mapped[:, 1] / z)
             inside = (z > 0) & (x >= 0) & (x < width) & (y >= 0) & (y < height)
-        seen = np.full(len(points), np.nan, self.depth.dtype)
-        seen[inside] = self.depth[y[inside].astype(int), x[inside].astype(int)]
+        depth = np.full(len(points), np.nan, self.depth.dtype)
+        depth[inside] = self.depth[y[inside].astype(int), x[inside].astype(int)]
         with np.errstate(invalid="ignore"):
-            return inside, np.isfinite(seen), np.abs(seen - z) <= AGREE * z
+            return inside, np.isfinite(depth), np.abs(depth - z) <= AGREE * z
 
 
 def overlap_matrix(cameras: Sequence[DepthCamera | None]) -> Float[np.ndarray, "f f"]:
-    """overlap(a, b) = min over both directions of the share of one's samples that the other sees too.
+    """Overlap of each pair of cameras, symmetric, with a diagonal of 1.
 
-    A share is that of the samples inside the other image, times that of those that agree with its depth among those where
-    its depth is known: unknown depth counts neither for nor against. None cameras overlap nothing. The diagonal is 1.
+    It is the smaller one, over both directions, of the fraction of one camera's samples that the other sees. This fraction
+    is the one of samples inside the other image, times the one of samples that agree in depth among those with known depth:
+    unknown depths count neither for nor against.
+
+    Args:
+        cameras: Depth maps with their cameras; None has no overlap with others.
     """
     present = [number for number, camera in enumerate(cameras) if camera is not None]
     known = [camera for camera in cameras if camera is not None]
@@ -100,7 +121,7 @@ def overlap_matrix(cameras: Sequence[DepthCamera | None]) -> Float[np.ndarray, "
 
 
 def _fractions_seen(camera: DepthCamera, points: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    """For each block of points, the share of it that the camera sees."""
+    """For each block of points, the fraction that the camera sees."""
     blocks = [np.concatenate([[0], np.cumsum(mask)]) for mask in camera.sees(points)]
     inside, known, agree = (block[starts[1:]] - block[starts[:-1]] for block in blocks)
     total = np.diff(starts)
@@ -109,8 +130,17 @@ def _fractions_seen(camera: DepthCamera, points: np.ndarray, starts: np.ndarray)
 
 
 def choose_pairs(matrix: Float[np.ndarray, "f f"], settings: OverlapSettings, scene: str) -> list[tuple[int, int, float]]:
-    """(row, row, overlap) with row < row, sorted: every pair of fitting overlap, or max_pairs of them, drawn by the seed so
-    that each tenth of overlap is as frequent as another, as far as it reaches."""
+    """Choose the pairs of a scene.
+
+    Args:
+        matrix: Overlap of each pair of frames.
+        settings: Which pairs to use. If there are more than `max_pairs`, each tenth of overlap is drawn from equally often,
+            as far as it has pairs.
+        scene: Name of the scene, part of the seed.
+
+    Returns:
+        (row, larger row, overlap) of each pair, sorted.
+    """
     first, second = np.triu_indices(len(matrix), 1)
     values = matrix[first, second]
     fitting = np.flatnonzero((values >= settings.min_overlap) & (values <= settings.max_overlap))

@@ -1,7 +1,7 @@
-"""Random light: what a camera, the weather and the hour do to the same view.
+"""Photometric augmentation: changes by camera, weather and time of day.
 
-Pixels are computed where the image lies, on the CPU or on a GPU; random numbers come from the CPU's generator, so that the
-views of a dataset are the same up to rounding on either. OpenCV does what is small (fields of shade) or has no equal (JPEG).
+Pixels are computed on the device of the image. Random numbers come from a CPU generator, so the result is the same on each
+device up to rounding. OpenCV computes small fields of shade, and JPEG.
 """
 
 import cv2
@@ -13,9 +13,12 @@ from torch import Tensor
 
 
 def augment_photometric(rng: np.random.Generator, image: UInt8[Tensor, "h w 3"], strength: float) -> UInt8[Tensor, "h w 3"]:
-    """Photometric change: colour, saturation, exposure, gamma, shade, dusk, haze, blur, noise, JPEG; each by chance.
+    """Change colour, saturation, exposure, gamma, shade, dusk, haze, blur, noise and JPEG quality, each at random.
 
-    strength: 0 changes nothing, 1 is strong.
+    Args:
+        rng: Random numbers.
+        image: An RGB image.
+        strength: 0 changes nothing, 1 is strong.
     """
     if strength <= 0:
         return image
@@ -23,7 +26,7 @@ def augment_photometric(rng: np.random.Generator, image: UInt8[Tensor, "h w 3"],
     if rng.random() < 0.5:
         gains = rng.uniform(1 - 0.25 * strength, 1 + 0.25 * strength, 3)
         values = values * values.new_tensor(gains)[:, None, None]
-    if rng.random() < 0.3:  # towards grey, or gaudy
+    if rng.random() < 0.3:  # towards grey, or more saturated
         grey = values.mean(0, keepdim=True)
         values = grey + (values - grey) * float(rng.uniform(1 - strength, 1 + 0.5 * strength))
     contrast = float(np.exp(rng.normal(0, 0.25 * strength)))
@@ -51,7 +54,7 @@ def augment_photometric(rng: np.random.Generator, image: UInt8[Tensor, "h w 3"],
 
 
 def gaussian_blur(values: Float[Tensor, "c h w"], sigma: float, reach: float = 4.0) -> Float[Tensor, "c h w"]:
-    """Gaussian blur of `sigma` pixels, cut at `reach` sigma; beyond the edge the image is mirrored."""
+    """Gaussian blur of `sigma` pixels, truncated at `reach` times sigma; the image is mirrored at its edge."""
     radius = min(round(sigma * reach), *(side - 1 for side in values.shape[1:]))
     if radius < 1:
         return values
@@ -61,13 +64,15 @@ def gaussian_blur(values: Float[Tensor, "c h w"], sigma: float, reach: float = 4
 
 
 def _correlate(values: Tensor, kernel: np.ndarray) -> Tensor:
-    """Each channel (c, h, w) with one small kernel, mirrored at the edge. Shifted sums: on CPUs a fifth of a convolution's
-    time with a single channel."""
+    """Filter each channel (c, h, w) with a small kernel, mirrored at the edge, as a sum of shifted images.
+
+    On CPUs this takes a fifth of the time of a convolution with one channel.
+    """
     rows, columns = kernel.shape
     height, width = values.shape[1:]
     before = columns // 2, rows // 2
     sides = (before[0], columns - 1 - before[0], before[1], rows - 1 - before[1])
-    fits = max(sides[:2]) < width and max(sides[2:]) < height  # a photo a few pixels wide has no mirror image to take from
+    fits = max(sides[:2]) < width and max(sides[2:]) < height  # a photo a few pixels wide cannot be mirrored that far
     padded = F.pad(values[None], sides, mode="reflect" if fits else "replicate")[0]
     total = torch.zeros_like(values)
     for row, column in np.argwhere(kernel):
@@ -76,13 +81,13 @@ def _correlate(values: Tensor, kernel: np.ndarray) -> Tensor:
 
 
 def _soft_shade(rng: np.random.Generator, shape: tuple[int, int], strength: float) -> np.ndarray:
-    """A smooth field in [1 - 0.7 strength, 1]: light falls off across the image."""
+    """A smooth field in [1 - 0.7 strength, 1]: uneven lighting."""
     coarse = rng.uniform(1 - 0.7 * strength, 1.0, (4, 4)).astype(np.float32)
     return cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
 
 
 def _cast_shadow(rng: np.random.Generator, shape: tuple[int, int], strength: float) -> np.ndarray:
-    """A shadow with an edge: a random polygon, darkened, its rim softened by a few pixels."""
+    """A cast shadow: a dark random polygon with an edge a few pixels soft."""
     corners = rng.uniform(-0.3, 1.3, (int(rng.integers(3, 6)), 2)) * shape[::-1]
     field = np.ones(shape, np.float32)
     cv2.fillPoly(field, [np.rint(corners).astype(np.int32)], float(1 - rng.uniform(0.3, 0.7) * strength))
@@ -104,7 +109,7 @@ def _blur(rng: np.random.Generator, values: Tensor) -> Tensor:
 
 
 def _as_jpeg(image: Tensor, quality: int) -> Tensor:
-    """The image after a JPEG file of that quality, on the CPU. OpenCV takes red for blue here, both ways."""
+    """The image after JPEG compression, on the CPU. OpenCV reads RGB as BGR here, in both directions."""
     _, data = cv2.imencode(".jpg", image.cpu().numpy(), [cv2.IMWRITE_JPEG_QUALITY, quality])
     decoded = cv2.imdecode(data, cv2.IMREAD_COLOR)
     assert decoded is not None

@@ -1,7 +1,7 @@
 """Posed images: photos with intrinsics, camera poses and depth maps, as a source of views for a dataset.
 
-Real geometry, which no homography gives: parallax, occlusion, cameras that look at a scene from either side. The readers of
-folders are in `posed_formats`, the choice of pairs in `overlap`.
+They have what homographies lack: parallax, occlusion, and very different viewpoints. The readers of folders are in
+`posed_formats`, the choice of pairs in `overlap`.
 """
 
 import hashlib
@@ -34,11 +34,12 @@ _EXIF_ORIENTATION = 0x0112
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class DepthSource:
-    """Where a depth map lies: z in the camera, not the length of the ray. Zeros, NaN and infinities are unknown.
+    """The file of a depth map. Depth is z in the camera, not the length of the ray; 0, NaN and infinity are unknown.
 
-    path: a 16-bit .png, a .npy of numbers, or an .h5 with the data set "depth".
-    scale: depth = stored value / scale, in the unit of the poses.
-    intrinsics: 3 x 3 pixels of the map itself; None where it has the field of view of the photo, at any resolution.
+    Attributes:
+        path: A 16-bit .png, a numeric .npy, or an .h5 with the data set "depth".
+        scale: depth = stored value / scale, in the unit of the poses.
+        intrinsics: Camera matrix in pixels of the map; None if it has the field of view of the photo, at any resolution.
     """
 
     path: Path
@@ -52,11 +53,15 @@ class DepthSource:
             check_intrinsics(self.intrinsics, f"the depth map {self.path}")
 
     def read(self) -> Float[np.ndarray, "h w"]:
-        """The map as float32, NaN where unknown. Raises ImageError where it cannot be read."""
+        """Read the map as float32, NaN where unknown.
+
+        Raises:
+            ImageError: If it cannot be read.
+        """
         stored = _read_stored_depth(self.path)
         if stored.ndim != 2 or 0 in stored.shape:
             raise ImageError(f"{self.path} has shape {stored.shape}; a depth map is height x width")
-        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # what overflows is unknown
+        with np.errstate(over="ignore", divide="ignore", invalid="ignore"):  # values that overflow are unknown
             depth = stored.astype(np.float32) / np.float32(self.scale)
         depth[~(np.isfinite(depth) & (depth > 0))] = np.nan
         return depth
@@ -64,11 +69,15 @@ class DepthSource:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PosedFrame:
-    """One photo with all that is known of its camera.
+    """One photo with its camera.
 
-    name: unique, the seed of its change of light. scene: frames of one scene may be paired.
-    intrinsics: 3 x 3 pixels of the photo as it is stored, whose lens has no distortion; (0, 0) is a pixel's centre.
-    camera_from_world: 4 x 4 rigid; x right, y down, z forward.
+    Attributes:
+        name: Unique name, which seeds the photometric augmentation.
+        scene: Name of the scene; frames of one scene may be paired.
+        image: The photo.
+        depth: Its depth map.
+        intrinsics: Camera matrix in pixels of the stored photo, without distortion; (0, 0) is a pixel's centre.
+        camera_from_world: Rigid transform; x is right, y down, z forward.
     """
 
     name: str
@@ -83,7 +92,11 @@ class PosedFrame:
         check_rigid(self.camera_from_world, self.name)
 
     def depth_camera(self) -> DepthCamera:
-        """The depth map as a camera of its own. Raises ImageError where photo or map cannot be read."""
+        """Read the depth map as a camera of its own.
+
+        Raises:
+            ImageError: If the photo or the map cannot be read.
+        """
         depth = self.depth.read()
         return DepthCamera(
             depth=depth,
@@ -92,7 +105,15 @@ class PosedFrame:
         )
 
     def depths_at(self, points: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Float[np.ndarray, " n"]:
-        """Depths at pixels of the stored photo of that (width, height); NaN where unknown or at a jump."""
+        """Read the depths at pixels of the stored photo.
+
+        Args:
+            points: Pixels (x, y).
+            size: (width, height) of the stored photo.
+
+        Returns:
+            z of each point; NaN where unknown or at a depth edge.
+        """
         depth = self.depth.read()
         map_from_image = self._depth_intrinsics(size, depth) @ np.linalg.inv(self.intrinsics)
         return depth_at(depth, points @ map_from_image[:2, :2].T + map_from_image[:2, 2])
@@ -105,12 +126,17 @@ class PosedFrame:
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PosedFrames:
-    """The source of a dataset with depth: one view a frame, paired by overlap.
+    """The source of a dataset with depth: one view per frame, paired by overlap.
 
-    long_side: photos are shrunk to it. photometric: strength of the changes of light, 0 for none;
-    they are computed on `device`.
-    overlaps: scene -> symmetric matrix over that scene's frames in their order, where a data set brings its own; other
-        scenes are measured by their depth maps.
+    Attributes:
+        frames: The photos with their cameras.
+        long_side: Photos are shrunk to this long side, in pixels.
+        photometric: Strength of the photometric augmentation, 0 for none.
+        device: Where it is computed.
+        seed: Seed of the photometric augmentation.
+        pairing: Which pairs to use.
+        overlaps: For scenes whose overlaps are published, the symmetric matrix over the scene's frames in their order. The
+            overlaps of other scenes are measured with their depth maps.
     """
 
     frames: Sequence[PosedFrame]
@@ -132,12 +158,12 @@ class PosedFrames:
             raise InputError(f"photometric is {self.photometric}; give 0 (none) to 2 (very strong)")
         names = [frame.name for frame in self.frames]
         if len(set(names)) < len(names):
-            twice = next(name for name in names if names.count(name) > 1)
-            raise InputError(f"two frames are called {twice!r}; name each image once")
+            duplicate = next(name for name in names if names.count(name) > 1)
+            raise InputError(f"two frames are called {duplicate!r}; list each image once")
         for scene, matrix in self.overlaps.items():
             count = sum(frame.scene == scene for frame in self.frames)
             if matrix.shape != (count, count):
-                raise InputError(f"overlaps of {scene} have shape {matrix.shape}; give {count} x {count}, a row a frame")
+                raise InputError(f"overlaps of {scene} have shape {matrix.shape}; give {count} x {count}, one row per frame")
 
     @property
     def items(self) -> list[str]:
@@ -145,6 +171,7 @@ class PosedFrames:
         return [frame.name for frame in self.frames]
 
     def plan(self) -> dict[str, Any]:
+        """All that the views depend on besides the frames' names and the extractor, as JSON values."""
         pairing = {name: getattr(self.pairing, name) for name in ("min_overlap", "max_overlap", "max_pairs", "seed")}
         return {
             "source": "posed", "long_side": self.long_side, "photometric": self.photometric, "seed": self.seed,
@@ -152,7 +179,11 @@ class PosedFrames:
         }  # fmt: skip
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """The frame's features with their depths. Raises ImageError where photo or depth map cannot be read."""
+        """Make the view of one frame.
+
+        Raises:
+            ImageError: If its photo or depth map cannot be read.
+        """
         frame = self.frames[item]
         size = stored_size(frame.image)
         photo = resize_long_side(read_image(frame.image), self.long_side)
@@ -173,18 +204,18 @@ class PosedFrames:
         ]
 
     def pairs(self) -> list[tuple[int, int, float]]:
-        """(frame, frame, overlap) of all scenes; see `choose_pairs`."""
-        chosen: list[tuple[int, int, float]] = []
+        """The pairs (frame, frame, overlap) of all scenes; see `choose_pairs`."""
+        pairs: list[tuple[int, int, float]] = []
         for scene in dict.fromkeys(frame.scene for frame in self.frames):
             rows = [number for number, frame in enumerate(self.frames) if frame.scene == scene]
             matrix = self.overlaps.get(scene)
             if matrix is None:
                 matrix = overlap_matrix([self._depth_camera(row) for row in rows])
-            chosen += [(rows[a], rows[b], overlap) for a, b, overlap in choose_pairs(matrix, self.pairing, scene)]
-        return chosen
+            pairs += [(rows[a], rows[b], overlap) for a, b, overlap in choose_pairs(matrix, self.pairing, scene)]
+        return pairs
 
     def _depth_camera(self, row: int) -> DepthCamera | None:
-        """None where it cannot be read: such a frame has no view either."""
+        """The reduced depth map; None if it cannot be read, in which case the frame has no view either."""
         try:
             return self.frames[row].depth_camera().reduced()
         except ImageError:
@@ -192,7 +223,7 @@ class PosedFrames:
 
     @cached_property
     def _fingerprint(self) -> str:
-        """Of all cameras and scales, so that a dataset of other poses is not taken for this one."""
+        """Hash of all cameras and scales, which tells apart datasets with different poses."""
         digest = hashlib.sha256()
         for frame in self.frames:
             own = frame.depth.intrinsics
@@ -206,10 +237,16 @@ class PosedFrames:
 def depth_at(
     depth: Float[np.ndarray, "h w"], points: Float[np.ndarray, "n 2"], *, jump: float = 0.03
 ) -> Float[np.ndarray, " n"]:
-    """Depths at pixels (x, y) of the map, interpolated in 1 / depth, which is linear in pixels on a plane.
+    """Interpolate a depth map. 1 / depth is interpolated, which is linear in pixels on a plane.
 
-    NaN outside the map, and where one of the four pixels around the point is unknown or they differ by more than `jump`
-    (relative): at a contour either side may be meant.
+    Args:
+        depth: The map, NaN where unknown.
+        points: Pixels (x, y).
+        jump: Largest relative difference of the four pixels around a point. Where it is larger, the point is at a depth edge
+            and may belong to either side.
+
+    Returns:
+        Depth of each point; NaN outside the map, next to unknown pixels, and at depth edges.
     """
     height, width = depth.shape
     inside = np.all((points >= -0.5) & (points <= np.array([width, height]) - 0.5), axis=1)
@@ -226,14 +263,18 @@ def depth_at(
 
 
 def scale_intrinsics(intrinsics: Float64[np.ndarray, "3 3"], factors: tuple[float, float]) -> Float64[np.ndarray, "3 3"]:
-    """The intrinsics of the image resized by (x, y) factors: its pixel x' is (x + 0.5) * factor - 0.5."""
+    """Intrinsics of an image that is resized by (x, y) factors: pixel x becomes (x + 0.5) * factor - 0.5."""
     fx, fy = factors
     resized_from_image = np.array([[fx, 0, 0.5 * fx - 0.5], [0, fy, 0.5 * fy - 0.5], [0, 0, 1]])
     return resized_from_image @ intrinsics
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """(width, height) of a photo from its header. Raises ImageError where it is turned by EXIF: poses mean stored pixels."""
+    """Read the (width, height) of a photo from its header.
+
+    Raises:
+        ImageError: If it cannot be read, or has an EXIF rotation: poses refer to stored pixels.
+    """
     try:
         with Image.open(path) as image:
             orientation, size = image.getexif().get(_EXIF_ORIENTATION, 1), image.size
@@ -243,17 +284,21 @@ def stored_size(path: Path) -> tuple[int, int]:
         raise ImageError(f"{path} cannot be read as an image ({reason(error)}); copy it again") from None
     if orientation != 1:
         raise ImageError(
-            f"{path} is turned by its EXIF orientation {orientation}; store its pixels as its camera means them"
+            f"{path} has the EXIF orientation {orientation}; store its pixels in the orientation of its intrinsics and pose"
         )
     return size
 
 
 def check_intrinsics(intrinsics: np.ndarray, name: str) -> None:
-    """Raises InputError unless this is a 3 x 3 camera matrix."""
+    """Check a 3 x 3 camera matrix.
+
+    Raises:
+        InputError: If it is none.
+    """
     if intrinsics.shape != (3, 3):
         raise InputError(f"K of {name} has shape {intrinsics.shape}; give 3 x 3")
     if not np.isfinite(intrinsics).all():
-        raise InputError(f"K of {name} holds NaN or infinity; give finite numbers")
+        raise InputError(f"K of {name} has NaN or infinity; give finite numbers")
     if min(intrinsics[0, 0], intrinsics[1, 1]) <= 0 or not np.allclose(intrinsics[2], [0, 0, 1]):
         raise InputError(
             f"K of {name} is {intrinsics.round(3).tolist()}; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels"
@@ -261,11 +306,15 @@ def check_intrinsics(intrinsics: np.ndarray, name: str) -> None:
 
 
 def check_rigid(pose: np.ndarray, name: str, *, tolerance: float = 5e-3) -> None:
-    """Raises InputError unless this is a 4 x 4 rotation and translation."""
+    """Check a 4 x 4 rigid transform.
+
+    Raises:
+        InputError: If it is none.
+    """
     if pose.shape != (4, 4):
         raise InputError(f"the pose of {name} has shape {pose.shape}; give 4 x 4")
     if not np.isfinite(pose).all():
-        raise InputError(f"the pose of {name} holds NaN or infinity; leave out frames without a pose")
+        raise InputError(f"the pose of {name} has NaN or infinity; remove frames without a pose")
     rotation = pose[:3, :3]
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
     if error > tolerance:
@@ -281,7 +330,7 @@ def _read_stored_depth(path: Path) -> np.ndarray:
         raise ImageError(f"{path} does not exist, or is not a file; check the path of the depth map")
     match path.suffix.lower():
         case ".png":
-            try:  # not by OpenCV, which takes any length that a damaged file claims as memory
+            try:  # OpenCV would allocate any length that a damaged file claims
                 with Image.open(path, formats=("PNG",)) as image:
                     stored = np.asarray(image)
             except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more
@@ -291,13 +340,12 @@ def _read_stored_depth(path: Path) -> np.ndarray:
             return stored.astype(np.uint16)
         case ".npy":
             try:
-                mapped = np.lib.format.open_memmap(
-                    path, mode="r"
-                )  # of numbers alone; a claim beyond the file takes no memory
+                # numbers only; a header that claims more than the file has allocates nothing
+                mapped = np.lib.format.open_memmap(path, mode="r")
                 if mapped.dtype.kind not in "iuf" or mapped.nbytes > LARGEST_ARRAY:
-                    raise ValueError("it holds no depths")
+                    raise ValueError("it is not a depth map")
                 return np.array(mapped)
-            except Exception as error:  # NumPy parses the header as Python's literals, and raises what these raise
+            except Exception as error:  # NumPy parses the header as Python literals, with their errors
                 raise ImageError(f"{path} cannot be read as a NumPy array ({reason(error)}); copy it again") from None
         case ".h5" | ".hdf5":
             try:
@@ -306,4 +354,4 @@ def _read_stored_depth(path: Path) -> np.ndarray:
             except HDF5_ERRORS as error:
                 raise ImageError(f"{path} has no readable data set 'depth' ({reason(error)}); copy it again") from None
         case _:
-            raise ImageError(f"{path} is of an unknown kind; depth maps are 16-bit .png, .npy or .h5")
+            raise ImageError(f"{path} has an unknown format; depth maps are 16-bit .png, .npy or .h5")

@@ -1,7 +1,7 @@
-"""Readers of folders of posed images: our plain format, MegaDepth as it is published, TUM RGB-D sequences.
+"""Readers of folders of posed images: a plain format, MegaDepth as published, and TUM RGB-D sequences.
 
-docs/posed-data.md describes the three. A reader checks what stands in the folder's lists (shapes, poses, which files there
-are); pixels are read when a dataset is built.
+docs/posed-data.md describes them. A reader checks the folder's lists (shapes, poses, files that exist); pixels are read when
+a dataset is built.
 """
 
 import math
@@ -22,33 +22,42 @@ from lumiglue.training.data.posed import DepthSource, PosedFrame, check_intrinsi
 FORMAT, VERSION = "lumiglue-posed", 1
 PosedFormat = Literal["auto", "plain", "megadepth", "tum"]
 
-# fx fy cx cy of the Kinects of the TUM RGB-D benchmark, as its documentation of file formats gives them.
+# fx fy cx cy of the Kinects of the TUM RGB-D benchmark, from its documentation of file formats.
 _TUM_CAMERAS = {
     "freiburg1": (517.3, 516.5, 318.6, 255.3),
     "freiburg2": (520.9, 521.0, 325.1, 249.7),
     "freiburg3": (535.4, 539.2, 320.1, 247.6),
 }
 _TUM_DEPTH_SCALE = 5000.0
-_LARGEST_ARCHIVE = 2**31  # bytes of a scene_info, unpacked; those of MegaDepth have some hundred million
-_TUM_LARGEST_GAP = 0.02  # seconds between two time stamps of one moment
+_LARGEST_ARCHIVE = 2**31  # bytes of an unpacked scene_info; those of MegaDepth have a few hundred million
+_TUM_LARGEST_GAP = 0.02  # seconds between two time stamps of one frame
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class PosedData:
-    """What a folder holds: frames, and by scene the overlaps that come with the data (see `PosedFrames`)."""
+    """The content of a folder of posed images.
+
+    Attributes:
+        frames: The photos with their cameras.
+        overlaps: Published overlaps by scene (see `PosedFrames`).
+    """
 
     frames: Sequence[PosedFrame]
     overlaps: Mapping[str, Float[np.ndarray, "f f"]] = field(default_factory=dict)
 
     def every(self, step: int) -> "PosedData":
-        """Each step-th frame of each scene."""
+        """Use every N-th frame of each scene.
+
+        Raises:
+            InputError: If `step` is less than 1.
+        """
         if step < 1:
-            raise InputError(f"every is {step}; give 1 for all frames, 2 for each second")
+            raise InputError(f"every is {step}; give 1 for all frames, 2 for every second one")
         scenes: dict[str, list[PosedFrame]] = {}
         for frame in self.frames:
             scenes.setdefault(frame.scene, []).append(frame)
-        kept = [frame for frames in scenes.values() for frame in frames[::step]]
-        return PosedData(frames=kept, overlaps={name: matrix[::step, ::step] for name, matrix in self.overlaps.items()})
+        selected = [frame for frames in scenes.values() for frame in frames[::step]]
+        return PosedData(frames=selected, overlaps={name: matrix[::step, ::step] for name, matrix in self.overlaps.items()})
 
 
 def read_posed(
@@ -58,11 +67,16 @@ def read_posed(
     format: PosedFormat = "auto",
     intrinsics: Sequence[float] | None = None,
 ) -> PosedData:
-    """Frames of a folder in any of the three formats, or of its subfolders, each a scene.
+    """Read a folder of posed images, or its subfolders, each of which is a scene.
 
-    images: the root of the image (and depth) paths, where it is not the folder itself.
-    intrinsics: fx fy cx cy of a TUM folder without calibration.txt.
-    Raises InputError with the remedy where it is none of them, a list is broken, or no image is where the list says.
+    Args:
+        folder: Folder in one of the three formats, or of such folders.
+        images: Root of the image and depth paths, if it is not the folder itself.
+        format: Format of the folder; "auto" detects it.
+        intrinsics: fx fy cx cy of a TUM folder without calibration.txt.
+
+    Raises:
+        InputError: If the format is unknown, a list is damaged, or no listed image exists. The message names the remedy.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -85,7 +99,11 @@ def read_posed(
 
 
 def read_plain(folder: Path, images: Path | None = None) -> PosedData:
-    """`cameras.json` of our own format; a key that all frames share may stand at its top level."""
+    """Read the plain format: `cameras.json`, where keys that all frames share may be at the top level.
+
+    Raises:
+        InputError: If it is damaged.
+    """
     path = folder / "cameras.json"
     content = read_json(path, "see docs/posed-data.md for the format")
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
@@ -95,7 +113,7 @@ def read_plain(folder: Path, images: Path | None = None) -> PosedData:
     shared = {key: value for key, value in content.items() if key not in ("format", "version", "frames")}
     root = images or folder
     if not all(isinstance(frame, dict) for frame in content["frames"]):
-        raise InputError(f"{path} has a frame that is no object; see docs/posed-data.md for the format")
+        raise InputError(f"{path} has a frame that is not an object; see docs/posed-data.md for the format")
     return PosedData(frames=[_plain_frame(root, folder, shared | frame, path) for frame in content["frames"]])
 
 
@@ -106,10 +124,10 @@ def _plain_frame(root: Path, folder: Path, entry: dict[str, Any], path: Path) ->
             f"frame {entry.get('image', '?')} in {path} has no {missing[0]!r}; each frame needs image, depth and K"
         )
     name = str(entry["image"])
-    given = [key for key in ("camera_from_world", "world_from_camera") if key in entry]
-    if len(given) != 1:
-        raise InputError(f"frame {name} in {path} has {len(given)} poses; give camera_from_world or world_from_camera")
-    pose = _array(entry[given[0]], (4, 4), f"{given[0]} of {name}")
+    poses = [key for key in ("camera_from_world", "world_from_camera") if key in entry]
+    if len(poses) != 1:
+        raise InputError(f"frame {name} in {path} has {len(poses)} poses; give camera_from_world or world_from_camera")
+    pose = _array(entry[poses[0]], (4, 4), f"{poses[0]} of {name}")
     scene = str(entry.get("scene", folder.resolve().name))
     own = entry.get("depth_K")
     depth = root / str(entry["depth"])
@@ -128,16 +146,22 @@ def _plain_frame(root: Path, folder: Path, entry: dict[str, Any], path: Path) ->
             intrinsics=None if own is None else _array(own, (3, 3), f"depth_K of {name}"),
         ),
         intrinsics=_array(entry["K"], (3, 3), f"K of {name}"),
-        camera_from_world=pose if given[0] == "camera_from_world" else invert_pose(pose, name),
+        camera_from_world=pose if poses[0] == "camera_from_world" else invert_pose(pose, name),
     )
 
 
 def read_megadepth(folder: Path, images: Path | None = None) -> PosedData:
-    """MegaDepth with the scene_info/*.npz that its users publish: image_paths, depth_paths (an entry may be None),
-    intrinsics, poses (camera from world), overlap_matrix; paths are relative to the folder, or to `images`."""
+    """Read MegaDepth with the published scene_info/*.npz.
+
+    These have image_paths, depth_paths (an entry may be None), intrinsics, poses (camera from world) and overlap_matrix.
+    Paths are relative to the folder, or to `images`.
+
+    Raises:
+        InputError: If there is no scene_info, or it is damaged.
+    """
     lists = sorted((folder / "scene_info").glob("*.npz")) or sorted(folder.glob("*.npz"))
     if not lists:
-        raise InputError(f"{folder} has no scene_info/*.npz; give the folder that holds scene_info")
+        raise InputError(f"{folder} has no scene_info/*.npz; give the folder that contains scene_info")
     frames: list[PosedFrame] = []
     overlaps: dict[str, np.ndarray] = {}
     for path in lists:
@@ -154,10 +178,12 @@ def _megadepth_scene(path: Path, root: Path) -> tuple[list[PosedFrame], np.ndarr
     table = _read_archive(path)
     missing = [key for key in ("image_paths", "depth_paths", "intrinsics", "poses") if key not in table]
     if missing:
-        raise InputError(f"{path} has no {missing[0]!r}; it is no scene_info of MegaDepth")
+        raise InputError(f"{path} has no {missing[0]!r}; it is not a scene_info of MegaDepth")
     columns = [table[key] for key in ("image_paths", "depth_paths", "intrinsics", "poses")]
     if len({len(column) for column in columns}) != 1:
-        raise InputError(f"the lists in {path} have {[len(column) for column in columns]} entries; they must be as long")
+        raise InputError(
+            f"the lists in {path} have {[len(column) for column in columns]} entries; they must have the same length"
+        )
     rows = [row for row in range(len(columns[0])) if all(column[row] is not None for column in columns)]
     frames = []
     for row in rows:
@@ -177,23 +203,23 @@ def _megadepth_scene(path: Path, root: Path) -> tuple[list[PosedFrame], np.ndarr
         return frames, None
     overlap = np.asarray(table["overlap_matrix"], dtype=np.float64)
     if overlap.shape != (len(columns[0]), len(columns[0])):
-        raise InputError(f"overlap_matrix in {path} has shape {overlap.shape}; it needs a row and a column an image")
+        raise InputError(f"overlap_matrix in {path} has shape {overlap.shape}; it needs one row and one column per image")
     overlap = np.clip(np.nan_to_num(overlap), 0, 1)[np.ix_(rows, rows)]
     return frames, np.minimum(overlap, overlap.T)
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Lists of paths with None among them are stored as pickles; these may hold arrays, text and None, and run nothing."""
+    """Lists of paths that contain None are stored as pickles. This reads arrays, text and None, and executes nothing."""
 
     def find_class(self, module_name: str, global_name: str) -> Any:
         package = module_name.split(".")[0]
         if package == "numpy" and global_name in ("_reconstruct", "ndarray", "dtype", "scalar", "str_", "_frombuffer"):
             return super().find_class(module_name, global_name)
-        raise pickle.UnpicklingError(f"it holds a {module_name}.{global_name}, which no scene_info needs")
+        raise pickle.UnpicklingError(f"it contains a {module_name}.{global_name}, which no scene_info needs")
 
 
 def _read_archive(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz, objects too, without running what a pickle may ask to run."""
+    """The arrays of an .npz, including object arrays, without executing code in pickles."""
     table: dict[str, np.ndarray] = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -211,13 +237,17 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
                 if not holds_objects:
                     with archive.open(member) as file:
                         table[member.removesuffix(".npy")] = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception as error:  # zipfile, NumPy and pickle each raise their own on damaged files
+    except Exception as error:  # zipfile, NumPy and pickle raise many types for damaged files
         raise InputError(f"{path} cannot be read as a NumPy archive ({reason(error)}); download it again") from None
     return table
 
 
 def read_tum(folder: Path, images: Path | None = None, *, intrinsics: Sequence[float] | None = None) -> PosedData:
-    """A TUM RGB-D sequence: rgb.txt, depth.txt and groundtruth.txt, matched by the nearest time stamps."""
+    """Read a TUM RGB-D sequence: rgb.txt, depth.txt and groundtruth.txt, associated by the nearest time stamps.
+
+    Raises:
+        InputError: If a list is damaged, no time stamps are close, or the intrinsics are unknown.
+    """
     camera = _tum_camera(folder, intrinsics)
     rgb_times, rgb = _read_table(folder / "rgb.txt", 2)
     depth_times, depth = _read_table(folder / "depth.txt", 2)
@@ -245,7 +275,11 @@ def read_tum(folder: Path, images: Path | None = None, *, intrinsics: Sequence[f
 
 
 def invert_pose(pose: np.ndarray, name: str) -> np.ndarray:
-    """The inverse of a rigid transform (checked by whoever takes it). Raises InputError where there is none."""
+    """Invert a pose; whether it is rigid is checked elsewhere.
+
+    Raises:
+        InputError: If it has no inverse.
+    """
     try:
         return np.linalg.inv(pose)
     except np.linalg.LinAlgError:
@@ -263,18 +297,18 @@ def _recognise(folder: Path) -> PosedFormat | None:
 
 
 def _read_subfolders(folder: Path, images: str | Path | None, intrinsics: Sequence[float] | None) -> PosedData:
-    """The union of all subfolders that are in a known format; their names keep apart frames of the same name."""
+    """The frames of all subfolders in a known format, whose names prefix the frames' names."""
     known = sorted(path for path in folder.iterdir() if path.is_dir() and _recognise(path) is not None)
     if not known:
         raise InputError(
-            f"{folder} is no folder of posed images; it needs cameras.json (docs/posed-data.md), scene_info/*.npz "
+            f"{folder} is not a folder of posed images; it needs cameras.json (docs/posed-data.md), scene_info/*.npz "
             "(MegaDepth) or rgb.txt, depth.txt and groundtruth.txt (TUM RGB-D)"
         )
     frames: list[PosedFrame] = []
     overlaps: dict[str, np.ndarray] = {}
     for path in known:
         data = read_posed(path, images, intrinsics=intrinsics)
-        # a scene is named after its folder already, unless the format names it
+        # a scene already has the name of its folder, unless the format names it
         prefix = {frame.scene: "" if frame.scene == path.name else f"{path.name}/" for frame in data.frames}
         frames += [
             replace(frame, name=prefix[frame.scene] + frame.name, scene=prefix[frame.scene] + frame.scene)
@@ -284,32 +318,33 @@ def _read_subfolders(folder: Path, images: str | Path | None, intrinsics: Sequen
     return PosedData(frames=frames, overlaps=overlaps)
 
 
-def _tum_camera(folder: Path, given: Sequence[float] | None) -> np.ndarray:
+def _tum_camera(folder: Path, intrinsics: Sequence[float] | None) -> np.ndarray:
+    """The camera matrix, as given, from calibration.txt, or of a Kinect of the benchmark."""
     calibration = folder / "calibration.txt"
-    if given is None and calibration.exists():
+    if intrinsics is None and calibration.exists():
         text = read_text(calibration, "write fx fy cx cy")
         lines = [line.split("#")[0] for line in text.splitlines()]
         try:
-            given = [float(word) for line in lines for word in line.split()]
+            intrinsics = [float(word) for line in lines for word in line.split()]
         except ValueError as error:
             raise InputError(f"{calibration} is not numbers ({error}); write fx fy cx cy") from None
-    if given is None:
+    if intrinsics is None:
         name = folder.resolve().name
-        given = next((camera for key, camera in _TUM_CAMERAS.items() if key in name), None)
-    if given is None:
+        intrinsics = next((camera for key, camera in _TUM_CAMERAS.items() if key in name), None)
+    if intrinsics is None:
         raise InputError(
             f"the intrinsics of {folder} are unknown; write fx fy cx cy into calibration.txt or give --intrinsics"
         )
-    if len(given) < 4:
-        raise InputError(f"the intrinsics of {folder} are {list(given)}; give the four numbers fx fy cx cy")
-    fx, fy, cx, cy = map(float, given[:4])
+    if len(intrinsics) < 4:
+        raise InputError(f"the intrinsics of {folder} are {list(intrinsics)}; give the four numbers fx fy cx cy")
+    fx, fy, cx, cy = map(float, intrinsics[:4])
     matrix = np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1.0]])
     check_intrinsics(matrix, str(folder))
     return matrix
 
 
 def _tum_pose(words: Sequence[str], path: Path) -> np.ndarray:
-    """camera_from_world of a line tx ty tz qx qy qz qw, which is the pose of the camera in the world."""
+    """camera_from_world from a line tx ty tz qx qy qz qw, which is world_from_camera."""
     try:
         numbers = np.array([float(word) for word in words])
     except ValueError as error:
@@ -331,7 +366,7 @@ def _tum_pose(words: Sequence[str], path: Path) -> np.ndarray:
 
 
 def _read_table(path: Path, columns: int) -> tuple[np.ndarray, list[list[str]]]:
-    """Times and the other words of each line, sorted by time; # starts a comment."""
+    """Times and the other words of each line, sorted by time; # begins a comment."""
     text = read_text(path, "a TUM RGB-D folder has rgb.txt, depth.txt and groundtruth.txt")
     rows: list[tuple[float, list[str]]] = []
     for number, line in enumerate(text.splitlines(), start=1):
@@ -348,13 +383,13 @@ def _read_table(path: Path, columns: int) -> tuple[np.ndarray, list[list[str]]]:
             raise InputError(f"line {number} of {path} has {len(words)} words; it needs {columns}")
         rows.append((time, words[1:columns]))
     if not rows:
-        raise InputError(f"{path} lists nothing; copy it again")
+        raise InputError(f"{path} is empty; copy it again")
     rows.sort(key=lambda row: row[0])
     return np.array([time for time, _ in rows]), [words for _, words in rows]
 
 
 def _nearest(times: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each time the row of the nearest other one, and how far it is."""
+    """For each time, the row of the nearest other time, and the difference in seconds."""
     after = np.clip(np.searchsorted(others, times), 0, len(others) - 1)
     before = np.maximum(after - 1, 0)
     rows = np.where(np.abs(others[before] - times) <= np.abs(others[after] - times), before, after)

@@ -1,29 +1,29 @@
-"""Photos with a part that repeats, as windows, tiles and wallpaper do.
+"""Photos with a repeated part, like windows, tiles and wallpaper.
 
-Descriptors cannot tell one copy from the next; what stands around them can. Random views of photos hardly ever show that, so
-a matcher trained on them alone believes whichever copies agree.
+Descriptors cannot tell the copies apart, but their surroundings can. Random views of photos rarely contain repeats, so a
+matcher trained only on them matches whichever copies agree.
 """
 
 import cv2
 import numpy as np
 from jaxtyping import UInt8
 
-PATCH = (0.06, 0.25)  # sides of the patch, as shares of the photo's long side
-REGION = (0.5, 1.0)  # sides of what it papers, as shares of the photo's
-MISSING = 0.1  # share of copies that are left out, as a wall has doors
+PATCH = (0.06, 0.25)  # sides of the patch, relative to the photo's long side
+REGION = (0.5, 1.0)  # sides of the rectangle that it fills, relative to the photo's
+MISSING = 0.1  # fraction of copies that are left out, like doors in a wall
 SHADE = 0.04  # standard deviation of the logarithm of a copy's brightness
-CANDIDATES = 4  # patches of which the one with most contrast is taken
+CANDIDATES = 4  # number of random patches, of which the one with the highest contrast is used
 
 
 def sometimes_repeating(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"], share: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """The photo, or `with_repeats` of it in that share of cases. A share of 0 draws nothing from `rng`."""
+    """Apply `with_repeats` with probability `share`. A share of 0 draws no random number."""
     return with_repeats(rng, photo) if share and rng.random() < share else photo
 
 
 def with_repeats(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """A copy of the photo in which a rectangle is textured with one patch of it, over and over."""
+    """Copy a photo and fill a rectangle of it with copies of one of its patches."""
     size = np.array(photo.shape[:2])
     patch = _patch(rng, photo)
     region = np.maximum(np.rint(size * rng.uniform(*REGION, size=2)).astype(int), 1)
@@ -40,7 +40,7 @@ def with_repeats(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"]) ->
 
 
 def _patch(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "p q 3"]:
-    """The one with most contrast of a few random patches of one size: a patch of sky has nothing that could repeat."""
+    """The random patch with the highest contrast; in a patch of sky there is nothing to repeat."""
     size = np.array(photo.shape[:2])
     sides = np.clip(np.rint(size.max() * np.exp(rng.uniform(*np.log(PATCH), size=2))).astype(int), 1, size)
     corners = rng.integers(0, size - sides + 1, (CANDIDATES, 2))

@@ -1,7 +1,7 @@
 """Synthetic scenes: photos on planes and boxes in space, seen by several cameras, with exact depth, pose and occlusion.
 
-Homographies teach neither parallax nor occlusion; posed photos with depth are large to get. A world has both for nothing:
-each textured rectangle is a homography of its photo in every view, and a z-buffer decides which one a pixel sees.
+Homographies have neither parallax nor occlusion, and posed photos with depth are large downloads. A synthetic scene has both
+at no cost: in every view each textured rectangle is a homography of its photo, and a z-buffer resolves occlusion.
 
 World frame: x right, y down, z ahead (metres in name only); cameras look along +z of their own frame.
 """
@@ -29,15 +29,18 @@ from lumiglue.training.data.repeats import sometimes_repeating
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
-    """The distribution of synthetic scenes and cameras. Angles in degrees; lengths against the distance of the look-at
-    point, 1.
+    """The distribution of scenes and cameras. Angles are in degrees; lengths are relative to a camera distance of 1.
 
-    objects: fewest and most boxes and boards in front of the backdrop. spread: standard deviation of the direction from
-    which a camera looks, so two views differ by about twice that. distance: of the cameras, log-uniform. roll: standard
-    deviation of the in-plane rotation; any_roll: share of views with any roll. focal: of the long side, log-uniform.
-    photometric: strength of the changes of light. repeats: share of photos of which a part repeats
-    (training/data/repeats.py).
-    size: (width, height) of the views in pixels.
+    Attributes:
+        objects: Smallest and largest number of boxes and boards in front of the backdrop.
+        spread: Standard deviation of the viewing direction, so two views differ by about twice that.
+        distance: Smallest and largest distance of the cameras, log-uniform.
+        roll: Standard deviation of the in-plane rotation.
+        any_roll: Fraction of views with a uniform in-plane rotation instead.
+        focal: Smallest and largest focal length relative to the long side, log-uniform.
+        photometric: Strength of the photometric augmentation.
+        repeats: Fraction of photos with a part that repeats (`training/data/repeats.py`).
+        size: (width, height) of the views in pixels.
     """
 
     objects: tuple[int, int] = (3, 9)
@@ -63,7 +66,14 @@ class SceneSettings:
 
 @dataclass(frozen=True, eq=False)
 class Rectangle:
-    """A photo on a rectangle in space: texture pixel (u, v) lies at origin + u * right + v * down, per pixel."""
+    """A photo on a rectangle in space: texture pixel (u, v) is at origin + u * right + v * down.
+
+    Attributes:
+        texture: The photo.
+        origin: World position of the top-left pixel.
+        right: World vector of one pixel to the right.
+        down: World vector of one pixel down.
+    """
 
     texture: UInt8[np.ndarray, "h w 3"]
     origin: Float64[np.ndarray, " 3"]
@@ -72,13 +82,19 @@ class Rectangle:
 
     @property
     def world_from_texture(self) -> Float64[np.ndarray, "3 3"]:
-        """Maps (u, v, 1) to a point of the world."""
+        """Maps (u, v, 1) to world coordinates."""
         return np.column_stack([self.right, self.down, self.origin])
 
 
 @dataclass(frozen=True, eq=False)
 class Camera:
-    """intrinsics in pixels; camera_from_world 4 x 4 rigid; size (width, height)."""
+    """A pinhole camera.
+
+    Attributes:
+        intrinsics: Camera matrix in pixels.
+        camera_from_world: Rigid transform.
+        size: (width, height) of the image.
+    """
 
     intrinsics: Float64[np.ndarray, "3 3"]
     camera_from_world: Float64[np.ndarray, "4 4"]
@@ -87,7 +103,13 @@ class Camera:
 
 @dataclass(frozen=True, eq=False)
 class Rendering:
-    """image; depth: z of each pixel, inf where nothing is; surface: the number of the rectangle seen, -1 for none."""
+    """A rendered view.
+
+    Attributes:
+        image: Pixels, RGB.
+        depth: z of each pixel; infinite in the background.
+        surface: Number of the rectangle at each pixel; -1 for the background.
+    """
 
     image: UInt8[np.ndarray, "h w 3"]
     depth: Float64[np.ndarray, "h w"]
@@ -97,15 +119,22 @@ class Rendering:
 def render(
     scene: Sequence[Rectangle], camera: Camera, brightness: Sequence[float] | None = None, background: int = 110
 ) -> Rendering:
-    """What the camera sees. brightness: a factor for each rectangle, for surfaces that shine differently by direction."""
+    """Render a scene.
+
+    Args:
+        scene: The rectangles.
+        camera: The camera.
+        brightness: Factor of each rectangle's brightness, which varies with the viewing direction; 1 by default.
+        background: Grey value of the background.
+    """
     width, height = camera.size
     image = np.full((height, width, 3), background, np.uint8)
     depth, surface = np.full((height, width), np.inf), np.full((height, width), -1, np.int16)
     for number, rectangle in enumerate(scene):
-        seen = _draw(rectangle, camera)
-        if seen is None:
+        drawn = _draw(rectangle, camera)
+        if drawn is None:
             continue
-        (left, top), pixels, covered, z = seen
+        (left, top), pixels, covered, z = drawn
         window = (slice(top, top + z.shape[0]), slice(left, left + z.shape[1]))
         nearer = covered & (z < depth[window])
         if brightness is not None:
@@ -115,7 +144,7 @@ def render(
 
 
 def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.ndarray, np.ndarray, np.ndarray] | None:
-    """One rectangle alone in the window of pixels that it can cover: (left, top), colours, coverage, z; or None."""
+    """One rectangle, in the smallest window of pixels that contains it: (left, top), colours, coverage, z; or None."""
     rotation, translation = camera.camera_from_world[:3, :3], camera.camera_from_world[:3, 3:]
     camera_from_texture = rotation @ rectangle.world_from_texture + translation @ np.array([[0.0, 0.0, 1.0]])
     height, width = rectangle.texture.shape[:2]
@@ -128,7 +157,7 @@ def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.nda
     high = np.minimum(np.ceil(pixels.max(1)).astype(int) + 2, camera.size)
     if (high <= low).any():
         return None
-    # In front of the camera, texture pixel (u, v) has u = texture_from_image @ (x, y, 1), whose third number is 1 / z.
+    # In front of the camera, (u, v, 1) / z = texture_from_image @ (x, y, 1).
     shifted = camera.intrinsics.copy()
     shifted[:2, 2] -= low
     texture_from_image = np.linalg.inv(shifted @ camera_from_texture)
@@ -146,20 +175,20 @@ def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.nda
 
 
 def _clip(corners: np.ndarray, nearest: float = 0.02) -> np.ndarray | None:
-    """The part of a polygon (3 x n, camera frame) in front of the camera; None where there is none."""
-    kept = []
+    """The part of a polygon (3 x n, camera frame) in front of the camera; None if there is none."""
+    clipped = []
     for a, b in zip(corners.T, np.roll(corners.T, -1, axis=0), strict=True):
         if a[2] >= nearest:
-            kept.append(a)
+            clipped.append(a)
         if (a[2] >= nearest) != (b[2] >= nearest):
-            kept.append(a + (b - a) * (nearest - a[2]) / (b[2] - a[2]))
-    return np.column_stack(kept) if len(kept) >= 3 else None
+            clipped.append(a + (b - a) * (nearest - a[2]) / (b[2] - a[2]))
+    return np.column_stack(clipped) if len(clipped) >= 3 else None
 
 
 def _shrunk_to_fit(
     texture: np.ndarray, u: np.ndarray, v: np.ndarray, covered: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The texture at the resolution at which it is seen, and coordinates in it: far surfaces must not shimmer."""
+    """The texture at the resolution of the view, against aliasing, and the coordinates in it."""
     inside = covered[:-1, :-1] & covered[1:, :-1] & covered[:-1, 1:]
     if not inside.any():
         return texture, u, v
@@ -175,7 +204,13 @@ def _shrunk_to_fit(
 
 
 def build_scene(rng: np.random.Generator, textures: Iterator[np.ndarray], settings: SceneSettings) -> list[Rectangle]:
-    """A backdrop of photos (a wall, sometimes with a floor and a side wall) and objects in front of it, near the origin."""
+    """Build a scene: a backdrop of photos (a wall, sometimes with a floor and a side wall) and objects near the origin.
+
+    Args:
+        rng: Random numbers.
+        textures: Photos for the rectangles.
+        settings: Distribution of scenes.
+    """
     depth, tilt = rng.uniform(0.4, 1.2), rng.uniform(-0.3, 0.3)
     scene = _wall(
         textures, np.array([0.0, 0.0, depth]), _rotation(rng.uniform(-0.1, 0.1), tilt, 0.0), rng.uniform(0.8, 1.3), 3, 3
@@ -197,7 +232,7 @@ def build_scene(rng: np.random.Generator, textures: Iterator[np.ndarray], settin
 
 
 def aim_camera(rng: np.random.Generator, settings: SceneSettings) -> Camera:
-    """A camera about one unit in front of the origin that looks near it."""
+    """Draw a camera about one unit in front of the origin that looks near it."""
     width, height = settings.size
     pitch, yaw = np.radians(settings.spread) * rng.standard_normal(2) * [0.5, 1.0]
     roll = rng.uniform(0, 360) if rng.random() < settings.any_roll else rng.normal(0, settings.roll)
@@ -213,7 +248,13 @@ def aim_camera(rng: np.random.Generator, settings: SceneSettings) -> Camera:
 
 
 def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: int = 2) -> Float64[np.ndarray, " n"]:
-    """Depth at each keypoint, NaN where nothing is or where surfaces meet: there a keypoint belongs to neither."""
+    """Depth at each keypoint; NaN in the background and near depth edges, where a keypoint belongs to neither surface.
+
+    Args:
+        rendering: The view.
+        points: Pixels (x, y).
+        reach: Radius in pixels of the search for depth edges.
+    """
     height, width = rendering.depth.shape
     x, y = np.clip(np.rint(points), 0, [width - 1, height - 1]).astype(int).T
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -224,7 +265,7 @@ def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: i
     x0, y0 = np.clip(np.floor(points), 0, [width - 2, height - 2]).astype(int).T
     fx, fy = (points - np.column_stack([x0, y0])).T
     with np.errstate(invalid="ignore"):
-        inverse = 1 / rendering.depth  # linear in the image on a plane
+        inverse = 1 / rendering.depth  # on a plane, linear in pixels
         upper = inverse[y0, x0] * (1 - fx) + inverse[y0, x0 + 1] * fx
         lower = inverse[y0 + 1, x0] * (1 - fx) + inverse[y0 + 1, x0 + 1] * fx
         interpolated = upper * (1 - fy) + lower * fy
@@ -234,12 +275,20 @@ def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: i
 
 @dataclass(frozen=True)
 class SyntheticScenes:
-    """The source of a dataset of synthetic scenes: `count` synthetic scenes of `n_views` views each, textured with photos
-    drawn from a folder.
+    """The source of a dataset of synthetic scenes, textured with the photos of a folder.
 
-    No world shows a photo twice while there are others: a surface that looks like another cannot be told from it, and
-    its points would be taught to match nothing. Views depend on the seed, the world's number and the list of photos; on
-    `device` their light is changed.
+    A scene uses each photo once before it repeats one: a matcher cannot tell two equal surfaces apart, but would learn not
+    to match their points. Views depend on the seed, the scene's number and the list of photos.
+
+    Attributes:
+        root: Folder of the photos.
+        photos: Names of the photos.
+        count: Number of scenes.
+        n_views: Views of each scene.
+        texture_side: Photos are shrunk to this long side, in pixels.
+        seed: Seed of scenes and views.
+        settings: Distribution of scenes and cameras.
+        device: Where the photometric augmentation is computed.
     """
 
     root: Path
@@ -255,42 +304,50 @@ class SyntheticScenes:
     def __post_init__(self) -> None:
         if self.n_views < 2 or self.count < 1:
             raise InputError(
-                f"{self.count} synthetic scenes of {self.n_views} views make no pair; give 1 world and 2 views at least"
+                f"{self.count} synthetic scenes of {self.n_views} views make no pair; give at least 1 scene and 2 views"
             )
 
     @classmethod
     def of_folder(cls, folder: str | Path, **settings: Any) -> "SyntheticScenes":
-        """Synthetic scenes textured with the photos of a folder. Raises InputError where there is none."""
+        """A source that textures scenes with the photos of a folder and its subfolders.
+
+        Raises:
+            InputError: If there is no photo.
+        """
         root = Path(folder).resolve()
         return cls(root, photo_names(root), **settings)
 
     @property
     def items(self) -> Sequence[str]:
+        """Names of the scenes. They seed the views, so a name must not change."""
         return [f"world-{number:06d}" for number in range(self.count)]
 
     def plan(self) -> dict[str, Any]:
+        """All that the views depend on besides the scenes' names and the extractor, as JSON values."""
         return {
             "source": "worlds", "photos": len(self.photos), "photos_sha256": photos_sha256(self.root, self.photos),
             "views": self.n_views, "texture_side": self.texture_side, "seed": self.seed, "world": asdict(self.settings),
         }  # fmt: skip
 
     def pairs(self) -> None:
-        return None
+        """None: all views of a scene are paired."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
+        """Make the views of one scene. Raises ImageError if no photo can be read."""
         rng = rng_for(self.seed, self.items[item])
         scene = build_scene(rng, self.textures(rng), self.settings)
         return [self._view(self.items[item], scene, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
     def textures(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """The folder's photos in random order, then their mirror images, over and over; unreadable ones are passed over.
+        """Yield the photos in random order, then their mirror images, in an endless loop; unreadable ones are skipped.
 
-        Raises ImageError where all are.
+        Raises:
+            ImageError: If no photo can be read.
         """
         order, readable = rng.permutation(np.array(self.photos)).tolist(), True
         for mirrored in cycle((False, True)):
             if not readable:
-                raise ImageError(f"no photo of {self.root} can be read; a world needs at least one")
+                raise ImageError(f"no photo of {self.root} can be read; a scene needs at least one")
             readable = False
             for name in order:
                 try:
@@ -320,7 +377,7 @@ class SyntheticScenes:
 def _wall(
     textures: Iterator[np.ndarray], centre: np.ndarray, rotation: np.ndarray, tile: float, columns: int, rows: int
 ) -> list[Rectangle]:
-    """A plane tiled with photos. Unrotated it faces -z; `tile` is the width of one photo."""
+    """A plane tiled with photos of width `tile`. Without a rotation it faces -z."""
     rectangles = []
     high = 0.75 * tile
     for row in range(rows):
@@ -331,7 +388,7 @@ def _wall(
 
 
 def _box(textures: Iterator[np.ndarray], centre: np.ndarray, rotation: np.ndarray, half: np.ndarray) -> list[Rectangle]:
-    """Five faces of a box of half side lengths `half`; the bottom is never seen."""
+    """Five faces of a box with half side lengths `half`; the bottom is never visible."""
     width, height, depth = half
     faces = [
         (_rotation(0, 0, 0), (0, 0, -depth), width, height),
@@ -347,13 +404,13 @@ def _box(textures: Iterator[np.ndarray], centre: np.ndarray, rotation: np.ndarra
 
 
 def _face(texture: np.ndarray, centre: np.ndarray, rotation: np.ndarray, width: float, height: float) -> Rectangle:
-    """A texture stretched over a rectangle about `centre`."""
+    """A texture on a rectangle around `centre`."""
     rows, columns = texture.shape[:2]
     right, down = rotation[:, 0] * width / columns, rotation[:, 1] * height / rows
     return Rectangle(texture, centre - right * (columns - 1) / 2 - down * (rows - 1) / 2, right, down)
 
 
 def _rotation(pitch: float, yaw: float, roll: float) -> np.ndarray:
-    """Turns about x, then y, then z, in radians."""
+    """Rotation about x, then y, then z, in radians."""
     turns = [cv2.Rodrigues(np.array(axis, dtype=np.float64))[0] for axis in ((pitch, 0, 0), (0, yaw, 0), (0, 0, roll))]
     return turns[2] @ turns[1] @ turns[0]

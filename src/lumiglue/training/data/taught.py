@@ -1,11 +1,12 @@
-"""Labels that a teacher gave to pairs of photos, stored sparsely: which keypoints are near each other, which ones the
-teacher can judge, and how the teacher itself assigned them.
+"""Labels of pairs of photos from a teacher, stored sparsely.
+
+They state which keypoints are near each other, which ones the teacher can judge, and the teacher's own assignment.
 
 In the HDF5 file of a dataset of kind "taught" (Q pairs of views; pair q has m and n keypoints, J = sum of all m + n):
     taught/near M x 2 (rows of the two views), near_distances M, near_offsets Q + 1,
     taught/judged J, judged_offsets Q + 1 (the m keypoints of the first view, then the n of the second),
     taught/assigned T x 2, assigned_log_p T, assigned_offsets Q + 1, matchabilities J: the teacher's last assignment,
-        empty where the features are not the teacher's own.
+        empty if the features are not the teacher's own.
 """
 
 from collections.abc import Sequence
@@ -19,15 +20,19 @@ from jaxtyping import Bool, Float, Integer
 from lumiglue.io.hdf5 import read_numbers
 
 GROUP = "taught"
-MATCH_PX = 3.0  # a positive's largest distance, either way
-NEAR_PX = 5.0  # a judged keypoint without any keypoint this near is unmatchable
+MATCH_PX = 3.0  # largest distance of a match, in both images
+NEAR_PX = 5.0  # a judged keypoint is unmatchable if no keypoint is this near
 
 
 @dataclass(frozen=True, eq=False)
 class SparseAssignment:
-    """A teacher's assignment of m and n keypoints: the entries of P that matter, and the matchabilities (0 to 1).
+    """A teacher's assignment of m and n keypoints, without the entries near 0.
 
-    entries: k x 2 rows. log_p: k. Sums over rows and columns are of all entries, before any keypoint was left out.
+    Attributes:
+        entries: Rows of the two keypoints of each entry.
+        log_p: Logarithm of each entry.
+        matchability0: Matchability of the first image's keypoints, 0 to 1.
+        matchability1: The same for the second image.
     """
 
     entries: Integer[np.ndarray, "k 2"]
@@ -36,36 +41,42 @@ class SparseAssignment:
     matchability1: Float[np.ndarray, " n"]
 
     def select(self, position0: np.ndarray, position1: np.ndarray) -> "SparseAssignment":
-        """Of some of the keypoints alone. position: of each keypoint its new row, -1 where it is left out.
+        """The assignment of a subset of the keypoints.
 
-        What a keypoint had given to those that are left out is no longer matchable.
+        The probability that a keypoint assigned to dropped ones no longer counts as matchable.
+
+        Args:
+            position0: New row of each keypoint of the first image, -1 if it is dropped.
+            position1: The same for the second image.
         """
         moved = np.column_stack([position0[self.entries[:, 0]], position1[self.entries[:, 1]]])
-        kept = (moved >= 0).all(1)
+        mask = (moved >= 0).all(1)
         p = np.exp(self.log_p.astype(np.float64))
-        left = []
+        matchabilities = []
         for side, (position, matchability) in enumerate(((position0, self.matchability0), (position1, self.matchability1))):
             rows, size = self.entries[:, side], len(matchability)
-            total, still = np.bincount(rows, p, size), np.bincount(rows[kept], p[kept], size)
-            share = np.divide(still, total, out=np.ones(size), where=total > 0)
-            moved_matchability = np.zeros(int((position >= 0).sum()), np.float32)
-            moved_matchability[position[position >= 0]] = (matchability * share)[position >= 0]
-            left.append(moved_matchability)
-        return SparseAssignment(moved[kept], self.log_p[kept], *left)
+            total, remaining = np.bincount(rows, p, size), np.bincount(rows[mask], p[mask], size)
+            fraction = np.divide(remaining, total, out=np.ones(size), where=total > 0)
+            selected = np.zeros(int((position >= 0).sum()), np.float32)
+            selected[position[position >= 0]] = (matchability * fraction)[position >= 0]
+            matchabilities.append(selected)
+        return SparseAssignment(moved[mask], self.log_p[mask], *matchabilities)
 
     def reversed(self) -> "SparseAssignment":
-        """Of the pair the other way round."""
+        """The same with the two images swapped."""
         return SparseAssignment(self.entries[:, ::-1], self.log_p, self.matchability1, self.matchability0)
 
 
 @dataclass(frozen=True, eq=False)
 class PairLabels:
-    """What is known of one pair of m and n keypoints.
+    """Labels of one pair of m and n keypoints.
 
-    near: k x 2 rows of keypoints at most NEAR_PX apart, in one of the images at least. distances: k, the larger of the two
-        images' distances; infinite where the pair cannot be a match.
-    judged0, judged1: keypoints whose place in the other image is known, or known to be outside of it.
-    assignment: the teacher's own, if the features are the teacher's.
+    Attributes:
+        near: Rows of keypoints that are at most NEAR_PX apart in at least one image.
+        distances: Their distance in pixels, the larger one of the two images; infinite if they cannot match.
+        judged0: Keypoints of the first image whose position in the second is known, or known to be outside it.
+        judged1: The same for the second image.
+        assignment: The teacher's assignment, if the features are the teacher's.
     """
 
     near: Integer[np.ndarray, "k 2"]
@@ -75,21 +86,21 @@ class PairLabels:
     assignment: SparseAssignment | None = None
 
     def select(self, rows0: np.ndarray, rows1: np.ndarray) -> "PairLabels":
-        """Of some of the keypoints alone, in the order of `rows0` and `rows1`."""
+        """The labels of a subset of the keypoints, in the order of `rows0` and `rows1`."""
         position0, position1 = (np.full(len(judged), -1) for judged in (self.judged0, self.judged1))
         position0[rows0], position1[rows1] = np.arange(len(rows0)), np.arange(len(rows1))
         moved = np.column_stack([position0[self.near[:, 0]], position1[self.near[:, 1]]])
-        kept = (moved >= 0).all(1)
+        mask = (moved >= 0).all(1)
         return PairLabels(
-            moved[kept],
-            self.distances[kept],
+            moved[mask],
+            self.distances[mask],
             self.judged0[rows0],
             self.judged1[rows1],
             None if self.assignment is None else self.assignment.select(position0, position1),
         )
 
     def reversed(self) -> "PairLabels":
-        """Of the pair the other way round."""
+        """The same with the two images swapped."""
         assignment = None if self.assignment is None else self.assignment.reversed()
         return PairLabels(self.near[:, ::-1], self.distances, self.judged1, self.judged0, assignment)
 
@@ -103,14 +114,23 @@ class PairLabels:
         return self.near[order][mutual[self.distances[order][mutual] <= MATCH_PX]]
 
     def unmatchable(self) -> tuple[Bool[np.ndarray, " m"], Bool[np.ndarray, " n"]]:
-        """Judged keypoints without any near one."""
-        lonely0, lonely1 = self.judged0.copy(), self.judged1.copy()
-        lonely0[self.near[:, 0]] = lonely1[self.near[:, 1]] = False
-        return lonely0, lonely1
+        """Judged keypoints with no keypoint near them."""
+        unmatchable0, unmatchable1 = self.judged0.copy(), self.judged1.copy()
+        unmatchable0[self.near[:, 0]] = unmatchable1[self.near[:, 1]] = False
+        return unmatchable0, unmatchable1
 
 
 class TaughtPairs:
-    """The labels of a dataset's pairs. Raises ValueError where the arrays do not fit one another."""
+    """The labels of a dataset's pairs.
+
+    Args:
+        file: The dataset.
+        pairs: Its pairs of views, Q x 2.
+        counts: Keypoints of each view.
+
+    Raises:
+        ValueError: If the arrays do not fit each other.
+    """
 
     def __init__(self, file: h5py.File, pairs: np.ndarray, counts: np.ndarray) -> None:
         group: Any = file[GROUP]
@@ -139,11 +159,11 @@ class TaughtPairs:
 
     @property
     def has_assignments(self) -> bool:
-        """Whether the teacher's own assignment is stored."""
+        """Whether the teacher's assignments are stored."""
         return len(self._arrays["matchabilities"]) > 0
 
     def labels(self, pair: int) -> PairLabels:
-        """The labels of a pair, of all of its keypoints."""
+        """The labels of all keypoints of a pair."""
         count0 = int(self._sizes[pair, 0])
         near, distances = self._part(pair, "near", "near_distances", offsets="near_offsets")
         judged, matchability = self._part(pair, "judged", "matchabilities", offsets="judged_offsets")
@@ -165,18 +185,26 @@ class TaughtPairs:
 
 
 def write_taught(file: h5py.File, labels: Sequence[PairLabels]) -> None:
-    """Writes the labels of pairs, in order, into the group of a file."""
+    """Write the labels of pairs, in order.
+
+    Args:
+        file: Where to add the group "taught".
+        labels: Labels of each pair.
+
+    Raises:
+        ValueError: If a view has too many keypoints, or only some of the pairs have an assignment.
+    """
     if any(max(len(label.judged0), len(label.judged1)) > 2**16 for label in labels):
         raise ValueError("a view has more than 65,536 keypoints")
-    none = np.zeros((0, 2), np.uint16)
+    no_rows = np.zeros((0, 2), np.uint16)
     assignments = [label.assignment for label in labels if label.assignment is not None]
     if assignments and len(assignments) < len(labels):
-        raise ValueError("the teacher's assignment is there for some pairs only")
+        raise ValueError("only some of the pairs have an assignment of the teacher")
     columns = {
-        "near": [none, *(label.near.astype(np.uint16) for label in labels)],
+        "near": [no_rows, *(label.near.astype(np.uint16) for label in labels)],
         "near_distances": [np.zeros(0, np.float16), *(label.distances.astype(np.float16) for label in labels)],
         "judged": [np.zeros(0, np.uint8), *(side.astype(np.uint8) for x in labels for side in (x.judged0, x.judged1))],
-        "assigned": [none, *(x.entries.astype(np.uint16) for x in assignments)],
+        "assigned": [no_rows, *(x.entries.astype(np.uint16) for x in assignments)],
         "assigned_log_p": [np.zeros(0, np.float16), *(x.log_p.astype(np.float16) for x in assignments)],
         "matchabilities": [
             np.zeros(0, np.float16),
@@ -196,7 +224,7 @@ def write_taught(file: h5py.File, labels: Sequence[PairLabels]) -> None:
 
 
 def join_taught(parts: Sequence[h5py.File], file: h5py.File) -> None:
-    """Joins the labels of parts of a build, whose pairs follow one another."""
+    """Concatenate the labels of the parts of a build."""
     group = file.create_group(GROUP)
     first: Any = parts[0][GROUP]
     for name in first:

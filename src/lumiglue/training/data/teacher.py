@@ -1,4 +1,4 @@
-"""A matcher that teaches: its matches, and its assignment in the entries that matter."""
+"""The teacher: a trained matcher, its matches and its assignment."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,14 +21,18 @@ from lumiglue.types import Features
 from lumiglue.weights import is_ours, load_weights, resolve
 from lumiglue.weights.released import import_released
 
-LEAST_P = 1e-3  # entries of the teacher's assignment below it are not stored
+LEAST_P = 1e-3  # smaller entries of the assignment are not stored
 
 
 @dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A matcher that teaches. weights: a file of ours, or a released checkpoint, which does not say its features.
+    """A LightGlue matcher that labels pairs of photos.
 
-    max_keypoints: of the teacher's own features in a photo.
+    Attributes:
+        weights: A weights file of this package, or a released checkpoint.
+        features: Name of the matcher's features.
+        max_keypoints: Largest number of the teacher's keypoints per photo.
+        device: Where the networks run.
     """
 
     weights: Path
@@ -38,33 +42,46 @@ class Teacher:
 
     @classmethod
     def named(cls, name: str, features: str | None = None, **settings: Any) -> "Teacher":
-        """By a name, or a file; `features` of a released checkpoint. Raises InputError where they are not known."""
+        """The teacher of a name or a file.
+
+        Args:
+            name: A name of weights, a .safetensors file, or a released checkpoint.
+            features: Its features, if the file does not state them; a released checkpoint does not.
+            settings: The other attributes.
+
+        Raises:
+            InputError: If it is not a LightGlue, or its features are unknown.
+        """
         path = _weights_of(name)
         if path.suffix == ".safetensors" and is_ours(path):
             model = load_weights(path)
             if not isinstance(model, LightGlue):
-                raise InputError(f"the teacher {name} is a {type(model).__name__}; choose a LightGlue")
+                raise InputError(f"the teacher {name} is a {type(model).__name__}; use a LightGlue")
             features = features or model.config.extractor
         if not features:
-            raise InputError(f"{name} does not say which features it is for; give --teacher-features")
+            raise InputError(f"the features of {name} are unknown; give --teacher-features")
         return cls(weights=path, features=features, **settings)
 
     def plan(self) -> dict[str, Any]:
-        """What the labels depend on."""
+        """All that its labels depend on, as JSON values."""
         return {"weights_sha256": file_sha256(self.weights), "features": self.features, "keypoints": self.max_keypoints}
 
     def extractor(self) -> Extractor:
-        """Of the teacher's own features."""
+        """The extractor of the teacher's features."""
         return create_extractor(self.features, device=self.device, max_keypoints=self.max_keypoints, resize=None)
 
     def match(self, a: Features, b: Features) -> Integer[np.ndarray, "k 2"]:
-        """Its matches, stopping early where it is sure."""
+        """Match two photos, with early exit."""
         model = _load(self.weights, self.features, self.device)
         pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
         return model.match(pairs)[0].pairs.cpu().numpy()
 
     def assign(self, a: Features, b: Features) -> tuple[Integer[np.ndarray, "k 2"], SparseAssignment]:
-        """Its matches after all layers, and the entries of its last assignment that matter."""
+        """Match two photos with all layers.
+
+        Returns:
+            The matches, and the last layer's assignment without the entries below LEAST_P.
+        """
         model = _load(self.weights, self.features, self.device)
         with torch.inference_mode():
             pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
@@ -95,5 +112,5 @@ def _load(weights: Path, features: str, device: str) -> LightGlue:
     ours = weights.suffix == ".safetensors" and is_ours(weights)
     model = load_weights(weights) if ours else import_released(weights, features)
     if not isinstance(model, LightGlue):
-        raise InputError(f"the teacher {weights} is a {type(model).__name__}; choose a LightGlue")
+        raise InputError(f"the teacher {weights} is a {type(model).__name__}; use a LightGlue")
     return model.eval().to(device)

@@ -1,7 +1,7 @@
-"""A dataset from a teacher: folders of overlapping photos of which nothing else is known, labelled for any features.
+"""Taught datasets: overlapping photos without known geometry, which a teacher labels for any features.
 
-Scene by scene (a folder) the teacher matches pairs of photos with its own features; `transfer` labels the keypoints of the
-features that are to be trained for. Where these are the teacher's own, its assignments are stored as well.
+In each scene (a folder) the teacher matches pairs of photos with its own features. `transfer` then labels the keypoints of
+the features to train for. If these are the teacher's own, its assignments are stored as well.
 """
 
 import hashlib
@@ -31,8 +31,13 @@ from lumiglue.types import Features
 
 @dataclass(frozen=True, eq=False)
 class SceneMatches:
-    """What a teacher makes of a scene: its features by photo, its matches by pair of photos, and its assignments by pair,
-    which are None where they were not asked for."""
+    """A teacher's results for a scene.
+
+    Attributes:
+        features: The teacher's features of each photo.
+        pairs: Matches of each pair of photos, k x 2 rows.
+        assignments: Assignment of each pair; None if they were not requested.
+    """
 
     features: dict[str, Features]
     pairs: dict[tuple[str, str], np.ndarray]
@@ -41,11 +46,17 @@ class SceneMatches:
 
 @dataclass(frozen=True, kw_only=True)
 class TaughtPhotos:
-    """The source of a taught dataset: folders of overlapping photos, each folder a scene of its own.
+    """The source of a taught dataset: folders of overlapping photos, each folder a scene.
 
-    scenes: names of the photos by folder. neighbours: how many of the most similar photos of its scene each photo is paired
-    with. long_side: photos are shrunk to it. matches: folder that keeps the teacher's matches, so that datasets of other
-    features of the same photos need not match again.
+    Attributes:
+        root: Folder of the folders.
+        scenes: Names of the photos by folder.
+        teacher: The matcher that labels.
+        neighbours: Each photo is paired with this many of the most similar photos of its scene.
+        long_side: Photos are shrunk to this long side, in pixels.
+        seed: Seed of RANSAC.
+        transfer: When a transferred keypoint counts.
+        matches: Cache folder for the teacher's matches, which datasets of other features of the same photos reuse.
     """
 
     root: Path
@@ -61,7 +72,11 @@ class TaughtPhotos:
 
     @classmethod
     def of_folder(cls, folder: str | Path, teacher: Teacher, **settings: Any) -> "TaughtPhotos":
-        """All photos of a folder and its subfolders. Raises InputError where no two are in the same one."""
+        """A source of all photos of a folder and its subfolders.
+
+        Raises:
+            InputError: If no folder has two photos.
+        """
         root = Path(folder).resolve()
         groups: dict[str, list[str]] = {}
         for name in photo_names(root):
@@ -83,7 +98,7 @@ class TaughtPhotos:
         return list(self.scenes)
 
     def plan(self) -> dict[str, Any]:
-        """What the dataset depends on besides its scenes and features."""
+        """All that the labels depend on besides the scenes and the extractor, as JSON values."""
         photos = [name for names in self.scenes.values() for name in names]
         return {
             "source": "taught", "teacher": self.teacher.plan(), "neighbours": self.neighbours, "seed": self.seed,
@@ -92,24 +107,25 @@ class TaughtPhotos:
         }  # fmt: skip
 
     def pairs(self) -> None:
-        """None: the pairs of a scene come with its labels."""
+        """None, because the pairs come with the labels."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """The photos of a scene that belong to a pair."""
+        """Make the views of a scene: its photos that belong to a pair."""
         return self.labelled(item, extractor, max_keypoints)[0]
 
     def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
-        """The photos of a scene that belong to a pair, and its pairs by the numbers of their photos.
+        """Make the views of a scene, and its labelled pairs.
 
-        Raises ImageError where fewer than two photos can be read, or no two overlap.
+        Raises:
+            ImageError: If no two photos that can be read overlap.
         """
         scene = self.items[item]
         photos = dict(self._photos(self.scenes[scene]))
         own = extractor.name == self.teacher.features
-        found = self._match(scene, photos, assignments=own)
+        taught = self._match(scene, photos, assignments=own)
         anchors = {}
-        for (a, b), matches in found.pairs.items():
-            first, second = (found.features[name].keypoints.numpy() for name in (a, b))
+        for (a, b), matches in taught.pairs.items():
+            first, second = (taught.features[name].keypoints.numpy() for name in (a, b))
             usable = find_anchors(first[matches[:, 0]], second[matches[:, 1]], self.transfer, self.seed)
             if usable is not None:
                 anchors[a, b] = usable
@@ -118,15 +134,15 @@ class TaughtPhotos:
         names = sorted({name for pair in anchors for name in pair})
         features, rows = {}, {}
         for name in names:
-            every = found.features[name] if own else extractor(photos[name])
-            rows[name] = strongest(every, np.ones(len(every), dtype=bool), max_keypoints)
-            features[name] = every[torch.from_numpy(rows[name])]
+            detected = taught.features[name] if own else extractor(photos[name])
+            rows[name] = strongest(detected, np.ones(len(detected), dtype=bool), max_keypoints)
+            features[name] = detected[torch.from_numpy(rows[name])]
         pairs = []
         for (a, b), usable in anchors.items():
             first, second = features[a], features[b]
             labels = label_pair(
                 first.keypoints.numpy(), second.keypoints.numpy(), (first.image_size, second.image_size), usable,
-                self.transfer, _kept(found, (a, b), (rows[a], rows[b])) if own else None,
+                self.transfer, _select_assignment(taught, (a, b), (rows[a], rows[b])) if own else None,
             )  # fmt: skip
             overlap = min(float(labels.judged0.mean()), float(labels.judged1.mean()))
             pairs.append((names.index(a), names.index(b), overlap, labels))
@@ -141,35 +157,36 @@ class TaughtPhotos:
                 continue
 
     def _match(self, scene: str, photos: dict[str, np.ndarray], *, assignments: bool) -> SceneMatches:
-        """The teacher's matches of a scene, from the folder that keeps them if they are there."""
-        file, kept = None, None
+        """The teacher's matches of a scene, from the cache folder if they are there."""
+        file, cached = None, None
         if self.matches is not None:
-            made_of = [self.teacher.plan(), self.long_side, self.neighbours, photos_sha256(self.root, self.scenes[scene])]
-            digest = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()[:16]
+            key = [self.teacher.plan(), self.long_side, self.neighbours, photos_sha256(self.root, self.scenes[scene])]
+            digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
             file = self.matches / f"{scene.replace('/', '-')}-{digest}.npz"
-            kept = _read(file)
-            if kept is not None and (kept.assignments is not None or not assignments):
-                return kept
-        if kept is None:
+            cached = _read(file)
+            if cached is not None and (cached.assignments is not None or not assignments):
+                return cached
+        if cached is None:
             extract = self.teacher.extractor()
-            features = {name: found for name, image in photos.items() if len(found := extract(image))}
+            features = {name: detected for name, image in photos.items() if len(detected := extract(image))}
             candidates = self._candidates(features)
         else:
-            features, candidates = kept.features, list(kept.pairs)
-        pairs, given = {}, {}
+            features, candidates = cached.features, list(cached.pairs)
+        pairs, assigned = {}, {}
         for a, b in candidates:
             if assignments:
-                matches, given[a, b] = self.teacher.assign(features[a], features[b])
+                matches, assigned[a, b] = self.teacher.assign(features[a], features[b])
             else:
                 matches = self.teacher.match(features[a], features[b])
             if len(matches) >= self.transfer.least_anchors:
                 pairs[a, b] = matches
-        found = SceneMatches(features, pairs, {pair: given[pair] for pair in pairs} if assignments else None)
+        scene_matches = SceneMatches(features, pairs, {pair: assigned[pair] for pair in pairs} if assignments else None)
         if file is not None:
-            _write(file, found)
-        return found
+            _write(file, scene_matches)
+        return scene_matches
 
     def _candidates(self, features: dict[str, Features]) -> list[tuple[str, str]]:
+        """Pairs of similar photos."""
         names = list(features)
         if len(names) <= self.neighbours + 1:
             return list(combinations(names, 2))
@@ -178,36 +195,37 @@ class TaughtPhotos:
         return by_retrieval(lambda name: features[name].descriptors.numpy(), names, self.neighbours)
 
 
-def _kept(found: SceneMatches, pair: tuple[str, str], rows: tuple[np.ndarray, np.ndarray]) -> SparseAssignment:
-    """The teacher's assignment of the keypoints that a dataset keeps."""
-    assert found.assignments is not None
+def _select_assignment(scene: SceneMatches, pair: tuple[str, str], rows: tuple[np.ndarray, np.ndarray]) -> SparseAssignment:
+    """The teacher's assignment of those keypoints of a pair that the dataset has."""
+    assert scene.assignments is not None
     positions = []
-    for name, chosen in zip(pair, rows, strict=True):
-        position = np.full(len(found.features[name]), -1)
-        position[chosen] = np.arange(len(chosen))
+    for name, selected in zip(pair, rows, strict=True):
+        position = np.full(len(scene.features[name]), -1)
+        position[selected] = np.arange(len(selected))
         positions.append(position)
-    return found.assignments[pair].select(*positions)
+    return scene.assignments[pair].select(*positions)
 
 
 _FEATURES = ("keypoints", "descriptors", "scores")
 _PAIR = ("entries", "log_p", "matchability0", "matchability1")
 
 
-def _write(file: Path, found: SceneMatches) -> None:
+def _write(file: Path, scene: SceneMatches) -> None:
+    """Caches a teacher's results."""
     arrays: dict[str, np.ndarray] = {}
-    names = list(found.features)
-    for number, features in enumerate(found.features.values()):
+    names = list(scene.features)
+    for number, features in enumerate(scene.features.values()):
         for name in _FEATURES:
             value = getattr(features, name)
             arrays[f"photo/{number}/{name}"] = np.zeros(0, np.float32) if value is None else value.numpy()
-    for number, (pair, matches) in enumerate(found.pairs.items()):
+    for number, (pair, matches) in enumerate(scene.pairs.items()):
         arrays[f"pair/{number}/matches"] = matches
-        if found.assignments is not None:
-            arrays |= {f"pair/{number}/{name}": getattr(found.assignments[pair], name) for name in _PAIR}
+        if scene.assignments is not None:
+            arrays |= {f"pair/{number}/{name}": getattr(scene.assignments[pair], name) for name in _PAIR}
     record = {
-        "photos": [[name, features.image_size, features.extractor] for name, features in found.features.items()],
-        "pairs": [[names.index(a), names.index(b)] for a, b in found.pairs],
-        "assignments": found.assignments is not None,
+        "photos": [[name, features.image_size, features.extractor] for name, features in scene.features.items()],
+        "pairs": [[names.index(a), names.index(b)] for a, b in scene.pairs],
+        "assignments": scene.assignments is not None,
     }
     file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file, shared=True) as unfinished, unfinished.open("wb") as stream:
@@ -215,7 +233,7 @@ def _write(file: Path, found: SceneMatches) -> None:
 
 
 def _read(file: Path) -> SceneMatches | None:
-    """None where there is no such file, or a damaged one, which is then written again."""
+    """Cached results; None if there are none, or they are damaged and must be computed again."""
     if not file.is_file():
         return None
     try:
@@ -228,12 +246,12 @@ def _read(file: Path) -> SceneMatches | None:
                     keypoints=keypoints, descriptors=descriptors, image_size=tuple(size), extractor=extractor,
                     scores=scores if len(scores) == len(keypoints) else None,
                 )  # fmt: skip
-            names, pairs, given = list(features), {}, {}
+            names, pairs, assigned = list(features), {}, {}
             for number, (a, b) in enumerate(record["pairs"]):
                 pairs[names[a], names[b]] = arrays[f"pair/{number}/matches"]
                 if record["assignments"]:
                     assignment = SparseAssignment(*(arrays[f"pair/{number}/{name}"] for name in _PAIR))
-                    given[names[a], names[b]] = assignment
+                    assigned[names[a], names[b]] = assignment
     except (OSError, LookupError, ValueError, zipfile.BadZipFile, EOFError):
         return None
-    return SceneMatches(features, pairs, given if record["assignments"] else None)
+    return SceneMatches(features, pairs, assigned if record["assignments"] else None)

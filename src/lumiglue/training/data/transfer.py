@@ -1,8 +1,8 @@
-"""Transfer of keypoints between two photos of a scene by the matches around them, and the labels that follow from it.
+"""Transfer of keypoints between two photos by the matches around them, and labels from it.
 
-Matches that fit one epipolar geometry are the anchors. A keypoint of any features is transferred by the affine map of the
-anchors around it. A transfer counts where the anchors agree on it, it lies on the epipolar line, and transferring back
-returns to where it began.
+Matches that fit one epipolar geometry are anchors. A keypoint of any features is transferred by the affine map of the
+anchors around it. A transfer counts if the anchors agree on it, it is near the epipolar line, and the transfer back ends
+where it started.
 """
 
 from dataclasses import dataclass
@@ -16,14 +16,19 @@ from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 
 @dataclass(frozen=True, kw_only=True)
 class TransferSettings:
-    """When a transferred keypoint counts. Lengths in pixels.
+    """When a transferred keypoint counts. Lengths are in pixels.
 
-    neighbours: anchors that the affine map is fitted to. reach: largest distance of the third nearest anchor.
-    residual: largest root mean square of the anchors' residuals. spread: largest standard error of the transferred place.
-    epipolar: largest distance from the epipolar line. cycle: largest distance after the transfer back.
-    least_anchors: fewest anchors of a pair. least_share: smallest share of its matches that are anchors; others are left
-        out. planar_share: where a homography explains this share of the anchors, the epipolar geometry is not determined,
-        and is not asked.
+    Attributes:
+        neighbours: Number of anchors that an affine map is fitted to.
+        reach: Largest distance of the third nearest anchor.
+        residual: Largest root mean square of the anchors' residuals.
+        spread: Largest standard error of the transferred position.
+        epipolar: Largest distance from the epipolar line.
+        cycle: Largest distance after the transfer back.
+        least_anchors: Smallest number of anchors of a pair; other pairs are not used.
+        least_share: Smallest fraction of a pair's matches that are anchors; other pairs are not used.
+        planar_share: If a homography explains this fraction of the anchors, the epipolar geometry is not determined, and is
+            not used.
     """
 
     neighbours: int = 8
@@ -39,68 +44,89 @@ class TransferSettings:
 
 @dataclass(frozen=True, eq=False)
 class Anchors:
-    """Matched places of two photos, k of them, and their epipolar geometry; None where it is not determined."""
+    """Reliable matches of two photos.
+
+    Attributes:
+        points0: Pixels in the first photo.
+        points1: Pixels in the second photo.
+        fundamental: The fundamental matrix; None if it is not determined.
+    """
 
     points0: Float[np.ndarray, "k 2"]
     points1: Float[np.ndarray, "k 2"]
     fundamental: Float[np.ndarray, "3 3"] | None
 
     def reversed(self) -> "Anchors":
-        """Of the pair the other way round."""
+        """The same with the two photos swapped."""
         return Anchors(self.points1, self.points0, None if self.fundamental is None else self.fundamental.T)
 
 
 def find_anchors(
     points0: Float[np.ndarray, "k 2"], points1: Float[np.ndarray, "k 2"], settings: TransferSettings, seed: int = 0
 ) -> Anchors | None:
-    """The matches that fit one epipolar geometry and their own neighbours; None where there are too few."""
+    """Select the matches that fit one epipolar geometry and their own neighbours.
+
+    Args:
+        points0: Matched pixels in the first photo.
+        points1: Matched pixels in the second photo.
+        settings: Thresholds.
+        seed: Seed of RANSAC.
+
+    Returns:
+        The anchors, or None if there are too few.
+    """
     fewest = max(settings.least_anchors, settings.least_share * len(points0))
-    found = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
-    inliers = found.inliers.numpy()
-    if found.matrix is None or inliers.sum() < fewest:
+    epipolar = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
+    inliers = epipolar.inliers.numpy()
+    if epipolar.matrix is None or inliers.sum() < fewest:
         return None
     points0, points1 = (np.asarray(points, dtype=np.float64)[inliers] for points in (points0, points1))
     plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
     planar = int(plane.inliers.sum()) >= settings.planar_share * len(points0)
-    kept = np.ones(len(points0), dtype=bool)
+    consistent = np.ones(len(points0), dtype=bool)
     for ends in ((points0, points1), (points1, points0)):
         predicted, _, _ = _affine_predictions(ends[0], *ends, settings, leave_out_self=True)
-        kept &= np.linalg.norm(predicted - ends[1], axis=1) <= 2 * NEAR_PX
-    if kept.sum() < fewest:
+        consistent &= np.linalg.norm(predicted - ends[1], axis=1) <= 2 * NEAR_PX
+    if consistent.sum() < fewest:
         return None
-    matrix = None if planar else found.matrix.numpy().astype(np.float64)
-    return Anchors(points0[kept], points1[kept], matrix)
+    matrix = None if planar else epipolar.matrix.numpy().astype(np.float64)
+    return Anchors(points0[consistent], points1[consistent], matrix)
 
 
 def transfer_points(
     points: Float[np.ndarray, "n 2"], anchors: Anchors, settings: TransferSettings
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Places of points of photo 0 in photo 1, and whether they can be relied on; they may lie outside of photo 1."""
-    there, sure = _transfer_once(points, anchors, settings)
-    back, sure_back = _transfer_once(there, anchors.reversed(), settings)
+    """Transfer points of the first photo to the second.
+
+    Returns:
+        Their pixels in the second photo, which may be outside it, and whether each is reliable.
+    """
+    forth, reliable = _transfer_once(points, anchors, settings)
+    back, reliable_back = _transfer_once(forth, anchors.reversed(), settings)
     returned = np.linalg.norm(back - points, axis=1) <= settings.cycle
-    return there, sure & sure_back & returned
+    return forth, reliable & reliable_back & returned
 
 
 def _transfer_once(
     points: np.ndarray, anchors: Anchors, settings: TransferSettings
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
+    """The transfer in one direction, and whether the anchors agree on it."""
     predicted, residual, spread = _affine_predictions(points, anchors.points0, anchors.points1, settings)
     nearest = np.partition(_distances(points, anchors.points0), 2, axis=1)[:, 2]
-    sure = (residual <= settings.residual) & (spread <= settings.spread) & (nearest <= settings.reach)
+    reliable = (residual <= settings.residual) & (spread <= settings.spread) & (nearest <= settings.reach)
     if anchors.fundamental is not None:
         lines = _homogeneous(points) @ anchors.fundamental.T
         length = np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
         off = (lines * _homogeneous(predicted)).sum(1) / length
-        sure &= np.abs(off) <= settings.epipolar
+        reliable &= np.abs(off) <= settings.epipolar
         predicted = predicted - (off / length)[:, None] * lines[:, :2]  # onto the line
-    return predicted, sure
+    return predicted, reliable
 
 
 def _affine_predictions(
     points: np.ndarray, ends0: np.ndarray, ends1: np.ndarray, settings: TransferSettings, *, leave_out_self: bool = False
 ) -> tuple[Float[np.ndarray, "n 2"], Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:
-    """By the weighted affine map of the nearest anchors: places, residuals of the anchors, standard errors of the places."""
+    """Positions by a weighted affine map of the nearest anchors, the anchors' residuals, and standard errors in pixels."""
     distance = _distances(points, ends0)
     if leave_out_self:
         np.fill_diagonal(distance, np.inf)
@@ -131,15 +157,24 @@ def label_pair(
     settings: TransferSettings,
     assignment: SparseAssignment | None = None,
 ) -> PairLabels:
-    """Labels of keypoints of two photos of (width, height) `sizes` by transfer in both directions."""
-    in1, sure0 = transfer_points(keypoints0.astype(np.float64), anchors, settings)
-    in0, sure1 = transfer_points(keypoints1.astype(np.float64), anchors.reversed(), settings)
-    forth = np.where(sure0[:, None], _distances(in1, keypoints1), np.nan)
-    back = np.where(sure1[None, :], _distances(keypoints0, in0), np.nan)
+    """Label the keypoints of two photos by transfer in both directions.
+
+    Args:
+        keypoints0: Pixels in the first photo.
+        keypoints1: Pixels in the second photo.
+        sizes: (width, height) of both photos.
+        anchors: Reliable matches of the photos.
+        settings: Thresholds.
+        assignment: The teacher's assignment of these keypoints, if it has one.
+    """
+    in1, reliable0 = transfer_points(keypoints0.astype(np.float64), anchors, settings)
+    in0, reliable1 = transfer_points(keypoints1.astype(np.float64), anchors.reversed(), settings)
+    forth = np.where(reliable0[:, None], _distances(in1, keypoints1), np.nan)
+    back = np.where(reliable1[None, :], _distances(keypoints0, in0), np.nan)
     near = np.argwhere(np.fmin(forth, back) <= NEAR_PX)
     both = np.maximum(forth, back)[tuple(near.T)]  # NaN where one is unknown
-    judged0 = sure0 & _inside(in1, sizes[1]) | _out_of_sight(keypoints0, sizes[1], anchors)
-    judged1 = sure1 & _inside(in0, sizes[0]) | _out_of_sight(keypoints1, sizes[0], anchors.reversed())
+    judged0 = reliable0 & _inside(in1, sizes[1]) | _out_of_sight(keypoints0, sizes[1], anchors)
+    judged1 = reliable1 & _inside(in0, sizes[0]) | _out_of_sight(keypoints1, sizes[0], anchors.reversed())
     return PairLabels(near, np.nan_to_num(both, nan=np.inf), judged0, judged1, assignment)
 
 
