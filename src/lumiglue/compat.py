@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher import lightglue
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import model_name
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Features, Matches
 from lumiglue.weights.files import is_ours, load_weights
@@ -56,8 +56,7 @@ class LightGlue(nn.Module):
         super().__init__()
         del flash
         self.matcher = _first_layers(_load(features, weights), n_layers)
-        if mp:
-            set_precision(self.matcher, "bf16")
+        self.bf16_layers = execution_layers(self.matcher, "bf16") if mp else None
         self.filter_threshold = filter_threshold
         # All mutual best pairs are asked for: the scores below the threshold are a part of the released answer.
         self.settings = MatchSettings(
@@ -85,7 +84,8 @@ class LightGlue(nn.Module):
         images0, images1 = (_features(data[key], key) for key in ("image0", "image1"))
         if len(images0) != len(images1):
             raise InputError(f"image0 holds {len(images0)} images and image1 {len(images1)}; give as many of each")
-        found = self.matcher.match(pack(list(zip(images0, images1, strict=True)), self.matcher.config), self.settings)
+        pairs = pack(list(zip(images0, images1, strict=True)), self.matcher.config)
+        found = self.matcher.match(pairs, self.settings, layers=self.bf16_layers)
         return self._as_dictionary(found)
 
     def _as_dictionary(self, found: Sequence[Matches]) -> dict[str, Any]:
