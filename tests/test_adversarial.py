@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 
 from helpers import make_features, make_model
 from lumiglue import Features, InputError, Matches, MatchSettings, Pipeline, Sift
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import MatcherModel
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
 from lumiglue.pipeline.result import MatchResult
 
@@ -37,17 +37,11 @@ def superglue() -> SuperGlue:
     return model.eval()
 
 
-def bf16() -> MatcherModel:
-    model = make_model(descriptor_dim=DIM)
-    set_precision(model, "bf16")
-    return model
-
-
 MATCHERS: dict[str, tuple[MatcherModel, MatchSettings]] = {
     "adaptive": (make_model(descriptor_dim=DIM), ADAPTIVE),
     "full": (make_model(descriptor_dim=DIM), FULL),
     "scales": (make_model(descriptor_dim=DIM, encoding="xy-logscale-angle"), ADAPTIVE),
-    "bf16": (bf16(), ADAPTIVE),
+    "bf16": (make_model(descriptor_dim=DIM), ADAPTIVE),
     "superglue": (superglue(), FULL),
 }
 EACH = pytest.mark.parametrize("name", MATCHERS)
@@ -85,7 +79,8 @@ def images(draw: st.DrawFn, *, distinct: bool = False) -> Features:
 
 def match(name: str, pairs: list[tuple[Features, Features]]) -> list[Matches]:
     model, settings = MATCHERS[name]
-    return model.match(pack(pairs, model.config), settings)
+    layers = execution_layers(model, "bf16" if name == "bf16" else "fp32")
+    return model.match(pack(pairs, model.config), settings, layers=layers)
 
 
 def rows_of(matches: Matches) -> dict[tuple[int, int], float]:
@@ -207,7 +202,7 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
     model = MATCHERS["scales"][0]
     images = {"a": make_features(9, 1, dim=DIM), "b": make_features(7, 2, dim=DIM), "bad": with_one("keypoints", 1e30)()}
     pipeline = object.__new__(Pipeline)
-    pipeline.extractor, pipeline.matcher, pipeline.settings = Sift(), model, ADAPTIVE
+    pipeline.extractor, pipeline.matcher, pipeline.settings, pipeline._layers = Sift(), model, ADAPTIVE, None
     said: list[str] = []
     todo = [("a", "b"), ("a", "bad"), ("bad", "b"), ("b", "a")]
     found = list(

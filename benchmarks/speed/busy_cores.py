@@ -27,7 +27,7 @@ from lumiglue.evaluation.speed import random_matcher
 from lumiglue.matcher.packed import PackedPairs
 n = int(sys.argv[1])
 model = random_matcher("compact")
-pairs = PackedPairs(torch.randn(2 * n, 128), torch.rand(2 * n, 2), (n, n))
+pairs = PackedPairs(torch.randn(2 * n, 128), torch.rand(2 * n, 2), ((n, n),))
 seconds, began = [], time.monotonic()
 with torch.no_grad():
     x, rotation = model.begin(pairs)

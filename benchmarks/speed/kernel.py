@@ -6,7 +6,8 @@ python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15]
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import cast
 from unittest.mock import patch
 
 import torch
@@ -14,10 +15,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from lumiglue.evaluation.speed import random_matcher
-from lumiglue.matcher.lightglue import LightGlue, rotate
+from lumiglue.matcher.execution import execution_layers
+from lumiglue.matcher.lightglue import Layer, LightGlue, rotate
 from lumiglue.matcher.ops import kernel
 from lumiglue.matcher.ops.attention import self_attention
-from lumiglue.matcher.precision import set_precision
 
 
 def main() -> None:
@@ -31,7 +32,7 @@ def main() -> None:
     print("| size | points | part | PyTorch | kernel | ratio |\n|---|---|---|---|---|---|")
     for preset in ("base", "compact"):
         model = random_matcher(preset)
-        set_precision(model, "bf16")
+        model.layers = cast(Sequence[Layer], execution_layers(model, "bf16"))
         for n in options.points:
             for part, job in _jobs(model, n).items():
                 theirs, ours = _times(job, options.rounds)
@@ -49,10 +50,10 @@ def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
     assert isinstance(norm, nn.LayerNorm)
     hidden = torch.randn(2 * n, 2 * d).bfloat16()
     return {
-        "attention inside two images": lambda: self_attention(q, k, v, [n, n]),
+        "attention inside two images": lambda: self_attention(q, k, v, [(n, n)]),
         "rotation": lambda: rotate(qkv[:, : 2 * heads], *rotation),
         "LayerNorm and GELU": lambda: kernel.norm_gelu_(y := hidden.clone(), norm) or F.gelu(norm(y)),
-        "a layer": lambda: model.layers[0](x, rotation, [n, n]),
+        "a layer": lambda: model.layers[0](x, rotation, [(n, n)]),
     }
 
 

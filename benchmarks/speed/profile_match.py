@@ -9,6 +9,7 @@ import time
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import preset
@@ -38,20 +39,17 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = LightGlue(preset(options.preset, "sift", 128, "xy-logscale-angle")).eval()
-    if options.precision == "bf16":
-        from lumiglue.matcher.precision import set_precision  # here, so that older versions can be profiled too
-
-        set_precision(model, "bf16")
+    layers = execution_layers(model, options.precision)
     pairs = pack([(features(options.points, 0), features(options.points, 1))], model.config)
     times = []
     for _ in range(8):
         start = time.process_time()
-        model.match(pairs, FULL)
+        model.match(pairs, FULL, layers=layers)
         times.append(1000 * (time.process_time() - start))
     print(f"{min(times):.0f} ms of processor time (median {sorted(times)[4]:.0f})")
     with profile(activities=[ProfilerActivity.CPU]) as found:
         for _ in range(3):
-            model.match(pairs, FULL)
+            model.match(pairs, FULL, layers=layers)
     rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     for row in rows[:12]:

@@ -36,9 +36,9 @@ def main() -> None:
 
             def run() -> object:
                 if share == 0.0:
-                    return model.layers[1](x, rotation, (n, n))
+                    return model.layers[1](x, rotation, [(n, n)])
                 states, cosine, sine, _ = (t[kept] for t in tensors)
-                return model.layers[1](states, (cosine, sine), (left, left))
+                return model.layers[1](states, (cosine, sine), [(left, left)])
 
             return run
 

@@ -14,19 +14,19 @@ _MATCH = """
 import resource, sys, time
 import torch
 from lumiglue.matcher import lightglue
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.packed import PackedPairs
-from lumiglue.matcher.precision import set_precision
 how, n, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 if how == "without":
     lightglue.keep_scratch_memory = lambda: None
 torch.set_num_threads(1)
 model = lightglue.LightGlue(lightglue.LightGlueConfig(n_layers=1)).eval()
-set_precision(model, precision)
-pairs = PackedPairs(torch.randn(2 * n, 256), torch.rand(2 * n, 2), (n, n))
+layers = execution_layers(model, precision)
+pairs = PackedPairs(torch.randn(2 * n, 256), torch.rand(2 * n, 2), ((n, n),))
 times, faults = [], []
 for _ in range(15):
     before, start = resource.getrusage(resource.RUSAGE_SELF).ru_minflt, time.process_time()
-    model.match(pairs)
+    model.match(pairs, layers=layers)
     times.append(1000 * (time.process_time() - start))
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 print(sorted(times[3:])[6], sorted(faults[3:])[6])

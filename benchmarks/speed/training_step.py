@@ -31,7 +31,7 @@ PAIRS, POINTS = 16, 256
 def made_up_batch() -> tuple[PackedPairs, Labels]:
     """60 matches in each pair, 196 points without."""
     descriptors = torch.nn.functional.normalize(torch.rand(2 * PAIRS * POINTS, 128), dim=1)
-    packed = PackedPairs(descriptors, torch.rand(len(descriptors), 4), (POINTS,) * (2 * PAIRS))
+    packed = PackedPairs(descriptors, torch.rand(len(descriptors), 4), ((POINTS, POINTS),) * PAIRS)
     matches = torch.stack(torch.meshgrid(torch.arange(PAIRS), torch.arange(60), indexing="ij"), -1).reshape(-1, 2)
     alone = (torch.arange(POINTS) >= 60).expand(PAIRS, POINTS)
     return packed, Labels(torch.cat([matches, matches[:, 1:]], dim=1), alone, alone)

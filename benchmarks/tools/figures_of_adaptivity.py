@@ -78,8 +78,8 @@ def layer_by_layer(model: LightGlue, a: Features, b: Features, example: Example)
     packed = pack([(a, b)], model.config)
     for layer, x in enumerate(model.states(packed)):
         head = model.heads[layer]
-        f0, f1 = head.features(x).split(packed.lengths)
-        z0, z1 = head.matchability_logits(x).split(packed.lengths)
+        f0, f1 = head.features(x).split(packed.lengths[0])
+        z0, z1 = head.matchability_logits(x).split(packed.lengths[0])
         pairs, _ = assign(f0, f1, z0, z1, model.default_threshold)
         points = a.keypoints[pairs[:, 0]].numpy(), b.keypoints[pairs[:, 1]].numpy()
         right = int(example.is_right(*points).sum())

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.matcher import lightglue
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import model_name
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.types import Features, Matches
 from lumiglue.weights.files import is_ours, load_weights
@@ -60,8 +60,7 @@ class LightGlue(nn.Module):
         super().__init__()
         del flash
         self.matcher = _first_layers(_load(features, weights), n_layers)
-        if mp:
-            set_precision(self.matcher, "bf16")
+        self.bf16_layers = execution_layers(self.matcher, "bf16") if mp else None
         self.filter_threshold = filter_threshold
         # No threshold here: the released result has the scores of all mutual best pairs.
         self.settings = MatchSettings(
@@ -95,8 +94,8 @@ class LightGlue(nn.Module):
         images0, images1 = (_features(data[key], key) for key in ("image0", "image1"))
         if len(images0) != len(images1):
             raise InputError(f"image0 has {len(images0)} images and image1 {len(images1)}; give the same number")
-        matches = self.matcher.match(pack(list(zip(images0, images1, strict=True)), self.matcher.config), self.settings)
-        return self._as_dictionary(matches)
+        pairs = pack(list(zip(images0, images1, strict=True)), self.matcher.config)
+        return self._as_dictionary(self.matcher.match(pairs, self.settings, layers=self.bf16_layers))
 
     def _as_dictionary(self, matches: Sequence[Matches]) -> dict[str, Any]:
         result: dict[str, Any] = {}

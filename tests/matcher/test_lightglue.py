@@ -10,10 +10,10 @@ from torch.testing import assert_close
 from helpers import make_features, make_model
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, MatchSettings
 from lumiglue.matcher.assignment import log_assignment
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
-from lumiglue.matcher.precision import set_precision
 
 pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
@@ -110,8 +110,8 @@ def test_adaptivity_off_equals_the_plain_forward(pairs: Pairs) -> None:
     with torch.inference_mode():
         *_, x = model.states(packed)
         head = model.heads[-1]
-        f0, f1 = head.features(x).split(packed.lengths)
-        z0, z1 = head.matchability_logits(x).split(packed.lengths)
+        f0, f1 = head.features(x).split(packed.lengths[0])
+        z0, z1 = head.matchability_logits(x).split(packed.lengths[0])
         p = log_assignment(f0 @ f1.T, z0, z1).exp()
     found = [
         (i, j)
@@ -140,7 +140,7 @@ def test_attention_units_follow_the_equations() -> None:
 def _layer_by_loops(model: LightGlue, packed: PackedPairs) -> torch.Tensor:
     layer, heads, c = model.layers[0], model.config.heads, model.config.d // model.config.heads
     x = model.input_projection(packed.descriptors)
-    n = packed.lengths[0]
+    n = packed.lengths[0][0]
     segments = [range(n), range(n, len(x))]
     unit, encoding = layer.self_attention, model.position_encoding
     assert isinstance(encoding, RotaryEncoding)
@@ -211,7 +211,7 @@ def test_exit_and_pruning_follow_their_definitions() -> None:
         for number in range(model.config.n_layers):
             tables = model.position_encoding(torch.cat([p[rows] for p, rows in zip(positions, alive, strict=True)]))
             lengths = [len(rows) for rows in alive]
-            x = list(model.layers[number](torch.cat(x), tables, lengths).split(lengths))
+            x = list(model.layers[number](torch.cat(x), tables, [tuple(lengths)]).split(lengths))
             for side in (0, 1):
                 for i in alive[side]:
                     layers[side][i] += 1
@@ -348,28 +348,23 @@ def test_without_matchability_the_assignment_is_the_double_softmax() -> None:
 
 
 def test_bfloat16_layers_keep_float32_states() -> None:
-    """Only the layers' products are bfloat16; what they add to, heads and classifiers stay float32."""
+    """Only the products of the copied layers are bfloat16; what they add to stays float32, and so does the model."""
     model = make_model()
     a = make_features(150, 0)
     b = make_features(120, 1, like=a)
+    packed = pack([(a, b)], model.config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    exact = [x.clone() for x in model.states(pack([(a, b)], model.config))]
-    set_precision(model, "bf16")
-    set_precision(model, "bf16")  # again
-    with torch.no_grad():
-        rough = list(model.states(pack([(a, b)], model.config)))
-    assert {x.dtype for x in rough} == {torch.float32}
-    assert {p.dtype for p in model.heads[0].projection.parameters()} == {torch.float32}
-    assert {p.dtype for p in model.layers[0].self_attention.ffn.parameters()} == {torch.bfloat16}
-    for x, y in zip(rough, exact, strict=True):
-        assert 0 < (x - y).abs().max() < 0.05 * y.abs().max()
-    changed = "layers.0.self_attention.qkv.weight"
-    model.state_dict()[changed].mul_(2)  # what is changed after it was rounded stays so
-    set_precision(model, "fp32")
+    assert execution_layers(model, "fp32") is model.layers
+    layers = execution_layers(model, "bf16")
+    x, rotation = model.begin(packed)
+    for layer, exact in zip(layers, model.states(packed), strict=True):
+        with torch.no_grad():
+            x = layer(x, rotation, packed.lengths)
+        assert x.dtype == torch.float32
+        assert 0 < (x - exact).abs().max() < 0.05 * exact.abs().max()
+    assert {p.dtype for p in layers[0].self_attention.ffn.parameters()} == {torch.bfloat16}  # pyright: ignore
     after = model.state_dict()
-    assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert [name for name in before if not torch.equal(before[name], after[name])] == [changed]
-    assert torch.equal(after[changed], 2 * before[changed].bfloat16().float())
+    assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
 
 
 def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:

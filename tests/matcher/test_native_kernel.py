@@ -14,11 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers import make_features, make_model
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.ops import kernel
 from lumiglue.matcher.ops.attention import cross_attention, self_attention
 from lumiglue.matcher.ops.kernel import fused_attention, library, norm_gelu_, rotated
-from lumiglue.matcher.precision import multiplies_tiles, set_precision
+from lumiglue.matcher.precision import multiplies_tiles
 
 pytestmark = pytest.mark.numeric
 
@@ -78,14 +79,14 @@ def test_what_one_offset_cannot_serve_is_left_to_pytorch(scale: float) -> None:
     k[:, :, 0], q = 0.0, torch.zeros_like(q).contiguous()
     q[:, :, 0] = scale
     assert fused_attention(q, (k * 50).bfloat16(), v) is None
-    found = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [40])
+    found = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [(40, 0)])
     assert torch.isfinite(found).all() == math.isfinite(scale)
 
 
 @needs_kernel
 def test_units_use_it_and_agree_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.contiguous() for x in _qkv(70, 70, 32))
-    lengths = [30, 40]
+    lengths = [(30, 40)]
     mine = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
     monkeypatch.setattr("lumiglue.matcher.ops.attention.fused_attention", lambda *_: None)
     theirs = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
@@ -116,8 +117,8 @@ def test_a_matcher_in_bf16_keeps_the_matches() -> None:
     a = make_features(150, 0)
     pairs = pack([(a, make_features(120, 1, like=a))], model.config)
     expected = {tuple(pair) for pair in model.match(pairs)[0].pairs.tolist()}
-    set_precision(model, "bf16")
-    found = {tuple(pair) for pair in model.match(pairs)[0].pairs.tolist()}
+    matches = model.match(pairs, layers=execution_layers(model, "bf16"))[0]
+    found = {tuple(pair) for pair in matches.pairs.tolist()}
     assert len(expected) > 3
     assert len(found & expected) >= 0.95 * len(expected | found)
 

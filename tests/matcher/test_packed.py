@@ -11,16 +11,18 @@ from helpers import make_features, make_model
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.ops import attention
 from lumiglue.matcher.ops.attention import cross_attention, partner_attention, self_attention
-from lumiglue.matcher.packed import PackedPairs, keep_segments, offsets_of, segment_counts
+from lumiglue.matcher.packed import Lengths, PackedPairs, counts_in_pairs, rows_of_pairs, segments_of
 
 pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
-LENGTHS = [(5, 9), (4, 4, 4, 4), (0, 3, 6, 0, 0, 0, 7, 2), (1, 1), (300, 280, 7, 30)]
+LENGTHS = [
+    ((5, 9),), ((4, 4), (4, 4)), ((0, 3), (6, 0), (0, 0), (7, 2)), ((1, 1),), ((300, 280), (7, 30)),
+]  # fmt: skip
 
 
-def qkv(lengths: tuple[int, ...], seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def qkv(lengths: Lengths, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    shape = (sum(lengths), 2, 8)
+    shape = (sum(map(sum, lengths)), 2, 8)
     return tuple(torch.randn(shape, generator=generator) for _ in range(3))  # pyright: ignore[reportReturnType]
 
 
@@ -34,21 +36,19 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("form", ["inference", "training", "fused", "padded"])
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_attention_stays_within_segments_and_pairs(
-    lengths: tuple[int, ...], form: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_stays_within_segments_and_pairs(lengths: Lengths, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = (x.requires_grad_(form in ("training", "fused")) for x in qkv(lengths))
     if form == "fused":
         monkeypatch.setattr(attention, "MAX_SCORES_IN_TRAINING", 0)
     if form == "padded":  # as on a GPU
-        monkeypatch.setattr(attention, "_pads", lambda *_: True)
-    parts = [x.split(list(lengths)) for x in (q, k, v)]
+        monkeypatch.setattr(attention, "choose_path", lambda *_: "padded")
+    parts = [x.split(segments_of(lengths)) for x in (q, k, v)]
     inside = torch.cat([attend(*part) for part in zip(*parts, strict=True)])
-    partner = [s ^ 1 for s in range(len(lengths))]
-    across = torch.cat([attend(parts[0][s], parts[0][partner[s]], parts[2][partner[s]]) for s in range(len(lengths))])
+    partner = [s ^ 1 for s in range(2 * len(lengths))]
+    across = torch.cat([attend(parts[0][s], parts[0][partner[s]], parts[2][partner[s]]) for s in range(2 * len(lengths))])
     assert_close(self_attention(q, k, v, lengths), inside, rtol=0, atol=2e-6)
     assert_close(cross_attention(q, v, lengths), across, rtol=0, atol=2e-6)
-    across = torch.cat([attend(parts[0][s], parts[1][partner[s]], parts[2][partner[s]]) for s in range(len(lengths))])
+    across = torch.cat([attend(parts[0][s], parts[1][partner[s]], parts[2][partner[s]]) for s in range(2 * len(lengths))])
     assert_close(partner_attention(q, k, v, lengths), across, rtol=0, atol=2e-6)
 
 
@@ -58,7 +58,7 @@ def test_matches_do_not_depend_on_how_a_gpu_fills_up(monkeypatch: pytest.MonkeyP
     pairs = [(a, make_features(70, 1, like=a)), (b, make_features(40, 3, like=b)), (a, b), (make_features(0, 4), a)]
     together = pack(pairs, model.config)
     expected = model.match(together)
-    monkeypatch.setattr(attention, "_pads", lambda *_: True)
+    monkeypatch.setattr(attention, "choose_path", lambda *_: "padded")
     for found, one in zip(model.match(together), expected, strict=True):
         assert torch.equal(found.pairs, one.pairs)
         assert_close(found.scores, one.scores, rtol=0, atol=1e-5)
@@ -68,14 +68,12 @@ def test_matches_do_not_depend_on_how_a_gpu_fills_up(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
-def test_attention_is_that_of_the_single_pair(lengths: tuple[int, ...]) -> None:
+def test_attention_is_that_of_the_single_pair(lengths: Lengths) -> None:
     """Unequal and equal batches alike, up to rounding: libraries may multiply few rows in another order in a batch."""
     q, k, v = qkv(lengths, seed=1)
     together = self_attention(q, k, v, lengths), cross_attention(q, v, lengths)
-    starts = offsets_of(lengths)
-    for pair in range(len(lengths) // 2):
-        own = slice(starts[2 * pair], starts[2 * pair + 2])
-        sizes = lengths[2 * pair : 2 * pair + 2]
+    for pair in range(len(lengths)):
+        own, sizes = rows_of_pairs(lengths, [pair], q.device), [lengths[pair]]
         assert_close(together[0][own], self_attention(q[own], k[own], v[own], sizes), rtol=0, atol=2e-6)
         assert_close(together[1][own], cross_attention(q[own], v[own], sizes), rtol=0, atol=2e-6)
 
@@ -86,7 +84,7 @@ def test_one_exponential_serves_both_directions_while_it_can(
 ) -> None:
     """Keys so long that exp needs an offset, then so long that no offset serves all rows and columns."""
     lengths = (300, 170)
-    qk, _, v = qkv(lengths, seed=3)
+    qk, _, v = qkv([lengths], seed=3)
     qk = qk * strength
     a, b = (x.transpose(0, 1) * 8**-0.25 for x in qk.split(lengths))
     offset = attention.exponent_offset(a, b)
@@ -95,12 +93,13 @@ def test_one_exponential_serves_both_directions_while_it_can(
     assert (attention._attend_both_in_blocks(a, b, *values) is not None) == one_exponential
     parts = qk.split(lengths), v.split(lengths)
     across = torch.cat([attend(parts[0][s], parts[0][s ^ 1], parts[1][s ^ 1]) for s in (0, 1)])
-    assert_close(cross_attention(qk, v, lengths), across, rtol=0, atol=2e-5 * strength**2)
+    assert_close(cross_attention(qk, v, [lengths]), across, rtol=0, atol=2e-5 * strength**2)
 
 
 def test_gradients_flow_through_the_dense_form_as_through_the_loops() -> None:
-    q, k, v = (x.requires_grad_() for x in qkv((6, 6, 6, 6)))
-    (self_attention(q, k, v, (6, 6, 6, 6)).square().sum() + cross_attention(q, v, (6, 6, 6, 6)).square().sum()).backward()
+    lengths = ((6, 6), (6, 6))
+    q, k, v = (x.requires_grad_() for x in qkv(lengths))
+    (self_attention(q, k, v, lengths).square().sum() + cross_attention(q, v, lengths).square().sum()).backward()
     dense = [x.grad.clone() for x in (q, k, v) if x.grad is not None]
     for x in (q, k, v):
         x.grad = None
@@ -122,8 +121,8 @@ def _sdpa(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
 
 
 def test_parts_hold_all_pairs_in_order() -> None:
-    lengths = (3, 4, 0, 0, 9, 1, 2, 2, 1, 0)
-    rows = torch.arange(float(sum(lengths)))[:, None]
+    lengths = ((3, 4), (0, 0), (9, 1), (2, 2), (1, 0))
+    rows = torch.arange(float(sum(map(sum, lengths))))[:, None]
     together = PackedPairs(rows, rows, lengths)
     for tokens, sizes in ((7, [2, 1, 2]), (1, [1] * 5), (100, [5])):
         parts = together.split(tokens)
@@ -134,13 +133,15 @@ def test_parts_hold_all_pairs_in_order() -> None:
     assert PackedPairs(rows[:0], rows[:0], ()).split(5) == []
 
 
-def test_segment_bookkeeping() -> None:
+def test_bookkeeping_of_pairs() -> None:
     flags = torch.tensor([True, False, True, True, False, False])
-    assert segment_counts(flags, [2, 0, 3, 1]) == [1, 0, 2, 0]
-    assert segment_counts(flags[:0], [0, 0]) == [0, 0]
-    assert offsets_of([2, 0, 3, 1]) == [0, 2, 2, 5, 6]
-    assert keep_segments([2, 0, 3, 1], [0, 3], torch.device("cpu")).tolist() == [0, 1, 5]
-    assert keep_segments([2, 3], [], torch.device("cpu")).tolist() == []
-    for lengths in itertools.product(range(3), repeat=3):
-        flags = torch.rand(sum(lengths), generator=torch.Generator().manual_seed(1)) > 0.5
-        assert segment_counts(flags, lengths) == [int(part.sum()) for part in flags.split(list(lengths))]
+    assert segments_of([(2, 0), (3, 1)]) == [2, 0, 3, 1]
+    assert counts_in_pairs(flags, [(2, 0), (3, 1)]) == [(1, 0), (2, 0)]
+    assert counts_in_pairs(flags[:0], [(0, 0)]) == [(0, 0)]
+    assert rows_of_pairs([(2, 0), (0, 0), (3, 1)], [0, 2], torch.device("cpu")).tolist() == [0, 1, 2, 3, 4, 5]
+    assert rows_of_pairs([(2, 0), (0, 0), (3, 1)], [1, 2], torch.device("cpu")).tolist() == [2, 3, 4, 5]
+    assert rows_of_pairs([(2, 3)], [], torch.device("cpu")).tolist() == []
+    for a, b, c, d in itertools.product(range(3), repeat=4):
+        flags = torch.rand(a + b + c + d, generator=torch.Generator().manual_seed(1)) > 0.5
+        counts = [int(part.sum()) for part in flags.split([a, b, c, d])]
+        assert segments_of(counts_in_pairs(flags, [(a, b), (c, d)])) == counts

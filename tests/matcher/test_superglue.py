@@ -185,15 +185,15 @@ def test_packed_is_one_by_one(pairs: list[tuple[Features, Features]]) -> None:
 def test_attention_to_the_partner_at_once_and_one_by_one() -> None:
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 4 * 7, 2, 8).unbind()
-    at_once = partner_attention(q, k, v, [7] * 4)
+    at_once = partner_attention(q, k, v, [(7, 7)] * 2)
     parts = []
     for segment in range(4):
         own, other = slice(7 * segment, 7 * segment + 7), slice(7 * (segment ^ 1), 7 * (segment ^ 1) + 7)
         weights = torch.einsum("nhc,mhc->hnm", q[own], k[other]).div(math.sqrt(8)).softmax(-1)
         parts.append(torch.einsum("hnm,mhc->nhc", weights, v[other]))
     assert_close(at_once, torch.cat(parts))
-    unequal = partner_attention(q[:20], k[:20], v[:20], [7, 13])
-    assert_close(unequal[:7], partner_attention(q[:20], k[:20], v[:20], (7, 13))[:7])
+    unequal = partner_attention(q[:20], k[:20], v[:20], [(7, 13)])
+    assert_close(unequal[:7], partner_attention(q[:20], k[:20], v[:20], ((7, 13),))[:7])
     weights = torch.einsum("nhc,mhc->hnm", q[:7], k[7:20]).div(math.sqrt(8)).softmax(-1)
     assert_close(unequal[:7], torch.einsum("hnm,mhc->nhc", weights, v[7:20]))
 
@@ -327,7 +327,7 @@ def test_it_trains_like_lightglue(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "lumiglue.pipeline.pipeline.default_precision", lambda device: "bf16"
     )  # for LightGlue, whose matches it keeps
     usual = Pipeline.pretrained("sift", max_keypoints=100, weights=weights)
-    assert {p.dtype for p in usual.matcher.parameters()} == {torch.float32}  # pyright: ignore[reportAttributeAccessIssue]
+    assert {p.dtype for p in usual._layers.parameters()} == {torch.float32}  # pyright: ignore[reportAttributeAccessIssue]
     result = Pipeline(Sift(max_keypoints=100), load_weights(weights)).match(photo, photo)
     assert len(result) > 20
     assert (abs(result.points0 - result.points1).max(1) < 1).mean() > 0.8

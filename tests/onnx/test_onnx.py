@@ -19,7 +19,6 @@ from lumiglue import Features, InputError, LightGlue, Matches, Pipeline, Sift
 from lumiglue.cli import main
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import build, superglue_preset, weights_sha256
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx.export import OnnxSettings, export_onnx, read_onnx_metadata
 from lumiglue.onnx.runtime import OnnxMatcher, Runtime
@@ -284,11 +283,11 @@ def test_a_matcher_travels_to_other_processes(photos: list[tuple[Features, Featu
         assert_same(other.match_features(photos[:1], MatchSettings())[0], before)
 
 
-def test_rounded_weights_are_exported_exact(tmp_path: Path) -> None:
-    model, rounded = make_model(), make_model()
-    set_precision(rounded, "bf16")
+def test_pipelines_in_bf16_export_exact_weights(tmp_path: Path) -> None:
+    model, matcher = make_model(extractor="sift", descriptor_dim=128), make_model(extractor="sift", descriptor_dim=128)
+    pipeline = Pipeline(Sift(), matcher, precision="bf16")
+    assert pipeline.matcher is matcher
     export_onnx(model, tmp_path / "exact.onnx")
-    export_onnx(rounded, tmp_path / "rounded.onnx")
-    assert (tmp_path / "exact.onnx").read_bytes() == (tmp_path / "rounded.onnx").read_bytes()
-    assert weights_sha256(rounded) == weights_sha256(model)
-    assert next(iter(rounded.layers[0].parameters())).dtype == torch.bfloat16  # it stays what it is
+    export_onnx(matcher, tmp_path / "of_bf16.onnx")
+    assert (tmp_path / "exact.onnx").read_bytes() == (tmp_path / "of_bf16.onnx").read_bytes()
+    assert pipeline.fingerprint() == weights_sha256(model)

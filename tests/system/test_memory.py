@@ -17,7 +17,7 @@ if sys.argv[1] == "without":
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = lightglue.LightGlue(lightglue.LightGlueConfig(n_layers=1)).eval()
-pairs = PackedPairs(torch.randn(4096, 256), torch.rand(4096, 2) * 2 - 1, (2048, 2048))
+pairs = PackedPairs(torch.randn(4096, 256), torch.rand(4096, 2) * 2 - 1, ((2048, 2048),))
 faults = []
 for _ in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -343,7 +343,7 @@ def test_batches_are_a_function_of_the_step(dataset: Path) -> None:
     a, b = samplers[0].batch(7, 6, 24), samplers[1].batch(7, 6, 24)
     assert torch.equal(a.pairs.descriptors, b.pairs.descriptors)
     assert torch.equal(a.keypoints1, b.keypoints1)
-    assert a.pairs.lengths == (24,) * 12
+    assert a.pairs.lengths == ((24, 24),) * 6
     other = samplers[0].batch(8, 6, 24)
     assert not torch.equal(a.keypoints0, other.keypoints0)
     related = torch.cat([samplers[0].batch(s, 16, 24).related for s in range(10)])

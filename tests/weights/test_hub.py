@@ -19,7 +19,6 @@ from huggingface_hub import constants
 from helpers import make_features, make_model
 from lumiglue import InputError, MatchSettings, Pipeline, Sift, WeightsError
 from lumiglue.cli import main
-from lumiglue.matcher.precision import unrounded_state
 from lumiglue.weights.files import load_weights
 from lumiglue.weights.folder import read_model_folder, write_model_folder
 from lumiglue.weights.registry import resolve
@@ -188,7 +187,7 @@ def pipeline() -> Pipeline:
 
 
 def same_weights(a: Pipeline, b: Pipeline) -> bool:
-    ours, theirs = (unrounded_state(p.matcher) for p in (a, b))  # pyright: ignore[reportArgumentType]
+    ours, theirs = (p.matcher.state_dict() for p in (a, b))  # pyright: ignore[reportAttributeAccessIssue]
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 

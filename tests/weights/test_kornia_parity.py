@@ -26,8 +26,8 @@ def test_full_depth_gives_the_same_assignment(tmp_path: Path, dim: int, scale_or
     with torch.inference_mode():
         *_, x = ours.states(packed)
         head = ours.heads[-1]
-        f0, f1 = head.features(x).split(packed.lengths)
-        z0, z1 = head.matchability_logits(x).split(packed.lengths)
+        f0, f1 = head.features(x).split(packed.lengths[0])
+        z0, z1 = head.matchability_logits(x).split(packed.lengths[0])
         log_p = log_assignment(f0 @ f1.T, z0, z1)
     assert_close(log_p.exp(), want["log_assignment"][0, :-1, :-1].exp(), rtol=0, atol=1e-4)
     result = ours.match(packed, MatchSettings(exit_ratio=None, prune_below=None))[0]

@@ -8,8 +8,9 @@ pairs at a time, which keep a GPU busy by themselves, run as they do without.
 import copy
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -17,12 +18,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError
+from lumiglue.matcher.execution import Layers
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.ops.attention import PaddedPair
+from lumiglue.matcher.packed import Lengths
 
 # Computes the same again, of whatever its inputs' memory holds by then, into the same output; returns both.
 Recorded = tuple[Callable[[], Any], Tensor]
 Record = Callable[[Callable[[], Tensor]], Recorded]
+Run = Callable[..., Tensor]  # a layer
 
 # Up to so many points images are padded to a multiple of so many; beyond the last they are not.
 STEPS = ((512, 128), (2048, 256), (4096, 512))
@@ -39,17 +43,25 @@ def padded_length(points: int) -> int | None:
     return None
 
 
-def replay_layers(model: nn.Module) -> None:
-    """Has the model run the layers of single pairs as CUDA graphs; once it is on its device and in its precision.
+def replayed_layers(model: nn.Module, layers: Layers | None = None) -> "ReplayedLayers":
+    """Layers that run single pairs as CUDA graphs.
 
-    Raises InputError for another model than LightGlue, and where it is not on a GPU.
+    Args:
+        model: A LightGlue matcher on a GPU.
+        layers: What computes its layers (`execution_layers`); None takes the model's own.
+
+    Returns:
+        The layers to hand to `LightGlue.match`.
+
+    Raises:
+        InputError: The model is not LightGlue, or not on a GPU.
     """
     if not isinstance(model, LightGlue):
         raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
     device = next(model.parameters()).device
     if device.type != "cuda":
         raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
-    model.replayed = ReplayedLayers(model, record_cuda_graph(device), device)
+    return ReplayedLayers(layers or model.layers, record_cuda_graph(device), device)
 
 
 def record_cuda_graph(device: torch.device) -> Record:
@@ -87,44 +99,63 @@ class _Inputs:
     sine: Float[Tensor, "t q"]
     pair: PaddedPair
 
-    def fill(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> None:
-        n, first = self.pair.n, lengths[0]
+    def fill(self, x: Tensor, rotation: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> None:
+        n, first = self.pair.n, sizes[0]
         self.x.zero_()  # what is filled in must be finite, as the mask multiplies it by 0
         for memory, values in ((self.x, x), (self.cosine, rotation[0]), (self.sine, rotation[1])):
             memory[:first].copy_(values[:first])
-            memory[n : n + lengths[1]].copy_(values[first:])
+            memory[n : n + sizes[1]].copy_(values[first:])
         for side in (0, 1):
-            self.pair.counts[side].fill_(lengths[side])
+            self.pair.counts[side].fill_(sizes[side])
 
 
 class ReplayedLayers:
-    """Runs a model's layers, recording each the first time that a filled length occurs. Threads take turns."""
+    """Layers of which each is recorded the first time that a padded length occurs. Threads take turns."""
 
-    def __init__(self, model: LightGlue, record: Record, device: torch.device | None = None) -> None:
-        """device: the only one that `record` records on."""
-        self._model, self._record, self._device = model, record, device
+    def __init__(self, layers: Layers, record: Record, device: torch.device | None = None) -> None:
+        """Records nothing yet.
+
+        Args:
+            layers: The layers of LightGlue that are recorded; they run as they are what a graph cannot hold.
+            record: Records one call, see `record_cuda_graph`.
+            device: The only device that `record` records on; None is any.
+        """
+        self._layers, self._record, self._device = layers, record, device
         self._inputs: dict[int, _Inputs] = {}
         self._recorded: dict[tuple[int, int], Recorded] = {}
         self._weights: tuple[torch.device, torch.dtype, int] | None = None
         self._done: torch.cuda.Event | None = None
+        self._recordable = True
         self._lock = threading.Lock()
 
-    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
-        """Nothing, in another process: the model runs its layers without graphs there."""
-        return _nothing, ()
+    def __len__(self) -> int:
+        return len(self._layers)
+
+    def __iter__(self) -> Iterator[Callable[..., Tensor]]:
+        return (partial(self._run, number, layer) for number, layer in enumerate(self._layers))
+
+    def __reduce__(self) -> tuple[Callable[[Layers], Layers], tuple[Layers]]:
+        """In another process: the layers without graphs."""
+        return _unchanged, (self._layers,)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ReplayedLayers":
-        """A copied model records layers of its own."""
-        return ReplayedLayers(copy.deepcopy(self._model, memo), self._record, self._device)
+        """A copy records layers of its own."""
+        return ReplayedLayers(copy.deepcopy(self._layers, memo), self._record, self._device)
 
-    def __call__(self, layer: int, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Sequence[int]) -> Tensor | None:
-        """The states after that layer; None where the pair is to be computed without a graph."""
-        n = padded_length(max(lengths))
-        if len(lengths) != 2 or n is None:
+    def _run(self, number: int, layer: Run, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Tensor:
+        """The states after that layer, by its graph if it can hold the pair."""
+        states = self._replayed(number, layer, x, rotation, lengths[0]) if len(lengths) == 1 else None
+        return layer(x, rotation, lengths) if states is None else states
+
+    def _replayed(
+        self, number: int, layer: Run, x: Tensor, rotation: tuple[Tensor, Tensor], sizes: tuple[int, int]
+    ) -> Tensor | None:
+        n = padded_length(max(sizes))
+        if n is None or not self._recordable:
             return None
         # Memory made in inference mode could not be filled outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
-            if (weights := _where(self._model)) != self._weights:  # moved or rounded: the graphs read where they lay
+            if (weights := _location(self._layers)) != self._weights:  # moved or replaced: graphs read from the old memory
                 self._recorded.clear()
                 self._inputs.clear()
                 self._weights = weights
@@ -133,39 +164,38 @@ class ReplayedLayers:
             if self._done is not None:  # another stream may still be reading what is filled next
                 torch.cuda.current_stream(x.device).wait_event(self._done)
             inputs = self._inputs.get(n) or self._inputs.setdefault(n, _inputs_like(x, rotation, n))
-            inputs.fill(x, rotation, lengths)
-            recorded = self._recorded.get((layer, n)) or self._recorded_anew(layer, inputs)
+            inputs.fill(x, rotation, sizes)
+            recorded = self._recorded.get((number, n)) or self._record_layer(number, layer, inputs)
             if recorded is None:
                 return None
             replay, output = recorded
             replay()
-            states = torch.cat([output[: lengths[0]], output[n : n + lengths[1]]])
+            states = torch.cat([output[: sizes[0]], output[n : n + sizes[1]]])
             if x.is_cuda:
                 self._done = self._done or torch.cuda.Event()
                 self._done.record(torch.cuda.current_stream(x.device))
             return states
 
-    def _recorded_anew(self, layer: int, inputs: _Inputs) -> Recorded | None:
-        module = self._model.layers[layer]
+    def _record_layer(self, number: int, layer: Run, inputs: _Inputs) -> Recorded | None:
         try:
-            recorded = self._record(lambda: module(inputs.x, (inputs.cosine, inputs.sine), inputs.pair))
+            recorded = self._record(lambda: layer(inputs.x, (inputs.cosine, inputs.sine), inputs.pair))
         except RuntimeError as error:
             reason = (str(error).splitlines() or ["no reason given"])[0]
             _log.warning("layers cannot be recorded as CUDA graphs (%s), so they run without", reason)
-            self._model.replayed = None
+            self._recordable = False
             return None
-        self._recorded[layer, inputs.pair.n] = recorded
+        self._recorded[number, inputs.pair.n] = recorded
         return recorded
 
 
-def _where(model: LightGlue) -> tuple[torch.device, torch.dtype, int]:
-    """Where the layers' weights lie, and in which precision."""
-    weights = next(cast(nn.ModuleList, model.layers).parameters())
+def _location(layers: Layers) -> tuple[torch.device, torch.dtype, int]:
+    """Device, precision and address of the layers' weights."""
+    weights = next(cast(nn.Module, next(iter(layers))).parameters())
     return weights.device, weights.dtype, weights.data_ptr()
 
 
-def _nothing() -> None:
-    return None
+def _unchanged(layers: Layers) -> Layers:
+    return layers
 
 
 def _inputs_like(x: Tensor, rotation: tuple[Tensor, Tensor], n: int) -> _Inputs:

@@ -10,10 +10,10 @@ import torch
 
 from lumiglue.backends.autotune import Match, about_matching, autotune
 from lumiglue.errors import InputError
+from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import model_name
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.system.extras import require
 from lumiglue.weights.files import load_weights
@@ -59,8 +59,8 @@ def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, d
         model = load_weights(file)
         if not isinstance(model, LightGlue) or device.type != "cpu":
             return "torch"
-        set_precision(model, precision)
-        makers["torch"] = lambda: lambda pairs: model.match(pack(list(pairs), model.config), settings)
+        layers = execution_layers(model, precision)
+        makers["torch"] = lambda: lambda pairs: model.match(pack(list(pairs), model.config), settings, layers=layers)
         config = model.config
     assert isinstance(config, LightGlueConfig)
     return autotune(makers, config, about_matching(settings, precision))

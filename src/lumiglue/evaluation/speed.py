@@ -5,6 +5,7 @@ of their times in the same round, so that a machine that slows down slows both. 
 weights; transformers' model has random ones of the same size, which cost the same at full depth.
 """
 
+import copy
 import gc
 import resource
 import statistics
@@ -18,13 +19,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lumiglue.backends.cuda_graphs import replay_layers
+from lumiglue.backends.cuda_graphs import replayed_layers
 from lumiglue.errors import InputError
+from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import PRESETS
-from lumiglue.matcher.precision import set_precision
-from lumiglue.matcher.settings import MatchSettings
+from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.pipeline.prefetch import FeatureCache, match_in_threads, pool
 from lumiglue.types import Features, Matches
 
@@ -32,6 +33,7 @@ FULL = MatchSettings(exit_ratio=None, prune_below=None)
 OURS = "lumiglue"
 DESCRIPTOR_DIM = 128
 Job = Callable[[], object]
+Pairs = Sequence[tuple[Features, Features]]
 # A matcher, what it is to match, and that in words.
 MatchingJob = tuple[LightGlue, list[tuple[Features, Features]], str]
 _ON_A_CPU = {"in threads", "bf16 in threads", "onnxruntime", "int8", "openvino", "openvino bf16"}
@@ -154,14 +156,14 @@ def contenders(
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
-        "lumiglue bf16": lambda: _ours(_in_bf16(model), pairs, settings),
+        "lumiglue bf16": lambda: _ours(model, pairs, settings, execution_layers(model, "bf16")),
         "one by one": lambda: _one_by_one(model, pairs, settings),
-        "compiled": lambda: _compiled(_copied(model), pairs, settings),
-        "bf16 compiled": lambda: _compiled(_in_bf16(model), pairs, settings),
-        "graphs": lambda: _replayed(_copied(model), pairs, settings),
-        "bf16 graphs": lambda: _replayed(_in_bf16(model), pairs, settings),
+        "compiled": lambda: _compiled(model, pairs, settings, "fp32"),
+        "bf16 compiled": lambda: _compiled(model, pairs, settings, "bf16"),
+        "graphs": lambda: _replayed(model, pairs, settings),
+        "bf16 graphs": lambda: _replayed(model, pairs, settings, execution_layers(model, "bf16")),
         "in threads": lambda: _in_threads(model, pairs, settings),
-        "bf16 in threads": lambda: _in_threads(_in_bf16(model), pairs, settings),
+        "bf16 in threads": lambda: _in_threads(model, pairs, settings, execution_layers(model, "bf16")),
         "onnxruntime": lambda: _exported(model, pairs, settings, "onnxruntime"),
         "int8": lambda: _exported(model, pairs, settings, "onnxruntime", int8=True),
         "openvino": lambda: _exported(model, pairs, settings, "openvino"),
@@ -223,22 +225,21 @@ def _highest_memory(device: str) -> int:
     return torch.cuda.max_memory_allocated(device)
 
 
-def _ours(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    return lambda: model.match(pack(pairs, model.config), settings)
+def _ours(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers: Layers | None = None) -> Job:
+    return lambda: model.match(pack(pairs, model.config), settings, layers=layers)
 
 
-def _one_by_one(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    return lambda: [model.match(pack([pair], model.config), settings) for pair in pairs]
+def _one_by_one(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers: Layers | None = None) -> Job:
+    return lambda: [model.match(pack([pair], model.config), settings, layers=layers) for pair in pairs]
 
 
-def _replayed(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    replay_layers(model)
-    return _one_by_one(model, pairs, settings)
+def _replayed(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers: Layers | None = None) -> Job:
+    return _one_by_one(model, pairs, settings, replayed_layers(model, layers))
 
 
-def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    def match(some: Sequence[tuple[Features, Features]]) -> list[Matches]:
-        return model.match(pack(some, model.config), settings)
+def _in_threads(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers: Layers | None = None) -> Job:
+    def match(some: Pairs) -> list[Matches]:
+        return model.match(pack(some, model.config), settings, layers=layers)
 
     def job() -> list[Matches]:
         workers = torch.get_num_threads()
@@ -250,23 +251,13 @@ def _in_threads(model: LightGlue, pairs: Sequence[tuple[Features, Features]], se
     return job
 
 
-def _compiled(copy: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    for layer in copy.layers:
+def _compiled(model: LightGlue, pairs: Pairs, settings: MatchSettings, precision: Precision) -> Job:
+    layers = copy.deepcopy(execution_layers(model, precision))
+    for layer in layers:
         layer.compile(dynamic=True)
-    copy.match(pack(pairs, copy.config), settings)  # compiled before the clock runs
-    return _ours(copy, pairs, settings)
-
-
-def _in_bf16(model: LightGlue) -> LightGlue:
-    copy = _copied(model)
-    set_precision(copy, "bf16")
-    return copy
-
-
-def _copied(model: LightGlue) -> LightGlue:
-    copy = LightGlue(model.config)
-    copy.load_state_dict(model.state_dict())
-    return copy.eval().to(_device(model))
+    job = _ours(model, pairs, settings, layers)
+    job()  # compiled before the clock runs
+    return job
 
 
 def _device(model: LightGlue) -> torch.device:

@@ -116,5 +116,5 @@ def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> P
     return PackedPairs(
         descriptors=torch.cat([features.descriptors.float() for features in images]),
         positions=torch.cat([positions_of(features, config.encoding) for features in images]),
-        lengths=tuple(len(features) for features in images),
+        lengths=tuple((len(a), len(b)) for a, b in pairs),
     )

@@ -5,7 +5,7 @@ Equation and section numbers are the paper's.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast, get_args
 
@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.assignment import MatchAssignment, TokenConfidence
+from lumiglue.matcher.execution import Layers, own_precision
 from lumiglue.matcher.inference import match_adaptively, match_by_layer
-from lumiglue.matcher.ops.attention import Lengths, cross_attention, partner_attention, self_attention
+from lumiglue.matcher.ops.attention import PaddedPair, cross_attention, partner_attention, self_attention
 from lumiglue.matcher.ops.kernel import norm_gelu_, rotated
-from lumiglue.matcher.packed import PackedPairs
-from lumiglue.matcher.precision import lowered, own_precision
+from lumiglue.matcher.packed import Lengths, PackedPairs
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
@@ -144,7 +145,9 @@ class SelfAttention(nn.Module):
         self.out = nn.Linear(d, d)
         self.ffn = FeedForward(d)
 
-    def forward(self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Float[Tensor, "t d"]:
+    def forward(
+        self, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Lengths | PaddedPair
+    ) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qkv.weight)
         qk, v = self.qkv(inside).unflatten(1, (3 * self.heads, -1)).split((2 * self.heads, self.heads), dim=1)  # (T, ., c)
         q, k = rotate(qk, *rotation).chunk(2, dim=1)
@@ -167,7 +170,7 @@ class CrossAttention(nn.Module):
         self.out = nn.Linear(d, d)
         self.ffn = FeedForward(d)
 
-    def forward(self, x: Float[Tensor, "t d"], lengths: Lengths) -> Float[Tensor, "t d"]:
+    def forward(self, x: Float[Tensor, "t d"], lengths: Lengths | PaddedPair) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.qk.weight)
         qk, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.qk, self.v))  # (T, h, c)
         if self.query is None:
@@ -186,12 +189,8 @@ class Layer(nn.Module):
         self.self_attention = SelfAttention(d, heads)
         self.cross_attention = CrossAttention(d, heads, full_cross_attention)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Lengths | PaddedPair) -> Tensor:
         return self.cross_attention(self.self_attention(x, rotation, lengths), lengths)
-
-
-# The states after a layer, or None where it is to be run as it is: number of the layer, states, rotation, lengths.
-ReplayedLayer = Callable[[int, Tensor, tuple[Tensor, Tensor], Sequence[int]], Tensor | None]
 
 
 class LightGlue(nn.Module):
@@ -218,7 +217,6 @@ class LightGlue(nn.Module):
         self.confidences = cast(
             Sequence[TokenConfidence], nn.ModuleList(TokenConfidence(d) for _ in range(config.n_layers - 1))
         )
-        self.replayed: ReplayedLayer | None = None  # `backends.cuda_graphs`
         self._initialise()
 
     def _initialise(self) -> None:
@@ -262,21 +260,9 @@ class LightGlue(nn.Module):
                 x = x + self.position_encoding.offsets(pairs.positions).to(x.dtype)
             return x, self.position_encoding(pairs.positions)
 
-    @property
-    def n_layers(self) -> int:
-        """How many layers there are."""
-        return self.config.n_layers
-
     def exit_threshold(self, layer: int) -> float:
         """lambda_l of Equation 11; layer counts from 0."""
         return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
-
-    def run_layer(
-        self, layer: int, x: Float[Tensor, "t d"], rotation: tuple[Tensor, Tensor], lengths: Sequence[int]
-    ) -> Float[Tensor, "t d"]:
-        """The states after a layer, which counts from 0."""
-        found = self.replayed(layer, x, rotation, lengths) if self.replayed else None
-        return self.layers[layer](x, rotation, lengths) if found is None else found
 
     def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
         """The state after each layer, all layers and all points: what training supervises."""
@@ -286,23 +272,42 @@ class LightGlue(nn.Module):
             yield x
 
     @torch.no_grad()
-    def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
-        """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others."""
+    def match(
+        self, pairs: PackedPairs, settings: MatchSettings | None = None, *, layers: Layers | None = None
+    ) -> list[Matches]:
+        """Matches each pair with adaptive depth and width (Section 3.3); a pair's result does not depend on the others.
+
+        Args:
+            pairs: The input, see `pack`.
+            settings: Thresholds; None takes the defaults.
+            layers: What computes the layers instead of the model's own: `execution_layers` or `ReplayedLayers`.
+
+        Returns:
+            One result for each pair, in order, on the device of the model.
+        """
         on_gpu = next(self.parameters()).is_cuda
         if not on_gpu:
             keep_scratch_memory()
         parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
+        layers, settings = layers or self.layers, settings or MatchSettings()
         with own_precision(self):
-            settings = settings or MatchSettings()
-            return [matches for part in parts for matches in match_adaptively(self, part, settings)]
+            return [matches for part in parts for matches in match_adaptively(self, layers, part, settings)]
 
     @torch.no_grad()
-    def match_by_layer(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[list[Matches]]:
-        """For each pair, what it would have given after each layer that ran; the last is what `match` gives.
+    def match_by_layer(
+        self, pairs: PackedPairs, settings: MatchSettings | None = None, *, layers: Layers | None = None
+    ) -> list[list[Matches]]:
+        """For each pair, what it would have given after each layer that ran.
 
-        Entry l is the assignment, by the head of layer l + 1, of the points that were still in play in that layer, so its
-        `layers0` and `layers1` are below its `stop_layer` exactly where a point had been pruned before. A pair without
-        keypoints on a side has one entry, of no layer.
+        Args:
+            pairs: The input, see `pack`.
+            settings: Thresholds; None takes the defaults.
+            layers: As for `match`.
+
+        Returns:
+            For each pair a list whose last entry is what `match` gives. Entry l is the assignment, by the head of layer
+            l + 1, of the points that were active in that layer. So its `layers0` and `layers1` are below its `stop_layer`
+            exactly where a point had been pruned before. A pair without keypoints in an image has one entry, of no layer.
         """
         with own_precision(self):
-            return match_by_layer(self, pairs, settings or MatchSettings())
+            return match_by_layer(self, layers or self.layers, pairs, settings or MatchSettings())

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
-from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.settings import Encoding
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
 
@@ -79,9 +78,9 @@ def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherMode
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Of the names and values of a model's tensors, wherever and in whatever precision they lie: before any rounding."""
+    """Of the names and values of a model's tensors, on any device."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(unrounded_state(model).items()):
+    for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()

@@ -15,61 +15,58 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+Lengths = Sequence[tuple[int, int]]  # tokens of either image of each pair
+
 
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
     """The matcher's input: P pairs of unequal images.
 
     descriptors: T x descriptor_dim. positions: T x 2 or T x 4, see `matcher.inputs.positions_of`.
-    lengths: 2P segment lengths; zeros are legal.
+    lengths: tokens of either image of each pair; zeros are legal.
     """
 
     descriptors: Float[Tensor, "t d"]
     positions: Float[Tensor, "t p"]
-    lengths: tuple[int, ...]
+    lengths: tuple[tuple[int, int], ...]
 
     @property
     def n_pairs(self) -> int:
-        return len(self.lengths) // 2
+        return len(self.lengths)
 
     def split(self, tokens: int) -> "list[PackedPairs]":
         """The same pairs in order, in parts of at most `tokens` tokens or of one pair."""
-        parts: list[list[int]] = []
+        parts: list[list[tuple[int, int]]] = []
         room = 0
-        for pair in range(self.n_pairs):
-            size = sum(self.lengths[2 * pair : 2 * pair + 2])
-            if not parts or size > room:
+        for lengths in self.lengths:
+            if not parts or sum(lengths) > room:
                 parts.append([])
                 room = tokens
-            parts[-1].append(pair)
-            room -= size
-        starts = offsets_of(self.lengths)
-        found = []
-        for part in parts:
-            first, end = 2 * part[0], 2 * part[-1] + 2
-            rows = slice(starts[first], starts[end])
-            found.append(PackedPairs(self.descriptors[rows], self.positions[rows], self.lengths[first:end]))
-        return found
+            parts[-1].append(lengths)
+            room -= sum(lengths)
+        sizes = [sum(map(sum, part)) for part in parts]
+        tensors = zip(self.descriptors.split(sizes), self.positions.split(sizes), parts, strict=True)
+        return [PackedPairs(descriptors, positions, tuple(part)) for descriptors, positions, part in tensors]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedPairs":
         """On `device`, with descriptors in `dtype`; positions stay float32, where half precision would lose pixels."""
         return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
 
 
-def offsets_of(lengths: Sequence[int]) -> list[int]:
-    """Where each segment starts, and the end of the last: one more than there are segments."""
-    return [0, *accumulate(lengths)]
+def segments_of(lengths: Lengths) -> list[int]:
+    """Tokens of each of the 2P segments."""
+    return [n for pair in lengths for n in pair]
 
 
-def segment_counts(flags: Bool[Tensor, " t"], lengths: Sequence[int]) -> list[int]:
-    """How many tokens of each segment are true."""
+def counts_in_pairs(flags: Bool[Tensor, " t"], lengths: Lengths) -> list[tuple[int, int]]:
+    """How many tokens of either image of each pair are true."""
     running = torch.cat([flags.new_zeros(1, dtype=torch.int64), flags.cumsum(0)])
-    ends = torch.tensor(offsets_of(lengths), device=flags.device)
-    return running[ends].diff().tolist()
+    ends = torch.tensor([0, *accumulate(segments_of(lengths))], device=flags.device)
+    return [(m, n) for m, n in running[ends].diff().view(-1, 2).tolist()]
 
 
-def keep_segments(lengths: Sequence[int], segments: Sequence[int], device: torch.device) -> Int[Tensor, " k"]:
-    """Token rows of the given segments, in order."""
-    starts = offsets_of(lengths)
-    rows = [torch.arange(starts[s], starts[s + 1], device=device) for s in segments]
+def rows_of_pairs(lengths: Lengths, pairs: Sequence[int], device: torch.device) -> Int[Tensor, " k"]:
+    """Token rows of the given pairs, in order."""
+    ends = list(accumulate(map(sum, lengths)))
+    rows = [torch.arange(ends[i] - sum(lengths[i]), ends[i], device=device) for i in pairs]
     return torch.cat(rows) if rows else torch.zeros(0, dtype=torch.int64, device=device)

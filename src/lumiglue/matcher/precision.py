@@ -5,47 +5,12 @@ import statistics
 import time
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lumiglue.matcher.settings import Precision
 
 # Tokens of a batch and channels of a layer: what most of the matcher's time goes into.
 _TOKENS, _CHANNELS, _ROUNDS = 4096, 256, 7
-# The attribute of a model that holds its layers as they were in float32.
-_KEPT = "_float32_layers"
-
-
-def set_precision(model: nn.Module, precision: Precision) -> None:
-    """bf16: the layers multiply in bfloat16. The states that they add to stay float32, and so do positions, heads and
-    classifiers, in which bfloat16 would blur close scores. What is rounded is kept, for fp32 and for `unrounded_state`."""
-    exact = unrounded_state(model)
-    model.float()
-    model.load_state_dict(exact)
-    model.__dict__.pop(_KEPT, None)
-    if precision == "bf16":
-        layers = getattr(model, "layers")  # noqa: B009  (of every matcher)
-        model.__dict__[_KEPT] = {f"layers.{name}": tensor.clone() for name, tensor in layers.state_dict().items()}
-        layers.to(torch.bfloat16)
-
-
-def unrounded_state(model: nn.Module) -> dict[str, Tensor]:
-    """A model's tensors; those that `set_precision` rounded are as they were before."""
-    kept: dict[str, Tensor] = model.__dict__.get(_KEPT, {})
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    for name, exact in kept.items():
-        if torch.equal(exact.to(state[name]), state[name]):  # else it was changed since, and this is what it is
-            state[name] = exact
-    return state
-
-
-def own_precision(model: nn.Module) -> torch.autocast:
-    """Inside, each part of the model computes in the precision it was put in, whatever autocast the caller is under."""
-    return torch.autocast(next(model.parameters()).device.type, enabled=False)
-
-
-def rounded(model: nn.Module) -> bool:
-    """Whether `set_precision` has rounded the layers."""
-    return _KEPT in model.__dict__
 
 
 def lowered(x: Tensor, weights: Tensor) -> Tensor:

@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError
+from lumiglue.matcher.execution import Layers, own_precision
 from lumiglue.matcher.inputs import PositionInput
 from lumiglue.matcher.ops.attention import partner_attention, self_attention
-from lumiglue.matcher.packed import PackedPairs, offsets_of
-from lumiglue.matcher.precision import lowered, own_precision
+from lumiglue.matcher.packed import Lengths, PackedPairs, segments_of
+from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
@@ -113,7 +114,7 @@ class AttentionLayer(nn.Module):
         self.out = nn.Linear(d, d)
         self.mlp = _mlp(2 * d, 2 * d, d)
 
-    def forward(self, x: Float[Tensor, "t d"], lengths: Sequence[int]) -> Float[Tensor, "t d"]:
+    def forward(self, x: Float[Tensor, "t d"], lengths: Lengths) -> Float[Tensor, "t d"]:
         inside = lowered(x, self.q.weight)
         q, k, v = (linear(inside).unflatten(1, (self.heads, -1)) for linear in (self.q, self.k, self.v))  # (T, h, c)
         message = self.out(self.attend(q, k, v, lengths).flatten(1))
@@ -151,30 +152,44 @@ class SuperGlue(nn.Module):
         nn.init.orthogonal_(self.projection.weight, math.sqrt(20 / math.sqrt(self.config.d)))
         nn.init.zeros_(self.projection.bias)
 
-    def features(self, pairs: PackedPairs) -> Float[Tensor, "t d"]:
+    def features(self, pairs: PackedPairs, layers: Layers | None = None) -> Float[Tensor, "t d"]:
         """What the similarity S_ij = <f_i, f_j> is the inner product of: the last states, projected, over d^1/4."""
         positions = pairs.positions * pairs.positions.new_tensor([_POSITION_SCALE, _POSITION_SCALE, 1.0])
         with torch.autocast(positions.device.type, enabled=False):  # as in LightGlue
             x = self.input_projection(pairs.descriptors)
             x = x + self.keypoint_encoder(positions.to(x.dtype))
-        for layer in self.layers:
+        for layer in layers or self.layers:
             x = layer(x, pairs.lengths)
         features = self.projection(x)
         features = features.float() if features.dtype.itemsize < 4 else features
         return features * self.config.d**-0.25
 
     @torch.no_grad()
-    def match(self, pairs: PackedPairs, settings: MatchSettings | None = None) -> list[Matches]:
-        """Matches each pair: mutual maxima of P above `score_threshold` (the paper's 0.2). It has no adaptivity."""
+    def match(
+        self,
+        pairs: PackedPairs,
+        settings: MatchSettings | None = None,
+        *,
+        layers: Layers | None = None,
+    ) -> list[Matches]:
+        """Matches each pair: mutual maxima of P above the threshold. SuperGlue has no adaptivity.
+
+        Args:
+            pairs: The input, see `pack`.
+            settings: Only `score_threshold` counts; None takes the paper's, 0.2.
+            layers: What computes the layers instead of the model's own: `execution_layers`.
+
+        Returns:
+            One result for each pair, in order, on the device of the model.
+        """
         keep_scratch_memory()
         parameter = next(self.parameters())
         pairs = pairs.to(parameter.device, parameter.dtype)
         requested = settings.score_threshold if settings else None
         threshold = self.default_threshold if requested is None else requested
         with own_precision(self):
-            features, starts = self.features(pairs), offsets_of(pairs.lengths)
-            ends = zip(starts[0:-1:2], starts[1::2], starts[2::2], strict=True)
-            return [self._match_pair(features[a:b], features[b:c], threshold) for a, b, c in ends]
+            sides = iter(self.features(pairs, layers).split(segments_of(pairs.lengths)))
+            return [self._match_pair(a, b, threshold) for a, b in zip(sides, sides, strict=True)]
 
     def _match_pair(self, features0: Tensor, features1: Tensor, threshold: float) -> Matches:
         m, n, depth = len(features0), len(features1), 2 * self.config.n_layers

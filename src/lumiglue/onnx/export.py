@@ -1,6 +1,5 @@
 """A matcher as one ONNX file, for ONNX Runtime and OpenVINO, for OpenCV, or for COLMAP."""
 
-import copy
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -12,7 +11,6 @@ import onnx_ir as ir
 from lumiglue.errors import InputError
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name
-from lumiglue.matcher.precision import rounded, set_precision
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import graph
 from lumiglue.types import PIXELS
@@ -73,10 +71,7 @@ def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | 
 
 
 def build(model: LightGlue, settings: OnnxSettings) -> ir.Model:
-    """The graph of `export_onnx`, of the weights before any rounding to bfloat16."""
-    if rounded(model):
-        model = copy.deepcopy(model)
-        set_precision(model, "fp32")
+    """The graph of `export_onnx`."""
     return _LAYOUTS[settings.layout](model, settings)
 
 

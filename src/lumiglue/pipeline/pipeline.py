@@ -12,16 +12,16 @@ import torch
 from torch import nn
 
 from lumiglue.backends.autotune import default_precision
-from lumiglue.backends.cuda_graphs import replay_layers
+from lumiglue.backends.cuda_graphs import replayed_layers
 from lumiglue.backends.select import fastest_backend, onnx_matcher
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, create_extractor, tiled_extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
+from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, weights_sha256
-from lumiglue.matcher.precision import set_precision
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.pipeline.prefetch import FeatureCache, Image, MatchedPair, match_in_batches, match_in_threads, pool
 from lumiglue.pipeline.result import MatchResult
@@ -94,9 +94,10 @@ class Pipeline:
         compute_on_one_thread_in_forks()
         self.extractor = extractor
         self.metadata, self.precision = dict(metadata or {}), precision
+        self._layers: Layers | None = None
         if isinstance(matcher, nn.Module):
-            set_precision(matcher, precision)
-            self.matcher = matcher.eval().to(device)
+            self.matcher = matcher.float().eval().to(device)
+            self._layers = execution_layers(matcher, precision)
             self.settings = settings or MatchSettings()
         else:
             self.matcher = matcher
@@ -165,7 +166,7 @@ class Pipeline:
             extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1]
         )  # fmt: skip
         if backend == "cudagraphs":
-            replay_layers(pipeline.matcher)  # pyright: ignore[reportArgumentType]
+            pipeline._layers = replayed_layers(matcher, pipeline._layers)
         return pipeline
 
     @classmethod
@@ -355,7 +356,7 @@ class Pipeline:
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.match_features(list(pairs), self.settings)
         packed = pack(list(pairs), self.matcher.config)
-        return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings)]
+        return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings, layers=self._layers)]
 
     def match_by_layer(self, features0: Features, features1: Features) -> list[Matches]:
         """The matches after each layer that ran; the last are the result. See `LightGlue.match_by_layer`.
@@ -366,7 +367,7 @@ class Pipeline:
         if not isinstance(self.matcher, LightGlue):
             raise InputError("matches by layer need LightGlue on the torch backend; choose other weights or backend")
         packed = pack([(features0, features1)], self.matcher.config)
-        (layers,) = self.matcher.match_by_layer(packed, self.settings)
+        (layers,) = self.matcher.match_by_layer(packed, self.settings, layers=self._layers)
         return [_to_cpu(matches) for matches in layers]
 
     def match_many(

@@ -327,7 +327,7 @@ class PairSampler:
         per_point = [gathered[name].unflatten(0, (2 * p, points)) for name in ("keypoints", "depths")]
         planar = torch.tensor([self.datasets[pair.views[0][0]].kind == "plane" for pair in drawn], device=device)
         related = torch.tensor([pair.related for pair in drawn], device=device)
-        packed = PackedPairs(gathered["descriptors"], positions, (points,) * (2 * p))
+        packed = PackedPairs(gathered["descriptors"], positions, ((points, points),) * p)
         side0, side1 = (Side(*(table[offset::2] for table in (*per_point, sizes, *matrices))) for offset in (0, 1))
         taught = {number: labels for number, pair in enumerate(drawn) if (labels := self._taught(pair)) is not None}
         return Batch(packed, side0, side1, planar, related, taught)

@@ -15,14 +15,13 @@ from lumiglue.io.atomic import write_whole
 from lumiglue.io.download import file_sha256
 from lumiglue.io.text import reason
 from lumiglue.matcher.models import CONFIGS, MatcherModel, ModelConfig, build_for, config_from, model_name
-from lumiglue.matcher.precision import unrounded_state
 
 FORMAT = "lumiglue-"  # and the name of the model
 FOLDER_FILES = ("config.json", "model.safetensors")  # of a model folder, as on the Hugging Face Hub
 
 
 def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, Any]) -> None:
-    """Writes a model and its config. Of a model set to bf16, the unrounded weights are written.
+    """Writes a model and its config.
 
     Args:
         model: The matcher.
@@ -34,7 +33,7 @@ def save_weights(model: MatcherModel, path: str | Path, metadata: Mapping[str, A
     """
     header = {"config": json.dumps(asdict(model.config)), "metadata": json.dumps(dict(metadata))}
     header["format"] = FORMAT + model_name(model.config)
-    tensors = {name: tensor.contiguous().cpu() for name, tensor in unrounded_state(model).items()}
+    tensors = {name: tensor.contiguous().cpu() for name, tensor in model.state_dict().items()}
     write_whole(path, save(tensors, metadata=header))  # save_file would make it readable by its owner alone
 
 

@@ -11,7 +11,6 @@ import torch
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.io.download import file_sha256
 from lumiglue.matcher.models import MatcherModel, model_name
-from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.weights.files import FOLDER_FILES, check_folder, read_metadata, save_weights
 
@@ -57,7 +56,7 @@ def write_model_folder(
     Raises:
         InputError: The weights were rounded to bfloat16, or the disk is full.
     """
-    if any(tensor.dtype == torch.bfloat16 for tensor in unrounded_state(model).values()):
+    if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values()):
         raise InputError("the weights were rounded to bfloat16; write the unrounded ones")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,6 @@ from lumiglue.io.state_dicts import WRAPPERS, StateDict, read_state_dict
 from lumiglue.io.text import reason
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build, build_for
-from lumiglue.matcher.precision import unrounded_state
 from lumiglue.matcher.superglue import SuperGlueConfig
 
 _AROUND_MATCHERS = WRAPPERS | {"matcher", "lightglue", "superglue"}
@@ -187,7 +186,7 @@ def released_names(model: LightGlue) -> dict[str, Tensor]:
         feature = config.ablation or f"encoding {config.encoding!r}"
         raise InputError(f"the released LightGlue has no {feature}; only matchers without it have released names")
     half, released = config.d // config.heads // 2, {}
-    for name, tensor in unrounded_state(model).items():
+    for name, tensor in model.state_dict().items():
         tensor = _planes_together(tensor, config.heads, half) if ".qkv." in name else tensor
         released[_released_name(name)] = tensor
     return released

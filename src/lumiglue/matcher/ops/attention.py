@@ -1,8 +1,8 @@
 """Attention over packed tokens: inside a segment, or between the two images of a pair."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lumiglue.matcher.ops.exponent import MIN_SUM, exponent_offset
 from lumiglue.matcher.ops.kernel import fused_attention
-from lumiglue.matcher.packed import offsets_of
+from lumiglue.matcher.packed import Lengths, segments_of
 from lumiglue.matcher.precision import multiplies_tiles
 
 # Attention of h x n x m scores up to this many is computed with the scores in memory, on the CPU: by bfloat16 without AMX
@@ -41,54 +41,32 @@ class PaddedPair:
         return _attend_masked(q, k, v, real, partners=partners).flatten(0, 1)
 
 
-Lengths = Sequence[int] | PaddedPair
-
-
 def self_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
 ) -> Float[Tensor, "t h c"]:
     """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
-    if isinstance(lengths, PaddedPair):
-        return lengths.attend(q, k, v, partners=False)
-    if n := _dense_length(lengths, q):
-        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
-        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
-    if _pads(lengths, q):
-        return _attend_padded(q, k, v, lengths, partners=False)
-    parts = zip(*(x.split(list(lengths)) for x in (q, k, v)), strict=True)
-    return torch.cat([_attend_segment(*part) for part in parts])
+    return _attention(q, k, v, lengths, partners=False)
 
 
 def partner_attention(
-    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths
+    q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
 ) -> Float[Tensor, "t h c"]:
     """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner."""
-    if isinstance(lengths, PaddedPair):
-        return lengths.attend(q, k, v, partners=True)
-    if n := _dense_length(lengths, q):
-        k, v = (x.unflatten(0, (-1, 2, n)).flip(1).flatten(0, 2) for x in (k, v))
-        q, k, v = (x.unflatten(0, (-1, n)).transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c), as fused kernels want it
-        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
-    if _pads(lengths, q):
-        return _attend_padded(q, k, v, lengths, partners=True)
-    q_parts, k_parts, v_parts = (x.split(list(lengths)) for x in (q, k, v))
-    return torch.cat([_attend_segment(q_parts[s], k_parts[s ^ 1], v_parts[s ^ 1]) for s in range(len(lengths))])
+    return _attention(q, k, v, lengths, partners=True)
 
 
-def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths) -> Float[Tensor, "t h c"]:
+def cross_attention(
+    qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
+) -> Float[Tensor, "t h c"]:
     """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
-    if isinstance(lengths, PaddedPair):
-        return lengths.attend(qk, qk, v, partners=True)
-    if n := _dense_length(lengths, qk):
-        qk, v = (x.unflatten(0, (-1, 2, n)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
+    if isinstance(lengths, PaddedPair) or (path := choose_path(lengths, qk)) == "padded":
+        return _attention(qk, qk, v, lengths, partners=True)
+    if path == "dense":
+        qk, v = (x.unflatten(0, (len(lengths), 2, -1)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
         a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
         return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
-    if _pads(lengths, qk):
-        return _attend_padded(qk, qk, v, lengths, partners=True)
-    qk_parts, v_parts = qk.split(list(lengths)), v.split(list(lengths))
     messages: list[Tensor] = []
-    for a in range(0, len(lengths), 2):
-        qk_a, qk_b, v_a, v_b = qk_parts[a], qk_parts[a + 1], v_parts[a], v_parts[a + 1]
+    for (qk_a, qk_b), (v_a, v_b) in zip(_by_pair(qk, lengths), _by_pair(v, lengths), strict=True):
         a_from_b, b_from_a = fused_attention(qk_a, qk_b, v_b), fused_attention(qk_b, qk_a, v_a)
         if a_from_b is None or b_from_a is None:
             sides = (x.transpose(0, 1) for x in (qk_a, qk_b, v_a, v_b))  # (h, n, c)
@@ -97,32 +75,56 @@ def cross_attention(qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengt
     return torch.cat(messages)
 
 
-def _dense_length(lengths: Sequence[int], x: Tensor) -> int:
-    """n where all segments hold n > 0 tokens and are to be taken at once; 0 where they are to be taken one by one.
+def choose_path(lengths: Lengths, x: Tensor) -> Literal["dense", "padded", "segments"]:
+    """How attention is computed.
 
-    A CPU gains nothing from larger batches than one pair, and its cache loses. Training needs all scores anyway.
+    "dense": segments of equal length at once, on a GPU or in training, which needs all scores anyway. "padded": on a GPU,
+    unequal segments padded to one length, because a GPU waits for its kernels, not for a few more products. "segments": one
+    by one; a CPU gains nothing from batches of more than one pair, and its cache loses.
     """
-    if len(set(lengths)) != 1:
-        return 0
-    return lengths[0] if x.is_cuda or _for_training(x) else 0
+    sizes, training = set(segments_of(lengths)), _for_training(x)
+    if len(sizes) == 1 and sizes != {0} and (x.is_cuda or training):
+        return "dense"
+    return "padded" if x.is_cuda and len(lengths) > 1 and not training else "segments"
 
 
-def _pads(lengths: Sequence[int], x: Tensor) -> bool:
-    """Whether unequal segments are padded to one length: a GPU waits for its kernels, not for a few more products."""
-    return x.is_cuda and len(lengths) > 2 and not _for_training(x)
+def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | PaddedPair, *, partners: bool) -> Tensor:
+    """Attention of the (T, h, c) queries of each segment to itself or to its partner."""
+    if isinstance(lengths, PaddedPair):
+        return lengths.attend(q, k, v, partners=partners)
+    if (path := choose_path(lengths, q)) == "padded":
+        return _attend_padded(q, k, v, lengths, partners=partners)
+    if path == "dense":
+        if partners:
+            k, v = (x.unflatten(0, (len(lengths), 2, -1)).flip(1).flatten(0, 2) for x in (k, v))
+        # (2P, h, n, c), as fused kernels want it
+        q, k, v = (x.unflatten(0, (2 * len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
+        return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
+    messages: list[Tensor] = []
+    for (q_a, q_b), (k_a, k_b), (v_a, v_b) in zip(*(_by_pair(x, lengths) for x in (q, k, v)), strict=True):
+        if partners:
+            k_a, k_b, v_a, v_b = k_b, k_a, v_b, v_a
+        messages += [_attend_segment(q_a, k_a, v_a), _attend_segment(q_b, k_b, v_b)]
+    return torch.cat(messages)
 
 
-def _attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Sequence[int], *, partners: bool) -> Tensor:
+def _by_pair(x: Tensor, lengths: Lengths) -> list[tuple[Tensor, Tensor]]:
+    """The tokens of either image of each pair."""
+    parts = iter(x.split(segments_of(lengths)))
+    return list(zip(parts, parts, strict=True))
+
+
+def _attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, *, partners: bool) -> Tensor:
     """Attention of each (n, h, c) segment to itself or to its partner, by a call for each group of pairs of like size, whose
     segments are padded to the longest of the group; what was filled in is masked and never attended to."""
     out = torch.zeros_like(q)
-    starts = torch.tensor(offsets_of(lengths), device=q.device)
+    counts = torch.tensor(lengths, device=q.device)  # (P, 2)
+    starts = (counts.flatten().cumsum(0) - counts.flatten()).view(-1, 2)
     for pairs in _pairs_of_like_size(lengths):
-        segments = [2 * pair + side for pair in pairs for side in (0, 1)]
-        counts = [lengths[s] for s in segments]
-        column = torch.arange(max(counts), device=q.device)
-        real = column < torch.tensor(counts, device=q.device)[:, None]  # (2P, n)
-        rows = torch.where(real, starts[torch.tensor(segments, device=q.device)][:, None] + column, 0)
+        column = torch.arange(max(max(lengths[pair]) for pair in pairs), device=q.device)
+        group = torch.tensor(pairs, device=q.device)
+        real = column < counts[group].view(-1, 1)  # (2P, n)
+        rows = torch.where(real, starts[group].view(-1, 1) + column, 0)
         queries, keys, values = (x[rows].transpose(1, 2) for x in (q, k, v))  # (2P, h, n, c)
         out[rows[real]] = _attend_masked(queries, keys, values, real, partners=partners).to(out.dtype)[real]
     return out
@@ -139,11 +141,11 @@ def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: b
     return message * some[:, None, None, None]
 
 
-def _pairs_of_like_size(lengths: Sequence[int]) -> list[list[int]]:
+def _pairs_of_like_size(lengths: Lengths) -> list[list[int]]:
     """Pairs by the power of two above their longer side, so that padding no more than doubles that."""
     groups: dict[int, list[int]] = {}
-    for pair in range(len(lengths) // 2):
-        if longer := max(lengths[2 * pair : 2 * pair + 2]):
+    for pair, sides in enumerate(lengths):
+        if longer := max(sides):
             groups.setdefault((longer - 1).bit_length(), []).append(pair)
     return list(groups.values())
 
