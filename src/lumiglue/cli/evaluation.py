@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError
+from lumiglue.evaluation import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,11 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lumiglue.evaluation.adaptivity import Saving
-    from lumiglue.evaluation.baselines import Matcher
-    from lumiglue.evaluation.pairs import PairScore, Summary
+    from lumiglue.evaluation.pairs import GroundTruthPair
     from lumiglue.evaluation.report import Example
-
-METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
+    from lumiglue.evaluation.scoring import PairScore, Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,9 +56,7 @@ def evaluate(
         flags: Features, weights, adaptivity.
         how: Methods, thresholds, output.
     """
-    from lumiglue.evaluation.pairs import read_pairs
-
-    _compare(folder, read_pairs(folder), flags, how)
+    _compare(folder, None, flags, how)
     return 0
 
 
@@ -142,20 +139,12 @@ def evaluate_adaptivity(
         out: Every pair's figures: a .csv that an interrupted evaluation goes on with.
     """
     from lumiglue.evaluation import adaptivity
-    from lumiglue.evaluation.baselines import BASELINES
-    from lumiglue.evaluation.pairs import read_pairs
-    from lumiglue.evaluation.run import matcher_of
     from lumiglue.matcher.settings import MatchSettings
 
-    pipeline = flags.pipeline()
-    methods: dict[str, Matcher] = {adaptivity.YARDSTICK: BASELINES[adaptivity.YARDSTICK]}
-    for name, settings in adaptivity.sweep(alphas, betas).items():
-        settings = dataclasses.replace(settings, score_threshold=flags.score_threshold)
-        methods[name] = matcher_of(pipeline.with_settings(settings))
-    scores = _compare(folder, read_pairs(folder), flags, EvaluationFlags(groups=groups, out=out), methods)
+    scores = _compare(folder, None, flags, EvaluationFlags(groups=groups, out=out), alphas=alphas, betas=betas)
     usual = adaptivity.settings_name(MatchSettings())
     _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} beside full depth")
-    swept = {name: adaptivity.saving(scores, name) for name in methods if name != adaptivity.YARDSTICK}
+    swept = {name: adaptivity.saving(scores, name) for name in adaptivity.sweep(alphas, betas)}
     _print_savings(swept, "over alpha (exit ratio) and beta (prune below)")
     return 0
 
@@ -191,8 +180,8 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
     """Draws a pair as its run matched it. Raises InputError where the run did not record how."""
     from lumiglue.evaluation.run import methods_of, redraw
 
-    if "matching" not in record:
-        raise InputError("the first run has no .json beside it that says how it matched; give --pictures 0")
+    if "weights" not in record.get("matching", {}):
+        raise InputError("the first run has no .json of `lumiglue eval` that says how it matched; give --pictures 0")
     pipeline = PipelineFlags(**record["matching"]).pipeline()
     again = redraw(Path(record["folder"]), pipeline, methods_of(pipeline, [method])[method])
 
@@ -206,32 +195,35 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
 
 def _compare(
     folder: Path,
-    pairs: Sequence[dict[str, Any]],
+    pairs: "Sequence[GroundTruthPair] | None",
     flags: PipelineFlags,
     how: EvaluationFlags,
-    chosen: "dict[str, Matcher] | None" = None,
+    **sweep: tuple[float, ...],
 ) -> "list[PairScore]":
-    """Measures the chosen methods, by default those of the flags; resumes what how.out has; prints the tables."""
-    from lumiglue.evaluation.formats import only_groups
-    from lumiglue.evaluation.pairs import Protocol
-    from lumiglue.evaluation.run import methods_of, open_scores, score_pairs
+    """Evaluates the methods, or with `sweep` the settings of adaptivity, with a progress bar; prints the tables."""
+    from lumiglue.evaluation.adaptivity import evaluate_adaptivity
+    from lumiglue.evaluation.run import evaluate
+    from lumiglue.evaluation.scoring import Protocol
 
     pipeline = flags.pipeline()
-    chosen = methods_of(pipeline, how.methods) if chosen is None else chosen
-    pairs = only_groups(pairs, how.groups)
-    protocol = Protocol(factors=how.thresholds)
-    scores: list[PairScore] = []
-    file = None
-    if how.out is not None:
-        file = open_scores(how.out, folder, list(chosen), protocol, dataclasses.asdict(flags))
-        scores, pairs = list(file.scores), file.missing(pairs)
-        if scores:
-            known = len(scores) // (len(chosen) * len(protocol.factors))
-            err.print(f"{known} pairs are in {how.out} already", markup=False)
-    with ProgressBar("pairs", len(pairs)) as advance:
-        for added in score_pairs(folder, pairs, pipeline.extractor, chosen, protocol, file):
-            scores += added
-            advance(1, "")
+    options: dict[str, Any] = {"groups": how.groups, "thresholds": how.thresholds, "seeds": how.seeds, "out": how.out}
+    options["matching"] = dataclasses.asdict(flags)
+    with ProgressBar("pairs", None) as advance:
+        before = -1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            if before >= 0:
+                advance(done - before, total=total)
+            elif done:
+                err.print(f"{done} pairs are in {how.out} already", markup=False)
+            before = done
+
+        if sweep:
+            scores = evaluate_adaptivity(folder, pipeline, progress=progress, **sweep, **options)
+        else:
+            scores = evaluate(folder, pipeline, pairs=pairs, methods=how.methods, progress=progress, **options)
+    protocol = Protocol(factors=how.thresholds, seeds=how.seeds)
     print_comparison(
         scores, f"{folder}: {flags.max_keypoints} {pipeline.extractor.name} keypoints, {_size(flags)}; {protocol}"
     )
@@ -263,7 +255,7 @@ def _print_savings(rows: "Mapping[str, Saving]", title: str) -> None:
 
 def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
     """The tables of a comparison: accuracy, matching, and 95 % intervals; the protocol is in the title."""
-    from lumiglue.evaluation.pairs import intervals, summarise
+    from lumiglue.evaluation.scoring import intervals, summarise
 
     console = Console(width=180, highlight=False)
     rows = summarise(scores)

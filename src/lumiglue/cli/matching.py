@@ -99,8 +99,7 @@ def _match_two(
 
 
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
-    from lumiglue.collection.hloc import MatchesFile
-    from lumiglue.collection.pairs import check_keys
+    from lumiglue.collection.hloc import MatchesFile, check_keys
 
     names = _read_list(list_file)
     if target is None:

@@ -1,19 +1,77 @@
 """Which pairs of a collection to match: all, neighbours in a sequence, near ones by position, similar ones, or a file's."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from lumiglue.collection import By
+from lumiglue.collection.hloc import FeaturesFile, Pair
 from lumiglue.errors import InputError
 from lumiglue.io.text import read_text, reason
 
-Pair = tuple[str, str]
-EARTH_RADIUS = 6_371_000.0
+EARTH_RADIUS = 6_371_000.0  # metres
+_log = logging.getLogger(__name__)
+
+
+def choose_pairs(
+    features: str | Path,
+    by: By = "retrieval",
+    *,
+    neighbours: int = 20,
+    overlap: int = 10,
+    photos: str | Path | None = None,
+    metres: float = 100.0,
+) -> list[Pair]:
+    """Chooses which pairs of a collection to match.
+
+    Args:
+        features: HDF5 file of features in hloc's layout.
+        by: "exhaustive", "sequential" (with retrieval to close loops), "retrieval" (VLAD of the features) or "position"
+            (GPS).
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
+        photos: Folder of the photos whose EXIF has the positions.
+        metres: Largest distance, for position.
+
+    Returns:
+        Pairs of names, each once.
+
+    Raises:
+        InputError: an argument cannot be used, or positions are missing.
+    """
+    with FeaturesFile(features) as file:
+        names = file.names()
+        if by == "exhaustive":
+            return exhaustive(names)
+        if by == "position":
+            return _by_exif(names, photos, neighbours, metres)
+        from lumiglue.collection.retrieval import by_retrieval
+
+        def descriptors(name: str) -> np.ndarray:
+            return file.read(name).descriptors.numpy()
+
+        if by == "retrieval":
+            return by_retrieval(descriptors, names, neighbours)
+        near = sequential(names, overlap)
+        return unique([*near, *by_retrieval(descriptors, names, max(2, neighbours // 4))])
+
+
+def _by_exif(names: Sequence[str], photos: str | Path | None, neighbours: int, metres: float) -> list[Pair]:
+    if photos is None:
+        raise InputError("pairs by position need the photos' EXIF; give --photos FOLDER")
+    positions = {name: read_position(Path(photos) / name) for name in names}
+    known = {name: position for name, position in positions.items() if position is not None}
+    if len(known) < 2:
+        raise InputError(f"{len(known)} of {len(names)} photos in {photos} have a GPS position; choose another --by")
+    if len(known) < len(names):
+        _log.warning("%d photos have no GPS position and are in no pair", len(names) - len(known))
+    return by_position(known, neighbours, metres)
 
 
 def exhaustive(names: Sequence[str]) -> list[Pair]:
@@ -75,17 +133,6 @@ def unique(pairs: Iterable[Pair]) -> list[Pair]:
         if a != b:
             seen.setdefault(frozenset((a, b)), (a, b))
     return list(seen.values())
-
-
-def check_keys(pairs: Iterable[Pair]) -> None:
-    """Raises InputError where two images share their place in hloc's layout, as a/b.jpg and a-b.jpg do."""
-    images: dict[str, str] = {}
-    for name in chain.from_iterable(pairs):
-        other = images.setdefault(name.replace("/", "-"), name)
-        if other != name:
-            raise InputError(
-                f"{other!r} and {name!r} share one place in a file of matches (slashes become dashes); rename one"
-            )
 
 
 def by_position(positions: Mapping[str, tuple[float, float]], neighbours: int = 20, metres: float = 100.0) -> list[Pair]:

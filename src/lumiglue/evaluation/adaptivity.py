@@ -1,17 +1,54 @@
 """What adaptive depth and width save and cost: by difficulty of the pair, and over alpha and beta (Section 5.4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.evaluation.baselines import BASELINES, Matcher
+from lumiglue.evaluation.run import evaluate, matcher_of
+from lumiglue.evaluation.scoring import PairScore, summarise
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.pipeline.pipeline import Pipeline
 
 FULL_DEPTH = "full depth"
 YARDSTICK = "nn"
 LEVELS = ("easy", "medium", "hard")
+ALPHAS = (0.8, 0.9, 0.98, 0.0)
+BETAS = (0.0, 0.05, 0.2)
+
+
+def evaluate_adaptivity(
+    folder: str | Path,
+    pipeline: Pipeline | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    betas: Sequence[float] = BETAS,
+    **options: Any,
+) -> list[PairScore]:
+    """Measures the settings of `sweep`, and nearest neighbours as the yardstick, on pairs with ground truth.
+
+    `by_difficulty` and `saving` summarise the scores.
+
+    Args:
+        folder: Folder that the image files are relative to, and of `pairs.json`.
+        pipeline: Features and matcher; its exit ratio and pruning are replaced. None uses the default pipeline.
+        alphas: Exit ratios beside the default; 0 is off.
+        betas: Limits of pruning beside the default; 0 is off.
+        options: Further arguments of `run.evaluate`.
+
+    Returns:
+        One score for each pair and setting.
+    """
+    pipeline = pipeline or Pipeline.pretrained(precision="fp32")
+    methods: dict[str, Matcher] = {YARDSTICK: BASELINES[YARDSTICK]}
+    for name, settings in sweep(alphas, betas).items():
+        settings = replace(settings, score_threshold=pipeline.settings.score_threshold)
+        methods[name] = matcher_of(pipeline.with_settings(settings))
+    return evaluate(folder, pipeline, methods=methods, **options)
 
 
 def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import EPIPOLAR_THRESHOLDS, POSE_THRESHOLDS, PairScore
+from lumiglue.evaluation.scoring import EPIPOLAR_THRESHOLDS, POSE_THRESHOLDS, PairScore
 
 FEWEST_SCENES = 5  # under this, resampled scenes are too few to mean anything
 

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore, Protocol, Summary, intervals, summarise
 from lumiglue.evaluation.scores import read_record, read_scores
+from lumiglue.evaluation.scoring import PairScore, Protocol, Summary, intervals, summarise
 
 _LIMITS = {"homography": 10.0, "pose": 20.0, "correspondences": 20.0}
 _UNITS = {"homography": "corner error (px)", "pose": "pose error (degrees)", "correspondences": "epipolar error (px)"}

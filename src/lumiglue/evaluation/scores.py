@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore
+from lumiglue.evaluation.pairs import GroundTruthPair
+from lumiglue.evaluation.scoring import PairScore
 from lumiglue.io.text import read_json, read_text, reason
 
 _NAMES = [field.name for field in fields(PairScore)]
@@ -71,10 +72,10 @@ class ScoresFile:
             writer.writerows(asdict(score) for score in self.scores)
         unfinished.replace(self.path)
 
-    def missing(self, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    def missing(self, pairs: Iterable[GroundTruthPair]) -> list[GroundTruthPair]:
         """The pairs that are not in the file yet."""
         done = {(score.a, score.b) for score in self.scores}
-        return [pair for pair in pairs if (pair["a"], pair["b"]) not in done]
+        return [pair for pair in pairs if (pair.a, pair.b) not in done]
 
     def append(self, scores: Iterable[PairScore]) -> None:
         """Adds scores; they are on disk when this returns."""
