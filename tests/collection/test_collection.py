@@ -19,8 +19,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lumiglue
 from helpers import draw_photo
-from lumiglue import InputError, Pipeline, Sift
+from lumiglue import InputError, Pipeline, Sift, collection
 from lumiglue.cli import main
 from lumiglue.collection import features as bulk_features
 from lumiglue.collection.features import extract_in_parts
@@ -469,6 +470,32 @@ def test_a_known_scene_is_reconstructed(
     picture = cv2.imread(str(out / "model.png"))
     assert picture is not None
     assert picture.std() > 5
+
+
+def test_python_resumes_what_the_commands_began(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """`lumiglue.reconstruct` and `lumiglue.collection` write what the commands write, byte for byte where they resume."""
+    out, pipeline = tmp_path / "model", Pipeline.pretrained("sift", max_keypoints=400, precision="fp32")
+    steps: list[collection.Progress] = []
+    made = lumiglue.reconstruct(scene[0], out, pipeline, single_camera=True, progress=steps.append)
+    assert (made.images, made.pairs, made.left_out) == (8, 28, ())
+    assert [model.images for model in made.models] == [8]
+    assert list(dict.fromkeys(step.stage for step in steps)) == ["images", "pairs", "images placed"]
+    assert {step.stage: (step.done, step.total) for step in steps} == {
+        "images": (8, 8), "pairs": (28, 28), "images placed": (8, 8),
+    }  # fmt: skip
+    before = {name: (out / name).read_bytes() for name in ("features.h5", "matches.h5", "pairs.txt")}
+    assert main(["sfm", str(scene[0]), "-o", str(out), "--max-keypoints", "400", "--single-camera"]) == 0
+    assert before == {name: (out / name).read_bytes() for name in before}
+    features, matches = tmp_path / "features.h5", tmp_path / "matches.h5"
+    assert collection.extract_features(scene[0], features, pipeline.extractor) == ()
+    pairs = collection.choose_pairs(features, "exhaustive")
+    collection.write_pairs(tmp_path / "pairs.txt", pairs)
+    assert (tmp_path / "pairs.txt").read_bytes() == before["pairs.txt"]
+    assert collection.match_pairs(features, tmp_path / "pairs.txt", matches, pipeline) == ()
+    assert same(contents(features), contents(out / "features.h5"))
+    assert same(contents(matches), contents(out / "matches.h5"))
+    with pytest.raises(InputError, match="was made with other settings"):
+        lumiglue.reconstruct(scene[0], out, Pipeline.pretrained("sift", max_keypoints=300, precision="fp32"))
 
 
 def test_keypoints_are_shifted_half_a_pixel_for_colmap(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:

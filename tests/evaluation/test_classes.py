@@ -131,15 +131,15 @@ def test_features_may_be_there_already() -> None:
     points = torch.from_numpy(rng.uniform(5, 145, (40, 2))).float()
     descriptors = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((40, 16))).float(), dim=1)
     features = {"a": Features(points, descriptors, size), "b": Features(points + 3, descriptors, size)}
-    shift = [[1, 0, 3], [0, 1, 3], [0, 0, 1]]
+    shift = np.array([[1.0, 0, 3], [0, 1, 3], [0, 0, 1]])
     pairs = [HomographyPair(group="g", a="a", b="b", b_from_a=shift)]
-    asked: list[tuple[str, int]] = []
+    requested: list[tuple[str, int]] = []
 
     def features_of(name: str, turns: int) -> Features:
-        asked.append((name, turns))
+        requested.append((name, turns))
         return features[name]
 
     (found,) = score_features(pairs, features_of, {"nn": BASELINES["nn"]})
-    assert asked == [("a", 0), ("b", 0)]
+    assert requested == [("a", 0), ("b", 0)]
     assert (found.matches, found.precision, found.layers_per_point) == (40, 1.0, 0.0)
     assert found.error < 1e-3

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
+import lumiglue
 from helpers import draw_photo, make_features
-from lumiglue import Features, InputError, Matches, Sift
+from lumiglue import Features, InputError, Matches, Pipeline, Sift
 from lumiglue.cli import main
 from lumiglue.evaluation.baselines import BASELINES, opencv_ratio
 from lumiglue.evaluation.formats import read_hpatches, read_pose_pairs, read_strecha, turned_intrinsics
@@ -284,6 +285,29 @@ def test_the_command_prints_its_protocol_and_goes_on(hpatches: Path, tmp_path: P
     second = capsys.readouterr()
     assert "3 pairs are in" in second.err
     assert second.out == first.out
+
+
+def test_python_evaluates_as_the_command_does(hpatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same scores but for the times, with every seed; and one call resumes what the other began."""
+    out, seeds = tmp_path / "scores.csv", (0, 3)
+    command = ["eval", "homography", str(hpatches), "--max-keypoints", "200", "--methods", "lumiglue", "nn"]
+    assert main([*command, "--seeds", "0", "3", "--out", str(out)]) == 0
+    assert "seeds 0, 3" in capsys.readouterr().out
+    pipeline, pairs = Pipeline.pretrained("sift", max_keypoints=200, precision="fp32"), read_hpatches(hpatches)
+    calls: list[tuple[int, int]] = []
+    scores = lumiglue.evaluate(
+        hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, progress=lambda *count: calls.append(count)
+    )
+    assert calls == [(done, 4) for done in range(5)]
+    assert len(scores) == 4 * 2 * 2
+    assert [replace(s, milliseconds=0.0) for s in scores] == [replace(s, milliseconds=0.0) for s in read_scores(out)]
+    matching = json.loads(out.with_suffix(".json").read_text())["matching"]
+    again = lumiglue.evaluate(
+        hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out, matching=matching
+    )
+    assert again == read_scores(out)
+    with pytest.raises(InputError, match="holds results of another protocol, set or matcher"):
+        lumiglue.evaluate(hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out)
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Pairs with ground truth in the formats that the field uses, as the pairs of `evaluation.pairs`.
+"""Readers of common formats of pairs with ground truth.
 
 Pixel convention of all of them: the centre of the top-left pixel is (0, 0).
 """
@@ -26,11 +26,17 @@ IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
 
 
 def read_hpatches(folder: str | Path) -> list[HomographyPair]:
-    """HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with images
-    1, 2, ... and text files H_1_2, H_1_3, ...: 3 x 3, from image 1 to image k.
+    """Reads HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with
+    images 1, 2, ... and text files H_1_2, H_1_3, ..., each 3 x 3, from image 1 to image k.
 
-    Groups are the folders' names, so `--groups v_` takes the viewpoint ones. Raises InputError where there is no such folder
-    or a homography is damaged.
+    Args:
+        folder: Folder of the sequences.
+
+    Returns:
+        The pairs. Groups are the folders' names, so `--groups v_` takes the viewpoint sequences.
+
+    Raises:
+        InputError: there is no such folder, or a homography is damaged.
     """
     folder = Path(folder)
     sequences = sorted(path for path in folder.glob("[vi]_*") if path.is_dir())
@@ -53,13 +59,22 @@ def read_hpatches(folder: str | Path) -> list[HomographyPair]:
 
 
 def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
-    """SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
+    """Reads SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
 
         path_A path_B rotation_A rotation_B K_A (9 numbers) K_B (9) T_AB (16)
 
-    with paths below `root`, counts of quarter turns counter-clockwise that put the images upright, camera matrices and the
-    rigid T_AB with X_B = R X_A + t. Turned images are matched upright: their cameras are turned along.
-    Groups are the first parts of the paths. Raises InputError for a line that is not in this format.
+    with counts of quarter turns counter-clockwise that make the images upright, camera matrices and the rigid T_AB with
+    X_B = R X_A + t. Turned images are matched upright, and their cameras are turned with them.
+
+    Args:
+        file: The list.
+        root: Folder that the paths are relative to.
+
+    Returns:
+        The pairs. Groups are the first folders of the paths.
+
+    Raises:
+        InputError: a line is not in this format.
     """
     file, root = Path(file), Path(root)
     pairs = []
@@ -95,10 +110,19 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
 
 
 def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[PosePair]:
-    """Strecha's multi-view sets (Strecha et al., CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
+    """Reads a multi-view set of Strecha et al. (CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
 
     A camera file holds K (3 x 3), distortion (3, zeros), R (3 x 3, world from camera), the centre (3), width and height.
-    All pairs, or those at most `largest_gap` images apart in order of name. Raises InputError for damaged cameras.
+
+    Args:
+        folder: Folder of the set.
+        largest_gap: Only pairs at most this many images apart, in order of name; None takes all pairs.
+
+    Returns:
+        The pairs, in one group.
+
+    Raises:
+        InputError: a camera is missing or damaged.
     """
     folder = Path(folder)
     files = sorted(folder.rglob("*.camera"))
@@ -133,9 +157,15 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
 def turned_intrinsics(
     intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], turns: int
 ) -> Float64[np.ndarray, "3 3"]:
-    """The camera matrix of an image (width, height) after `turns` quarter turns counter-clockwise (np.rot90).
+    """Turns a camera matrix with its image. One turn maps pixel (x, y) to (y, width - 1 - x).
 
-    A turn maps pixel (x, y) to (y, width - 1 - x).
+    Args:
+        intrinsics: 3 x 3 camera matrix.
+        size: Width and height of the image before the turns.
+        turns: Quarter turns counter-clockwise, as for np.rot90.
+
+    Returns:
+        The camera matrix of the turned image.
     """
     turned, (width, height) = intrinsics.astype(np.float64), size
     for _ in range(turns % 4):
@@ -146,7 +176,15 @@ def turned_intrinsics(
 
 
 def read_upright(path: Path, turns: int) -> UInt8[np.ndarray, "h w 3"]:
-    """An image after `turns` quarter turns counter-clockwise."""
+    """Reads an image and applies quarter turns counter-clockwise.
+
+    Args:
+        path: The image.
+        turns: How many turns.
+
+    Returns:
+        h x w x 3, RGB.
+    """
     return np.ascontiguousarray(np.rot90(read_image(path), turns))
 
 

@@ -38,12 +38,19 @@ EPIPOLAR_THRESHOLDS = (3.0, 10.0, 20.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """How errors are measured, printed and stored with each result, as unstated protocol is why figures disagree.
+    """How errors are measured. It is printed and stored with each result, as figures of different protocols differ.
 
-    homography_px, pose_px, fundamental_px: inlier thresholds of PoseLib's LO-RANSAC; each is multiplied by every one of
-    `factors`, and a result is given for each. opencv_px: of OpenCV's five-point RANSAC, multiplied alike.
-    match_px: a match is right when its reprojection error, or epipolar error, is at most this.
-    seeds: of both RANSACs; a result is given for each.
+    Attributes:
+        homography_px: Inlier threshold of PoseLib's LO-RANSAC for homographies, in pixels.
+        pose_px: The same for poses.
+        fundamental_px: The same for fundamental matrices.
+        opencv_px: Inlier threshold of OpenCV's five-point RANSAC.
+        match_px: A match is right if its reprojection error or epipolar error is at most this.
+        factors: Factors of the RANSAC thresholds; there is a result for each.
+        seeds: Seeds of RANSAC; there is a result for each.
+
+    Raises:
+        InputError: there is no factor or seed, or one cannot be used.
     """
 
     homography_px: float = 2.0
@@ -71,11 +78,31 @@ class Protocol:
 class PairScore:
     """One matcher on one pair, with one factor of the thresholds and one seed of RANSAC.
 
-    error: corner (px), pose (degrees) or epipolar (px) by the pair's type. error_plain: the corner error of the weighted DLT
-    of all matches, or the pose error by OpenCV. precision, recall: of planar pairs within `match_px`, precision_1px and
-    recall_1px within 1 px; of pairs with a known pose, precision is the share within `match_px` of the epipolar line.
-    inliers: of the estimated model. pruned: points that left before the last layer that ran. turns_a, turns_b: of the
-    images. layers_per_point: mean over the points of both images; 0, as stop_layer, for a matcher without layers.
+    Attributes:
+        method: Name of the matcher.
+        type: Type of the pair: "homography", "pose" or "correspondences".
+        group: Group of the pair.
+        a: First image.
+        b: Second image.
+        keypoints_a: Keypoints of a.
+        keypoints_b: Keypoints of b.
+        matches: How many matches there are.
+        milliseconds: Time of matching alone.
+        stop_layer: Last layer that ran; 0 for a matcher without layers.
+        error: Corner error (px), pose error (degrees) or epipolar error (px), by the type of the pair.
+        precision: For homographies the share of matches within `match_px`; for poses the share within `match_px` of the
+            epipolar line; NaN without matches.
+        recall: Of homographies, within `match_px`.
+        precision_1px: Of homographies, within 1 px.
+        recall_1px: Of homographies, within 1 px.
+        error_plain: Corner error of the weighted DLT of all matches, or pose error by OpenCV.
+        inliers: Inliers of the estimated model.
+        pruned: Points that were pruned before the last layer that ran.
+        factor: Factor of the RANSAC thresholds.
+        turns_a: Quarter turns of a.
+        turns_b: Quarter turns of b.
+        layers_per_point: Mean over the points of both images; 0 for a matcher without layers.
+        seed: Seed of RANSAC.
     """
 
     method: str
@@ -252,11 +279,29 @@ def error_of_pose(pair: PosePair, estimated: tuple[np.ndarray, np.ndarray, np.nd
 
 @dataclass(frozen=True)
 class Summary:
-    """One matcher on a whole set; AUCs and shares in percent, NaN where the set has no such pairs.
+    """One matcher on a set of pairs. AUCs and shares are in percent, and NaN if the set has no such pairs.
 
-    corner_auc_dlt: by the weighted DLT of all matches. pose_auc_opencv: by OpenCV's RANSAC. epipolar_precision: mean share
-    of the matches on the epipolar line, over pairs with a known pose. pruned: percent of the keypoints. layers_per_point:
-    mean over the pairs.
+    Attributes:
+        method: Name of the matcher.
+        pairs: How many pairs there are.
+        precision: Mean over the homographies, at `match_px`; a pair without matches counts 0.
+        recall: Mean over the homographies, at `match_px`.
+        f1: Harmonic mean of precision and recall.
+        precision_1px: The same at 1 px.
+        recall_1px: The same at 1 px.
+        corner_auc: Of homographies, at 1, 3, 5 and 10 px.
+        corner_auc_dlt: The same by the weighted DLT of all matches.
+        pose_auc: Of poses, at 5, 10 and 20 degrees.
+        pose_auc_opencv: The same by OpenCV's RANSAC.
+        epipolar_precision: Mean share of matches on the epipolar line, over the poses.
+        epipolar_auc: Of annotated pairs, at 3, 10 and 20 px.
+        matches: Mean number of matches.
+        inliers: Mean number of inliers.
+        milliseconds: Median time of matching alone.
+        stop_layer: Mean of the last layers that ran.
+        pruned: Share of pruned keypoints.
+        factor: Factor of the RANSAC thresholds.
+        layers_per_point: Mean over the pairs.
     """
 
     method: str
@@ -282,9 +327,14 @@ class Summary:
 
 
 def summarise(scores: Sequence[PairScore]) -> list[Summary]:
-    """One line a method and factor, in order of first appearance. Precision and recall are means over the planar pairs; a
-    pair without matches has precision 0. F1 is their harmonic mean. Milliseconds are the median over the pairs. AUCs
-    of several seeds are averaged."""
+    """Summarises scores by method and factor. AUCs of several seeds are averaged.
+
+    Args:
+        scores: Scores of any methods on the same pairs.
+
+    Returns:
+        One summary for each method and factor, in order of first appearance.
+    """
     keys = dict.fromkeys((s.method, s.factor) for s in scores)
     return [_summary([s for s in scores if (s.method, s.factor) == key]) for key in keys]
 
@@ -320,8 +370,16 @@ def _summary(scores: list[PairScore]) -> Summary:
 
 
 def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """95 % bootstrap intervals, over the pairs, of one method's figures: planar F1, corner AUC@5, pose AUC@5. Of several
-    seeds the first counts; `classes.figures` has intervals over scenes and seeds."""
+    """Computes 95 % bootstrap intervals over the pairs. `classes.figures` has intervals over scenes and seeds.
+
+    Args:
+        scores: Scores of one method; of several seeds only the first is used.
+        rounds: Bootstrap samples.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        Low and high end of planar F1, corner AUC@5 and pose AUC@5, as far as there are such pairs.
+    """
     scores = [s for s in scores if s.seed == scores[0].seed]
     kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose")}
     found = {}
