@@ -27,12 +27,12 @@ def features(
     """Write the features of a folder of photos to one .h5 file, in hloc's layout. Resumable.
 
     Args:
-        photos: Folder, searched with all its folders.
+        photos: Folder, searched with all its subfolders.
         out: The .h5 file to write.
-        flags: Features, how many, and the size.
-        masks: Folder with an image of the same size for each photo, black where nothing is to be found, named a/b.jpg.png
-            (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without one are used whole.
-        workers: Threads; by default as many as there are cores.
+        flags: Features, how many, and the size of photos.
+        masks: Folder with an image of the same size for each photo, black where nothing should be detected, named
+            a/b.jpg.png (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without a mask are used whole.
+        workers: Threads; by default one per core.
     """
     check_writable(out, *HDF5)
     with _Display() as progress:
@@ -56,12 +56,12 @@ def pairs(
     Args:
         features: The .h5 file of `lumiglue features`.
         out: The .txt file to write.
-        by: exhaustive, sequential (neighbours in the order of names, and similar ones to close loops), retrieval (similar
-            ones, by VLAD over the features), or position (near ones, by the GPS of the photos' EXIF).
-        neighbours: Pairs an image, of retrieval and position.
-        overlap: Of sequential: so many next images.
+        by: exhaustive, sequential (the next images by name, and similar ones to close loops), retrieval (similar images, by
+            VLAD of the features), or position (nearby images, by GPS in EXIF).
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
         photos: Folder of the photos, whose EXIF has the positions.
-        metres: Largest distance, of position.
+        metres: Largest distance, for position.
     """
     check_writable(out, ".txt")
     with collection.FeaturesFile(features) as file:
@@ -85,12 +85,12 @@ def matches(
 
     Args:
         features: The .h5 file of `lumiglue features`.
-        pairs: Two names a line.
+        pairs: Text file with two names on each line.
         out: The .h5 file to write.
-        flags: Weights and adaptivity, and what the features are.
-        workers: Threads, or processes of the cluster; by default as many as there are cores.
+        flags: Weights and adaptivity, and the name of the features.
+        workers: Threads, or processes of the cluster; by default one per core.
         engine: This machine's threads, or a Ray cluster.
-        address: Of the cluster, as for ray.init (auto: the one that runs here); by default a cluster of this machine alone.
+        address: Address of the Ray cluster, as for ray.init (auto: the one on this machine); by default a new one here.
     """
     if features.suffix == ".txt" and pairs.suffix in HDF5:
         raise InputError(f"features come first, then pairs: lumiglue matches {pairs} {features}")
@@ -127,19 +127,19 @@ def sfm(
     """Reconstruct a folder of photos: features, pairs, matches, verified geometry, a sparse model. Resumable.
 
     Args:
-        photos: Folder, searched with all its folders.
+        photos: Folder, searched with all its subfolders.
         out: Folder to write: features.h5, pairs.txt, matches.h5, database.db, 0/ (the model, in COLMAP's format), model.png.
-            Not the folder of the photos; what lies in it is not taken for photos.
+            Not the folder of the photos. Images in it are ignored.
         flags: Features, weights and adaptivity.
         by: exhaustive, sequential, retrieval or position (see `lumiglue pairs`); by default exhaustive up to 60 photos, then
             retrieval.
-        neighbours: Pairs an image, of retrieval and position.
-        overlap: Of sequential: so many next images.
-        metres: Largest distance, of position.
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
+        metres: Largest distance, for position.
         single_camera: All photos were taken by one camera at one zoom.
         camera_model: COLMAP's name of the camera model.
         masks: Folder of masks, see `lumiglue features`.
-        workers: Threads; by default as many as there are cores.
+        workers: Threads; by default one per core.
     """
     pipeline = flags.pipeline()
     progress = _Display()

@@ -200,12 +200,12 @@ def _matching(names: Sequence[str], summaries: Sequence[Summary]) -> dict:
 
 
 def _intervals(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> dict:
-    found = [intervals([s for s in run.scores if (s.method, s.factor) == (m.method, m.factor)]) for run, m in rows]
-    head = list(dict.fromkeys(name for row in found for name in row))
+    ranges = [intervals([s for s in run.scores if (s.method, s.factor) == (m.method, m.factor)]) for run, m in rows]
+    head = list(dict.fromkeys(name for row in ranges for name in row))
     cells = [
         [{"text": name, "best": False}]
         + [{"text": f"{r[h][0]:.1f} to {r[h][1]:.1f}" if h in r else "", "best": False} for h in head]
-        for name, r in zip(names, found, strict=True)
+        for name, r in zip(names, ranges, strict=True)
     ]
     note = "Over resampled pairs, 1000 times, seed 0."
     return {"title": "95 % bootstrap intervals", "note": note, "head": ["matcher", *head], "rows": cells}
@@ -215,9 +215,9 @@ def _plots(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> list[di
     errors: dict[str, dict[str, np.ndarray]] = {}
     for name, (run, summary) in zip(names, rows, strict=True):
         for kind in _LIMITS:
-            found = [s.error for s in run.scores if (s.method, s.factor, s.type) == (summary.method, summary.factor, kind)]
-            if found:
-                errors.setdefault(kind, {})[name] = np.array(found)
+            values = [s.error for s in run.scores if (s.method, s.factor, s.type) == (summary.method, summary.factor, kind)]
+            if values:
+                errors.setdefault(kind, {})[name] = np.array(values)
     plots = []
     for kind, by_name in errors.items():
         figure = Figure(figsize=(11, 4), layout="constrained")
@@ -226,7 +226,7 @@ def _plots(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> list[di
         _draw_histogram(histogram, by_name, _LIMITS[kind])
         for axes in (curve, histogram):
             axes.set_xlabel(_UNITS[kind])
-        note = "Left: share of the pairs within an error. Right: how the errors are spread; the last bar is all beyond."
+        note = "Left: share of the pairs within an error. Right: histogram of the errors; the last bar is everything larger."
         plots.append({"title": f"Errors, {_TITLES[kind]}", "svg": _svg(figure), "note": note})
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()

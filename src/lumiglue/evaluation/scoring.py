@@ -273,8 +273,8 @@ def error_of_pose(pair: PosePair, estimated: tuple[np.ndarray, np.ndarray, np.nd
     """
     if estimated is None:
         return float("inf")
-    found = torch.tensor(estimated[0]), torch.tensor(estimated[1])
-    return pose_error(*found, torch.from_numpy(pair.rotation), torch.from_numpy(pair.translation))
+    pose = torch.tensor(estimated[0]), torch.tensor(estimated[1])
+    return pose_error(*pose, torch.from_numpy(pair.rotation), torch.from_numpy(pair.translation))
 
 
 @dataclass(frozen=True)
@@ -382,18 +382,18 @@ def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0)
     """
     scores = [s for s in scores if s.seed == scores[0].seed]
     kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose")}
-    found = {}
+    ends = {}
     for name, kind, threshold in (("corner AUC@5", "homography", 5.0), ("pose AUC@5", "pose", 5.0)):
         errors = [s.error for s in kinds[kind]]
         if errors:
-            found[name] = bootstrap_interval(
+            ends[name] = bootstrap_interval(
                 errors, lambda v, t=threshold: auc(v.tolist(), (t,))[0], rounds=rounds, seed=seed
             )
     planar = np.array([[0.0 if np.isnan(s.precision) else s.precision, s.recall] for s in kinds["homography"]])
     if len(planar):
         numbers = list(range(len(planar)))
-        found["planar F1"] = bootstrap_interval(numbers, lambda k: _f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
-    return found
+        ends["planar F1"] = bootstrap_interval(numbers, lambda k: _f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
+    return ends
 
 
 def _f1(shares: np.ndarray) -> float:
