@@ -53,7 +53,7 @@ def in_threads(workers: int | None = None, cached_images: int = 256) -> Engine:
         def on_error(number: int, error: LumiglueError) -> None:
             failed.append((" ".join(todo[number]), str(error)))
 
-        matched = pipeline.match_described(todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error)
+        matched = pipeline.match_extracted(todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error)
         for chunk in chunks:
             matches = [None if pair is None else PairMatches.of(pair) for pair in islice(matched, len(chunk))]
             yield MatchChunk(chunk, matches, tuple(failed))

@@ -42,7 +42,7 @@ class _Matcher:
         def on_error(number: int, error: LumiglueError) -> None:
             failed.append((" ".join(pairs[number]), str(error)))
 
-        matched = self.pipeline.match_described(pairs, features_of, workers=1, cached_images=len(names), on_error=on_error)
+        matched = self.pipeline.match_extracted(pairs, features_of, workers=1, cached_images=len(names), on_error=on_error)
         return [None if pair is None else PairMatches.of(pair) for pair in matched], failed
 
 

@@ -310,16 +310,16 @@ class Pipeline:
         on_error: told the pair's number and the error when an image cannot be used; that pair yields None and the rest
         go on. Without it the error is raised.
         """
-        found = self.match_described(
+        found = self.match_extracted(
             pairs, self.extract, key=_key, workers=workers, batch_tokens=batch_tokens, cached_images=cached_images,
             on_error=on_error,
         )  # fmt: skip
         return (None if p is None else MatchResult(p.features0, p.features1, p.matches, p.seconds) for p in found)
 
-    def match_described(
+    def match_extracted(
         self,
         pairs: Iterable[tuple[Image, Image]],
-        describe: Callable[[Image], Features],
+        features_of: Callable[[Image], Features],
         *,
         key: Callable[[Image], Hashable | None] = str,
         workers: int | None = None,
@@ -327,8 +327,8 @@ class Pipeline:
         cached_images: int = 64,
         on_error: Callable[[int, LumiglueError], None] | None = None,
     ) -> Iterator[MatchedPair | None]:
-        """`match_many` for features that come from elsewhere: describe gives those of an image, whatever stands for one, and
-        key tells images apart (None: not to be kept)."""
+        """`match_many` for features that were extracted before: features_of returns those of an image (which may be a name),
+        and key identifies an image (None: its features are not cached)."""
         workers = torch.get_num_threads() if workers is None else workers
         for name, value in (("workers", workers), ("batch_tokens", batch_tokens), ("cached_images", cached_images)):
             if value < 1:
@@ -337,7 +337,7 @@ class Pipeline:
         def run() -> Iterator[MatchedPair | None]:
             on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
             with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
-                cache = FeatureCache(describe, threads, max(cached_images, 2), key)
+                cache = FeatureCache(features_of, threads, max(cached_images, 2), key)
                 if on_gpu:
                     yield from match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
                 else:
