@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lumiglue.collection.hloc import FeaturesFile, MatchesReader
 from lumiglue.collection.pairs import Pair
+from lumiglue.collection.sfm import Model
 from lumiglue.errors import InputError
 from lumiglue.images import as_stored
 
@@ -27,27 +27,6 @@ _MODEL_FILES = {
     "project.ini",
     *(f"{what}.{suffix}" for what in ("cameras", "images", "points3D", "frames", "rigs") for suffix in ("bin", "txt")),
 }
-
-
-@dataclass(frozen=True)
-class Model:
-    """A sparse model.
-
-    Attributes:
-        folder: Cameras, images and points in COLMAP's format.
-        images: Registered images.
-        points: 3D points.
-        track_length: Mean number of images that see a point.
-        reprojection_error: Mean, in pixels.
-        reconstruction: The model as pycolmap's object.
-    """
-
-    folder: Path
-    images: int
-    points: int
-    track_length: float
-    reprojection_error: float
-    reconstruction: "pycolmap.Reconstruction"
 
 
 def write_database(

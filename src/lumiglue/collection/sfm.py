@@ -3,17 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from lumiglue.collection import By
-from lumiglue.collection.colmap import (
-    Model,
-    check_camera_model,
-    draw_model,
-    earlier_models,
-    map_scene,
-    unreadable,
-    write_database,
-)
 from lumiglue.collection.features import Failures, Progress, extract_in_parts, run_to_end
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.collection.matching import match_pairs
@@ -25,6 +17,27 @@ from lumiglue.visualization import save_figure
 
 # Larger collections are matched by retrieval, unless `by` is given.
 MOST_EXHAUSTIVE = 60
+
+
+@dataclass(frozen=True)
+class Model:
+    """A sparse model.
+
+    Attributes:
+        folder: Cameras, images and points in COLMAP's format.
+        images: Registered images.
+        points: 3D points.
+        track_length: Mean number of images that see a point.
+        reprojection_error: Mean, in pixels.
+        reconstruction: The model as pycolmap's object.
+    """
+
+    folder: Path
+    images: int
+    points: int
+    track_length: float
+    reprojection_error: float
+    reconstruction: Any
 
 
 @dataclass(frozen=True)
@@ -83,10 +96,12 @@ def reconstruct(
         The models and counts.
 
     Raises:
-        InputError: the folders cannot be used, or nothing could be reconstructed.
+        InputError: the folders cannot be used, nothing could be reconstructed, or pycolmap is not installed.
     """
+    from lumiglue.collection import colmap
+
     photos, out = Path(photos), Path(out)
-    check_camera_model(camera_model)
+    colmap.check_camera_model(camera_model)
     _check_output(photos, out)
     report = progress or (lambda _: None)
     names, unusable = _usable_photos(photos, out)
@@ -105,7 +120,7 @@ def reconstruct(
     pairs = choose_pairs(features, by, neighbours=neighbours, overlap=overlap, photos=photos, metres=metres)
     write_pairs(out / "pairs.txt", pairs)
     left_out += match_pairs(features, pairs, matches, pipeline, workers=workers, progress=progress)
-    verified = write_database(
+    verified = colmap.write_database(
         photos, names, features, matches, pairs, database, single_camera=single_camera, camera_model=camera_model
     )
     placed = 2  # mapping starts from a pair
@@ -116,13 +131,15 @@ def reconstruct(
         report(Progress("images placed", placed, len(names)))
 
     report(Progress("images placed", placed, len(names)))
-    models = map_scene(database, photos, out, progress=next_image)
-    save_figure(draw_model(models[0]), out / "model.png")
+    models = colmap.map_scene(database, photos, out, progress=next_image)
+    save_figure(colmap.draw_model(models[0]), out / "model.png")
     return Reconstruction(tuple(models), len(names), len(pairs), verified, database, left_out)
 
 
 def _check_output(photos: Path, out: Path) -> None:
     """Raises InputError where something would be replaced that an earlier run did not write."""
+    from lumiglue.collection.colmap import earlier_models
+
     if out.resolve() == photos.resolve():
         raise InputError(f"{out} is the folder of the photos; give another folder to write, such as {out / 'sfm'}")
     for file in (*earlier_models(out), out / "database.db", out / "pairs.txt"):
@@ -132,6 +149,8 @@ def _check_output(photos: Path, out: Path) -> None:
 
 def _usable_photos(photos: Path, out: Path) -> tuple[list[str], Failures]:
     """The photos outside `out` that COLMAP can read, and (name, reason) of those that it cannot."""
+    from lumiglue.collection.colmap import unreadable
+
     names = image_names(photos)
     if photos.resolve() in out.resolve().parents:
         names = [name for name in names if out.resolve() not in (photos / name).resolve().parents]
