@@ -206,7 +206,7 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
     said: list[str] = []
     todo = [("a", "b"), ("a", "bad"), ("bad", "b"), ("b", "a")]
     found = list(
-        pipeline.match_described(todo, images.__getitem__, workers=2, on_error=lambda k, error: said.append(f"{k} {error}"))
+        pipeline.match_extracted(todo, images.__getitem__, workers=2, on_error=lambda k, error: said.append(f"{k} {error}"))
     )
     assert [one is None for one in found] == [False, True, True, False]
     assert [text[:14] for text in said] == ["1 a keypoint l", "2 a keypoint l"]

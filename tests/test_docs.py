@@ -54,7 +54,7 @@ NEEDS_MORE = re.compile(
     r"|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/|scores\.csv"
 )
 # Python that needs the internet, or the demo's server: tests/demo/test_demo.py runs that.
-NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860")
+NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860|lumiglue\.reconstruct\(")
 RUN_BEFORE: set[str] = set()
 OTHER_TOOLS = {"eval", "mkdocs", ".venv/bin/pre-commit", "python", "curl", "docker"}
 

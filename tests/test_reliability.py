@@ -22,7 +22,7 @@ from PIL import Image
 from helpers import draw_photo, make_features, make_model
 from lumiglue import InputError, Pipeline, Sift
 from lumiglue.cli import main
-from lumiglue.collection.features import describe_collection
+from lumiglue.collection.features import extract_in_parts
 from lumiglue.collection.hloc import FeaturesFile, MatchesFile
 from lumiglue.io.atomic import write_whole
 from lumiglue.matcher.inputs import pack
@@ -217,14 +217,14 @@ def test_a_photo_that_vanishes_midway_stops_nothing_else(tmp_path: Path) -> None
     for k in range(3):
         Image.fromarray(draw_photo(k, 80, 60)).save(tmp_path / f"{k}.png")
     names = ["0.png", "1.png", "2.png", "\udcff.png"]  # and one whose name no text can hold
-    steps = describe_collection(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)
+    steps = extract_in_parts(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)
     next(steps)
     (tmp_path / "1.png").unlink()
     failed = [name for step in steps for name, _ in step.failed]
     assert failed == ["1.png"]
     with FeaturesFile(tmp_path / "f.h5") as file:
         assert file.names() == ["0.png", "2.png"]
-    first = next(iter(describe_collection(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)))
+    first = next(iter(extract_in_parts(tmp_path, names, Sift(max_keypoints=20), tmp_path / "f.h5", workers=1)))
     assert (first.done, first.total) == (3, 4)
     assert first.failed == (("\\udcff.png", "its name is not in UTF-8; rename the file"),)
 

@@ -13,7 +13,7 @@ import torch
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.evaluation.baselines import BASELINES
 from lumiglue.evaluation.calibration import expected_calibration_error, reliability, roc_auc
-from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.evaluation.pairs import HomographyPair, read_pairs
 from lumiglue.geometry.projective import reprojection_error
 from lumiglue.geometry.robust import estimate
 from lumiglue.images import read_image
@@ -41,10 +41,10 @@ def main() -> None:
 
     pairs = read_pairs(options.folder)
     scores, right = [], []
-    for pair in (pair for pair in pairs if pair["type"] == "homography"):
-        a, b = features(pair["a"]), features(pair["b"])
+    for pair in (pair for pair in pairs if isinstance(pair, HomographyPair)):
+        a, b = features(pair.a), features(pair.b)
         matches = pipeline.match_features([(a, b)])[0]
-        true = torch.tensor(pair["H"], dtype=torch.float64)
+        true = torch.from_numpy(pair.b_from_a)
         points = a.keypoints[matches.pairs[:, 0]].double(), b.keypoints[matches.pairs[:, 1]].double()
         scores += matches.scores.tolist()
         right += (reprojection_error(true, *points) <= 3).tolist()
@@ -58,7 +58,7 @@ def main() -> None:
         save_figure(draw_curves({"reliability of match scores": lines}, "share that is right"), options.out)
 
     rng = np.random.default_rng(0)
-    names = {name: pair["group"] for pair in pairs for name in (pair["a"], pair["b"])}
+    names = {name: pair.group for pair in pairs for name in (pair.a, pair.b)}
     files = sorted(names)
     unrelated: list[tuple[str, str]] = []
     while len(unrelated) < options.negatives:

@@ -18,9 +18,10 @@ import torch
 
 from lumiglue import Features, Matches
 from lumiglue.cli.flags import PipelineFlags
-from lumiglue.evaluation.formats import only_groups, read_upright
+from lumiglue.evaluation.formats import read_upright
 from lumiglue.evaluation.metrics import auc, corner_error, homography_precision_recall
-from lumiglue.evaluation.pairs import PIXEL_THRESHOLDS, POSE_THRESHOLDS, error_of_pose, read_pairs
+from lumiglue.evaluation.pairs import CorrespondencePair, HomographyPair, PosePair, only_groups, read_pairs
+from lumiglue.evaluation.scoring import PIXEL_THRESHOLDS, POSE_THRESHOLDS, error_of_pose
 from lumiglue.geometry.robust import estimate, relative_pose
 
 SEEDS = 5
@@ -38,19 +39,19 @@ class Outcome:
     stop_layer: int
 
 
-def measure(pair: dict, features: tuple[Features, Features], matches: Matches) -> Outcome:
+def measure(pair: HomographyPair | PosePair, features: tuple[Features, Features], matches: Matches) -> Outcome:
     a, b = features
     ends = (a.keypoints[matches.pairs[:, 0]].numpy(), b.keypoints[matches.pairs[:, 1]].numpy())
     shares = float("nan"), float("nan")
-    if pair["type"] == "homography":
-        true = torch.tensor(pair["H"], dtype=torch.float64)
+    if isinstance(pair, HomographyPair):
+        true = torch.from_numpy(pair.b_from_a)
         errors = [corner_error(estimate("homography", *ends, seed=s).matrix, true, a.image_size) for s in range(SEEDS)]
         shares = homography_precision_recall(a.keypoints, b.keypoints, matches.pairs, true)
     else:
-        cameras = [np.array(pair[key], np.float64) for key in ("K_a", "K_b")]
+        cameras = pair.intrinsics_a, pair.intrinsics_b
         errors = [error_of_pose(pair, relative_pose(*ends, *cameras, seed=s)) for s in range(SEEDS)]
     matched = {(i, j) for i, j in matches.pairs.tolist()}
-    return Outcome(pair["type"], errors, shares, matched, matches.stop_layer)
+    return Outcome(pair.type, errors, shares, matched, matches.stop_layer)
 
 
 def summary(outcomes: Sequence[Outcome], full: Sequence[Outcome]) -> str:
@@ -95,9 +96,9 @@ def main() -> None:
     outcomes: dict[str, list[Outcome]] = {name: [] for name in matchers}
     described: dict[tuple[str, int], Features] = {}
     for pair in only_groups(read_pairs(options.folder), options.groups):
-        if pair["type"] == "correspondences":
+        if isinstance(pair, CorrespondencePair):
             continue
-        sides = [(pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b")]
+        sides = [(pair.a, pair.turns_a), (pair.b, pair.turns_b)]
         for name, turns in sides:
             if (name, turns) not in described:
                 described[name, turns] = first.extractor(read_upright(options.folder / name, turns))

@@ -18,9 +18,9 @@ import torch
 
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.evaluation.baselines import Matcher
-from lumiglue.evaluation.formats import only_groups
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import evaluate, read_pairs, summarise
+from lumiglue.evaluation.pairs import only_groups, read_pairs
+from lumiglue.evaluation.scoring import score_pairs, summarise
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
@@ -64,7 +64,7 @@ def on_real_pairs(models: dict[str, MatcherModel], folder: Path, flags: Pipeline
 
     methods = {name: matcher(model) for name, model in models.items()}
     pairs = only_groups(read_pairs(folder), ("oxford", "homogr", "strecha", "fox"))
-    scores = list(evaluate(folder, pairs, flags.pipeline().extractor, methods))
+    scores = list(score_pairs(folder, pairs, flags.pipeline().extractor, methods))
     found = {}
     for name in methods:
         mine = [score for score in scores if score.method == name]

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import POSE_THRESHOLDS
 from lumiglue.evaluation.scores import read_scores
+from lumiglue.evaluation.scoring import POSE_THRESHOLDS
 
 
 def main(first: Path, second: Path, rounds: int = 2000) -> None:

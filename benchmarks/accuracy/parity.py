@@ -40,7 +40,7 @@ def main() -> None:
     assert isinstance(model, LightGlue)
     partly = {part: _partly_in_bf16(model, part) for part in ("self_attention", "cross_attention")}
     pairs = [
-        (usual.extract(options.folder / pair["a"]), usual.extract(options.folder / pair["b"]))
+        (usual.extract(options.folder / pair.a), usual.extract(options.folder / pair.b))
         for pair in read_pairs(options.folder)[:: options.every]
     ]
     heads = ("form", "adaptivity", "kept", "not new", "same of all", "largest difference of a score", "other stop layer")

@@ -40,9 +40,7 @@ def main() -> None:
     for (features, name), count in zip(MATCHERS.items(), options.pairs, strict=True):
         chosen = [records[round(i * (len(records) - 1) / max(count - 1, 1))] for i in range(count)]
         extractor = extractor_for(features, max_keypoints=options.max_keypoints)
-        pairs = [
-            (extractor(read_image(options.folder / r["a"])), extractor(read_image(options.folder / r["b"]))) for r in chosen
-        ]
+        pairs = [(extractor(read_image(options.folder / r.a)), extractor(read_image(options.folder / r.b))) for r in chosen]
         file = released_file(name)
         assert file is not None
         model = import_released(file, features)

@@ -31,8 +31,9 @@ import torch
 from lumiglue import Features, MatchSettings, Pipeline
 from lumiglue.evaluation.baselines import BASELINES, Matcher
 from lumiglue.evaluation.formats import read_upright
-from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate, read_pairs, summarise
+from lumiglue.evaluation.pairs import GroundTruthPair, read_pairs
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
+from lumiglue.evaluation.scoring import PairScore, Protocol, score_pairs, summarise
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.weights import load_weights, resolve
@@ -200,11 +201,11 @@ def machine() -> dict[str, Any]:
     return {"processor": model, "kernels": capability, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
-def spread(pairs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def spread(pairs: Sequence[GroundTruthPair]) -> list[GroundTruthPair]:
     """The pairs in an order of which every beginning has about the same share of each group."""
-    sizes, seen, places = Counter(pair["group"] for pair in pairs), Counter(), []
+    sizes, seen, places = Counter(pair.group for pair in pairs), Counter(), []
     for pair in pairs:
-        group = pair["group"]
+        group = pair.group
         places.append((seen[group] + 0.5) / sizes[group])
         seen[group] += 1
     return [pairs[k] for k in sorted(range(len(pairs)), key=lambda k: places[k])]
@@ -219,7 +220,7 @@ def run(folder: Path, setups: Sequence[Setup], points: Sequence[int], files: Pat
             some = pairs[start : start + PAIRS_AT_A_TIME]
             for one, file in zip(runs, scores, strict=True):
                 began, missing = time.perf_counter(), file.missing(some)
-                found = evaluate(folder, missing, one.extractor, one.methods)
+                found = score_pairs(folder, missing, one.extractor, one.methods)
                 for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
                     file.append(list(of_pair))
                 if missing:
@@ -243,7 +244,7 @@ def measure_times(folder: Path, setups: Sequence[Setup], points: Sequence[int], 
                 of_points.setdefault(features, {}).setdefault(method, []).append(round(statistics.median(times), 2))
     load.append(os.getloadavg()[0])
     record = {
-        **machine(), "precision": "fp32", "rounds": ROUNDS, "pairs": [[pair["a"], pair["b"]] for pair in chosen],
+        **machine(), "precision": "fp32", "rounds": ROUNDS, "pairs": [[pair.a, pair.b] for pair in chosen],
         "load_average": load, "usable_cores": len(os.sched_getaffinity(0)),
         "note": "A load average above 1 means that other programs ran at the same time.", "milliseconds": taken,
     }  # fmt: skip
@@ -251,9 +252,9 @@ def measure_times(folder: Path, setups: Sequence[Setup], points: Sequence[int], 
     print(json.dumps(record, indent=2))
 
 
-def rounds_on(folder: Path, pair: dict[str, Any], runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], list[float]]]:
+def rounds_on(folder: Path, pair: GroundTruthPair, runs: Sequence[Run]) -> Iterator[tuple[tuple[str, str], list[float]]]:
     """(features, method) and its milliseconds in each round on one pair."""
-    images = [read_upright(folder / pair[side], pair.get(f"turns_{side}", 0)) for side in ("a", "b")]
+    images = [read_upright(folder / name, turns) for name, turns in ((pair.a, pair.turns_a), (pair.b, pair.turns_b))]
     times: dict[tuple[str, str], list[float]] = {}
     features = [tuple(one.extractor(image) for image in images) for one in runs]
     for _ in range(ROUNDS):

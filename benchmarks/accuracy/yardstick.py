@@ -39,12 +39,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from lumiglue.collection.features import describe_collection
+from lumiglue.collection.features import extract_in_parts
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.evaluation.baselines import BASELINES, Matcher, mutual_nearest_neighbours
 from lumiglue.evaluation.classes import FEWEST_SCENES, Figure, by_class, figures
-from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate_features, read_pairs, summarise
+from lumiglue.evaluation.pairs import read_pairs
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
+from lumiglue.evaluation.scoring import PairScore, Protocol, score_features, summarise
 from lumiglue.evaluation.synthetic import turned
 from lumiglue.extractors import create_extractor
 from lumiglue.geometry.projective import epipolar_error, fundamental_from_pose
@@ -117,7 +118,7 @@ class FeatureCache:
         self.cache.mkdir(parents=True, exist_ok=True)
         file = self.cache / f"{extractor}.h5"
         made = create_extractor(extractor, max_keypoints=KEYPOINTS, resize=LONG_SIDE.get(extractor))
-        for step in describe_collection(self.folder, todo, made, file, note=NOTE, workers=1):
+        for step in extract_in_parts(self.folder, todo, made, file, note=NOTE, workers=1):
             print(f"{extractor}: {step.done} of {step.total} images", flush=True)
         with FeaturesFile(file) as features:
             for name in todo:
@@ -573,7 +574,8 @@ def look(folder: Path, out: Path, columns: int = 3, width: int = 560) -> None:
     """Sheets of all pairs: correspondences as numbered points, poses as epipolar lines in b of points in a, homographies as
     the frame of a in b."""
     out.mkdir(parents=True, exist_ok=True)
-    for label, of_class in groupby(read_pairs(folder), key=lambda pair: pair["group"].split("/")[0]):
+    pairs = json.loads((folder / "pairs.json").read_text())["pairs"]
+    for label, of_class in groupby(pairs, key=lambda pair: pair["group"].split("/")[0]):
         tiles = [_tile(folder, pair, width) for pair in of_class]
         for start in range(0, len(tiles), 5 * columns):
             sheet = tiles[start : start + 5 * columns]
@@ -649,7 +651,7 @@ def measure(args: argparse.Namespace) -> None:
     pairs = read_pairs(args.folder)
     pairs = [pairs[row] for row in rng_for(0, "order").permutation(len(pairs))]  # so that a part is a fair sample
     cache = FeatureCache(args.folder, args.cache)
-    cache.extract(args.features, {pair[side] for pair in pairs for side in ("a", "b")})
+    cache.extract(args.features, {name for pair in pairs for name in (pair.a, pair.b)})
     protocol = Protocol(seeds=tuple(args.seeds))
     for count, method in itertools.product(args.max_keypoints, args.methods):
         ours = method.startswith("lumiglue")
@@ -659,7 +661,7 @@ def measure(args: argparse.Namespace) -> None:
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
         file = ScoresFile(args.out / f"{args.features}-{count}-{name}.csv", record, len(protocol.seeds))
-        found = evaluate_features(
+        found = score_features(
             file.missing(pairs), lambda image, _, n=count: cache.features(args.features, image, n), {name: match}, protocol
         )
         for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
@@ -673,7 +675,7 @@ def report(args: argparse.Namespace) -> None:
     for path in sorted(args.scores.glob("*.csv")):
         record = read_record(path)
         if record["max_keypoints"] in args.max_keypoints and (not args.features or record["features"] in args.features):
-            groups = {(pair["a"], pair["b"]): pair["group"] for pair in read_pairs(record["folder"])}
+            groups = {(pair.a, pair.b): pair.group for pair in read_pairs(record["folder"])}
             runs[record["max_keypoints"], record["features"], record["method"]] = [
                 replace(score, group=groups[score.a, score.b])
                 for score in read_scores(path)

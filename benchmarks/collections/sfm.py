@@ -14,29 +14,29 @@ import time
 from collections import defaultdict, deque
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pycolmap
 
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.collection.colmap import Model, draw_model, map_scene, write_database
-from lumiglue.collection.features import describe_collection, list_images
-from lumiglue.collection.matching import match_collection
+from lumiglue.collection.features import extract_in_parts
+from lumiglue.collection.matching import match_in_parts
 from lumiglue.collection.pairs import exhaustive
-from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.evaluation.pairs import PosePair, read_pairs
+from lumiglue.images import image_names
 from lumiglue.visualization import save_figure
 
 
-def true_centres(pairs: list[dict[str, Any]]) -> dict[str, np.ndarray]:
+def true_centres(pairs: list[PosePair]) -> dict[str, np.ndarray]:
     """Camera centres in the frame of the first image, by chaining X_b = R X_a + t."""
     steps: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
     for pair in pairs:
         b_from_a = np.eye(4)
-        b_from_a[:3, :3], b_from_a[:3, 3] = np.array(pair["R"]), np.array(pair["t"]).ravel()
-        steps[pair["a"]].append((pair["b"], b_from_a))
-        steps[pair["b"]].append((pair["a"], np.linalg.inv(b_from_a)))
-    first = pairs[0]["a"]
+        b_from_a[:3, :3], b_from_a[:3, 3] = pair.rotation, pair.translation
+        steps[pair.a].append((pair.b, b_from_a))
+        steps[pair.b].append((pair.a, np.linalg.inv(b_from_a)))
+    first = pairs[0].a
     camera_from_world, waiting = {first: np.eye(4)}, deque([first])
     while waiting:
         here = waiting.popleft()
@@ -58,10 +58,10 @@ def centre_errors(model: Model, true: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def ours(photos: Path, out: Path, flags: PipelineFlags) -> Model:
-    pipeline, names = flags.pipeline(), list_images(photos)
-    list(describe_collection(photos, names, pipeline.extractor, out / "features.h5"))
+    pipeline, names = flags.pipeline(), image_names(photos)
+    list(extract_in_parts(photos, names, pipeline.extractor, out / "features.h5"))
     pairs = exhaustive(names)
-    list(match_collection(out / "features.h5", pairs, pipeline, out / "matches.h5"))
+    list(match_in_parts(out / "features.h5", pairs, pipeline, out / "matches.h5"))
     write_database(photos, names, out / "features.h5", out / "matches.h5", pairs, out / "d.db", single_camera=True)
     return map_scene(out / "d.db", photos, out)[0]
 
@@ -94,10 +94,10 @@ def main() -> None:
     options = parser.parse_args()
     pycolmap.logging.minloglevel = 2
     flags = replace(PipelineFlags(), features=options.features, max_keypoints=options.max_keypoints, resize=0)
-    by_group: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    by_group: dict[str, list[PosePair]] = defaultdict(list)
     for pair in read_pairs(options.folder):
-        if pair["type"] == "pose" and pair["group"].startswith(tuple(options.groups)):
-            by_group[pair["group"]].append(pair)
+        if isinstance(pair, PosePair) and pair.group.startswith(tuple(options.groups)):
+            by_group[pair.group].append(pair)
     print(
         "| set | by | registered | points | track | reprojection px | camera centre, median (largest) | seconds |\n|"
         + "---|" * 8
@@ -110,7 +110,7 @@ def main() -> None:
                 photos, out = Path(folder) / "photos", Path(folder) / "out"
                 photos.mkdir()
                 out.mkdir()
-                for file in {p[side] for p in pairs for side in ("a", "b")}:
+                for file in {name for pair in pairs for name in (pair.a, pair.b)}:
                     shutil.copy(options.folder / file, photos / Path(file).name)
                 start = time.perf_counter()
                 try:

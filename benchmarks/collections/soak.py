@@ -24,14 +24,13 @@ import h5py
 import numpy as np
 import torch
 
-from lumiglue.collection.features import list_images
-from lumiglue.images import read_image
+from lumiglue.images import image_names, read_image
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
 
 
 def make_images(photos: Path, out: Path, count: int, width: int, seed: int = 0) -> None:
     """Random views of the photos, five of each."""
-    rng, names = np.random.default_rng(seed), list_images(photos)
+    rng, names = np.random.default_rng(seed), image_names(photos)
     chosen = rng.permutation(len(names))[: -(-count // 5)]
     settings = ViewSettings(any_roll=0, roll=8, tilt=30, zoom=(0.8, 1.3), shift=0.1)
     for number in range(count):

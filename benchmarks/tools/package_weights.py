@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lumiglue.evaluation.pairs import summarise
 from lumiglue.evaluation.scores import read_scores
+from lumiglue.evaluation.scoring import summarise
 from lumiglue.io.download import file_sha256
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.weights.files import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights

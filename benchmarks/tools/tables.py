@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import POSE_THRESHOLDS, PairScore, summarise
 from lumiglue.evaluation.scores import read_scores
+from lumiglue.evaluation.scoring import POSE_THRESHOLDS, PairScore, summarise
 
 WIDE = ("strecha", "fox")
 POSE_SETS = {

@@ -10,10 +10,13 @@ result.points0, result.points1, result.scores
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from lumiglue import collection
 from lumiglue.errors import DatasetError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
 from lumiglue.matcher.settings import MatchSettings
 
 if TYPE_CHECKING:
+    from lumiglue.collection.sfm import Reconstruction, reconstruct
+    from lumiglue.evaluation.run import evaluate
     from lumiglue.extractors import EXTRACTORS, Extractor, Sift
     from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
     from lumiglue.pipeline.pipeline import Pipeline
@@ -36,10 +39,14 @@ __all__ = [
     "MatchSettings",
     "Matches",
     "Pipeline",
+    "Reconstruction",
     "Sift",
     "TrainingError",
     "WeightsError",
     "__version__",
+    "collection",
+    "evaluate",
+    "reconstruct",
 ]
 
 # Imported on first use: PyTorch takes seconds to import, and `lumiglue --help` does not need it.
@@ -53,7 +60,10 @@ _HOMES = {
     "MatchResult": "pipeline",
     "Matches": "types",
     "Pipeline": "pipeline",
+    "Reconstruction": "collection",
     "Sift": "extractors",
+    "evaluate": "evaluation.run",
+    "reconstruct": "collection",
 }
 
 

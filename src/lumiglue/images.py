@@ -271,6 +271,21 @@ def list_images(folder: str | Path) -> list[Path]:
     return paths
 
 
+def image_names(folder: str | Path) -> list[str]:
+    """Lists the images below a folder by name.
+
+    Args:
+        folder: Searched with all its subfolders.
+
+    Returns:
+        Paths relative to the folder, with slashes, in alphabetical order.
+
+    Raises:
+        InputError: the folder does not exist or has no image.
+    """
+    return sorted(path.relative_to(folder).as_posix() for path in list_images(folder))
+
+
 def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
     """Reads TIFF files that Pillow does not support, mainly 16-bit RGB.
 

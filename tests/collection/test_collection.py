@@ -19,15 +19,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import lumiglue
 from helpers import draw_photo
-from lumiglue import InputError, Pipeline, Sift
+from lumiglue import InputError, Pipeline, Sift, collection
 from lumiglue.cli import main
 from lumiglue.collection import features as bulk_features
-from lumiglue.collection.features import describe_collection, list_images
+from lumiglue.collection.features import extract_in_parts
 from lumiglue.collection.hloc import FeaturesFile, MatchesReader
-from lumiglue.collection.matching import in_threads, match_collection
+from lumiglue.collection.matching import in_threads, match_in_parts
 from lumiglue.collection.pairs import by_position, exhaustive, read_pairs, read_position, sequential, unique, write_pairs
-from lumiglue.images import read_image
+from lumiglue.images import image_names, read_image
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.io.text import differences
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
@@ -59,7 +60,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for view in range(3):
             image = photo if view == 0 else warp(photo, sample_view(rng, (320, 240), gentle))
             write(folder / ("east" if scene < 2 else "west") / f"{scene}{view}.png", image.numpy())
-    list(describe_collection(folder, list_images(folder), Sift(max_keypoints=200), folder.parent / "features.h5"))
+    list(extract_in_parts(folder, image_names(folder), Sift(max_keypoints=200), folder.parent / "features.h5"))
     return folder.parent
 
 
@@ -152,7 +153,7 @@ def test_a_file_belongs_to_one_process_and_one_record(tmp_path: Path) -> None:
 
 def test_features_are_in_hlocs_layout(photos: Path, described: Path) -> None:
     """hloc reads keypoints, descriptors (channels first), scores, image_size from the group of the image's name."""
-    names = list_images(photos)
+    names = image_names(photos)
     assert names == [f"{'east' if s < 2 else 'west'}/{s}{v}.png" for s in range(3) for v in range(3)]
     with h5py.File(described) as file:
         group = file["east/01.png"]
@@ -178,8 +179,8 @@ def test_description_goes_on_and_leaves_out_broken_images(
 ) -> None:
     monkeypatch.setattr(bulk_features, "IMAGES_IN_A_PART", 2)
     (photos / "east" / "00b.png").write_bytes(b"no image")
-    names, out = list_images(photos), tmp_path / "again.h5"
-    steps = describe_collection(photos, names, Sift(max_keypoints=200), out, workers=2)
+    names, out = image_names(photos), tmp_path / "again.h5"
+    steps = extract_in_parts(photos, names, Sift(max_keypoints=200), out, workers=2)
     first = list(islice(steps, 3))  # nothing, then two parts
     assert [(step.done, step.total) for step in first] == [(0, 10), (2, 10), (4, 10)]
     assert [name for step in first for name, _ in step.failed] == ["east/00b.png"]
@@ -188,26 +189,26 @@ def test_description_goes_on_and_leaves_out_broken_images(
     monkeypatch.setattr(
         bulk_features, "read_image", lambda path, real=bulk_features.read_image: read.append(path.name) or real(path)
     )
-    rest = list(describe_collection(photos, names, Sift(max_keypoints=200), out))
+    rest = list(extract_in_parts(photos, names, Sift(max_keypoints=200), out))
     assert rest[0].done == 3  # four were done, one of them broken
     assert sorted(read) == ["00b.png", *sorted(Path(name).name for name in names[4:])]
     assert [name for step in rest for name, _ in step.failed] == ["east/00b.png"]
     assert same(contents(out), contents(described))
     with pytest.raises(InputError, match="was made with other settings"):
-        list(describe_collection(photos, names, Sift(max_keypoints=100), out, note="100 keypoints"))
+        list(extract_in_parts(photos, names, Sift(max_keypoints=100), out, note="100 keypoints"))
     write(photos / "east" / "00b.png", draw_photo(7))  # mended
     read.clear()
-    assert list(describe_collection(photos, names, Sift(max_keypoints=200), out))[-1].failed == ()
+    assert list(extract_in_parts(photos, names, Sift(max_keypoints=200), out))[-1].failed == ()
     assert read == ["00b.png"]
     with FeaturesFile(out) as file:
         assert file.names() == names
 
 
 def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no folder"):
-        list_images(tmp_path / "none")
-    with pytest.raises(InputError, match="holds no photo"):
-        list_images(tmp_path)
+    with pytest.raises(InputError, match="is not a folder"):
+        image_names(tmp_path / "none")
+    with pytest.raises(InputError, match="holds no images"):
+        image_names(tmp_path)
     with pytest.raises(InputError, match="does not exist"):
         FeaturesFile(tmp_path / "none.h5")
     (tmp_path / "noise.h5").write_bytes(b"noise")
@@ -216,7 +217,7 @@ def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
             reader(tmp_path / "noise.h5")
     (tmp_path / "bad.png").write_bytes(b"no")
     with pytest.raises(InputError, match="none of the 1 images"):
-        list(describe_collection(tmp_path, ["bad.png"], Sift(), tmp_path / "f.h5"))
+        list(extract_in_parts(tmp_path, ["bad.png"], Sift(), tmp_path / "f.h5"))
 
 
 # -- matches -----------------------------------------------------------------------------------------------------------
@@ -224,8 +225,8 @@ def test_folders_and_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_path: Path) -> None:
     pipeline, out = Pipeline.pretrained("sift", max_keypoints=200), tmp_path / "matches.h5"
-    pairs = exhaustive(list_images(photos))
-    steps = list(match_collection(described, pairs, pipeline, out, in_threads(2, cached_images=3)))
+    pairs = exhaustive(image_names(photos))
+    steps = list(match_in_parts(described, pairs, pipeline, out, in_threads(2, cached_images=3)))
     assert steps[-1].done == len(pairs) == 36
     with FeaturesFile(described) as file, MatchesReader(out) as found:
         for a, b in pairs[::5]:
@@ -236,9 +237,9 @@ def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_pa
             found.read("east/00.png", "nowhere.png")
     with h5py.File(out) as file:  # as hloc's find_pair looks for it
         assert {"matches0", "matching_scores0"} <= set(file["east-00.png/east-01.png"])  # pyright: ignore[reportArgumentType]
-    list(match_collection(described, pairs, pipeline, out))  # there already
+    list(match_in_parts(described, pairs, pipeline, out))  # there already
     with pytest.raises(InputError, match="was made with other settings"):
-        list(match_collection(described, pairs, Pipeline.pretrained("sift", weights="sift-clean"), out))
+        list(match_in_parts(described, pairs, Pipeline.pretrained("sift", weights="sift-clean"), out))
 
 
 KILLED = """
@@ -247,7 +248,7 @@ from lumiglue.collection import matching
 from lumiglue.collection.pairs import read_pairs
 from lumiglue.pipeline.pipeline import Pipeline
 matching.PAIRS_IN_A_PART = 3
-for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
+for step in matching.match_in_parts(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
     said.send(step.done)
     time.sleep(0.02)
 """
@@ -256,8 +257,8 @@ for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pret
 def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> None:
     """kill -9 at any moment loses at most a part; what comes out is what an undisturbed run gives."""
     pairs, out, whole = tmp_path / "pairs.txt", tmp_path / "killed.h5", tmp_path / "whole.h5"
-    write_pairs(pairs, exhaustive(list_images(photos)))
-    list(match_collection(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
+    write_pairs(pairs, exhaustive(image_names(photos)))
+    list(match_in_parts(described, read_pairs(pairs), Pipeline.pretrained("sift"), whole, in_threads(2)))
     rng, kills, counts, exit_code = np.random.default_rng(0), 0, [], None
     server = multiprocessing.get_context("forkserver")  # which imports once for all the processes that are killed
     server.set_forkserver_preload(["lumiglue.collection.matching", "lumiglue.pipeline.pipeline"])
@@ -286,7 +287,7 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
 
 def test_a_pair_that_cannot_be_matched_stops_no_other(described: Path, tmp_path: Path) -> None:
     pairs = [("east/00.png", "east/01.png"), ("east/00.png", "gone.png"), ("west/20.png", "west/21.png")]
-    steps = list(match_collection(described, pairs, Pipeline.pretrained("sift"), tmp_path / "m.h5"))
+    steps = list(match_in_parts(described, pairs, Pipeline.pretrained("sift"), tmp_path / "m.h5"))
     assert [failure for step in steps for failure in step.failed] == [
         ("east/00.png gone.png", f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`")
     ]
@@ -316,7 +317,7 @@ features, pairs, out = sys.argv[1:]
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=10**8)
 make = functools.partial(Pipeline.pretrained, "sift")
 killed, failed, cores = [], [], join()
-for step in matching.match_collection(features, read_pairs(pairs), make(), out, on_ray(make, 2)):
+for step in matching.match_in_parts(features, read_pairs(pairs), make(), out, on_ray(make, 2)):
     failed += step.failed
     if step.done and not killed:
         actors = []
@@ -333,8 +334,8 @@ print(json.dumps({"cores": cores, "actors": killed, "failed": failed}))
 def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, described: Path, tmp_path: Path) -> None:
     """Two Ray workers, one of which is killed in the middle; what it had is done again."""
     pytest.importorskip("ray")
-    pairs, whole, out = exhaustive(list_images(photos)), tmp_path / "whole.h5", tmp_path / "ray.h5"
-    list(match_collection(described, pairs, Pipeline.pretrained("sift"), whole, in_threads(2)))
+    pairs, whole, out = exhaustive(image_names(photos)), tmp_path / "whole.h5", tmp_path / "ray.h5"
+    list(match_in_parts(described, pairs, Pipeline.pretrained("sift"), whole, in_threads(2)))
     write_pairs(tmp_path / "pairs.txt", [*pairs, ("east/00.png", "gone.png")])
     command = [sys.executable, "-c", ON_RAY, str(described), str(tmp_path / "pairs.txt"), str(out)]
     environment = {**os.environ, "RAY_worker_niceness": "0"}  # of 15 by itself: on a busy machine they would hardly run
@@ -389,7 +390,7 @@ def test_positions_come_from_exif(tmp_path: Path) -> None:
 
 
 def test_similar_images_are_views_of_one_scene(photos: Path, described: Path) -> None:
-    names = list_images(photos)
+    names = image_names(photos)
     with FeaturesFile(described) as file:
         pairs = by_retrieval(lambda name: file.read(name).descriptors.numpy(), names, neighbours=2)
     scene = {name: Path(name).stem[0] for name in names}
@@ -472,15 +473,41 @@ def test_a_known_scene_is_reconstructed(
     assert picture.std() > 5
 
 
+def test_python_resumes_what_the_commands_began(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
+    """`lumiglue.reconstruct` and `lumiglue.collection` write what the commands write, byte for byte where they resume."""
+    out, pipeline = tmp_path / "model", Pipeline.pretrained("sift", max_keypoints=400, precision="fp32")
+    steps: list[collection.Progress] = []
+    made = lumiglue.reconstruct(scene[0], out, pipeline, single_camera=True, progress=steps.append)
+    assert (made.images, made.pairs, made.left_out) == (8, 28, ())
+    assert [model.images for model in made.models] == [8]
+    assert list(dict.fromkeys(step.stage for step in steps)) == ["images", "pairs", "images placed"]
+    assert {step.stage: (step.done, step.total) for step in steps} == {
+        "images": (8, 8), "pairs": (28, 28), "images placed": (8, 8),
+    }  # fmt: skip
+    before = {name: (out / name).read_bytes() for name in ("features.h5", "matches.h5", "pairs.txt")}
+    assert main(["sfm", str(scene[0]), "-o", str(out), "--max-keypoints", "400", "--single-camera"]) == 0
+    assert before == {name: (out / name).read_bytes() for name in before}
+    features, matches = tmp_path / "features.h5", tmp_path / "matches.h5"
+    assert collection.extract_features(scene[0], features, pipeline.extractor) == ()
+    pairs = collection.choose_pairs(features, "exhaustive")
+    collection.write_pairs(tmp_path / "pairs.txt", pairs)
+    assert (tmp_path / "pairs.txt").read_bytes() == before["pairs.txt"]
+    assert collection.match_pairs(features, tmp_path / "pairs.txt", matches, pipeline) == ()
+    assert same(contents(features), contents(out / "features.h5"))
+    assert same(contents(matches), contents(out / "matches.h5"))
+    with pytest.raises(InputError, match="was made with other settings"):
+        lumiglue.reconstruct(scene[0], out, Pipeline.pretrained("sift", max_keypoints=300, precision="fp32"))
+
+
 def test_keypoints_are_shifted_half_a_pixel_for_colmap(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     import pycolmap
 
     from lumiglue.collection.colmap import write_database
 
     folder, _ = scene
-    names, features, matches = list_images(folder)[:3], tmp_path / "f.h5", tmp_path / "m.h5"
-    list(describe_collection(folder, names, Sift(max_keypoints=300), features))
-    list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    names, features, matches = image_names(folder)[:3], tmp_path / "f.h5", tmp_path / "m.h5"
+    list(extract_in_parts(folder, names, Sift(max_keypoints=300), features))
+    list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
     verified = write_database(folder, names, features, matches, exhaustive(names), tmp_path / "d.db")
     assert verified == 3
     database = pycolmap.Database.open(tmp_path / "d.db")
@@ -526,7 +553,7 @@ def test_a_reconstruction_removes_nothing_that_it_did_not_write(
     write(tmp_path / "2023" / "a.png", draw_photo(1))
     assert main([*command, str(tmp_path)]) == 2
     assert "holds other things than a model" in capsys.readouterr().err
-    assert len(list_images(tmp_path)) == 5
+    assert len(image_names(tmp_path)) == 5
     project = tmp_path / "project"
     photos.rename(project.with_name("moved"))
     (tmp_path / "moved").rename(tmp_path / "images")
@@ -547,7 +574,7 @@ def test_a_reconstruction_removes_nothing_that_it_did_not_write(
         assert main(command) == 0
         assert sorted(path.name for path in (project / "0").iterdir())[0] == "cameras.bin"
     assert [path.name for path in project.iterdir() if path.name.startswith("mapping-")] == []
-    assert len(list_images(project / "images")) == 4
+    assert len(image_names(project / "images")) == 4
 
 
 def test_names_with_spaces_reach_the_model(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
@@ -618,15 +645,15 @@ def test_matches_of_other_features_are_not_used(
     """A photo was corrected and the features were written again: the matches are of rows that are gone."""
     from lumiglue.collection.colmap import write_database
 
-    names, features, matches = list_images(scene[0])[:3], tmp_path / "f.h5", tmp_path / "m.h5"
-    list(describe_collection(scene[0], names, Sift(max_keypoints=300), features))
-    list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    names, features, matches = image_names(scene[0])[:3], tmp_path / "f.h5", tmp_path / "m.h5"
+    list(extract_in_parts(scene[0], names, Sift(max_keypoints=300), features))
+    list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
     corrected = numbered(tmp_path / "corrected", scene[0], names)
     write(corrected / names[1], read_image(corrected / names[1])[:120, :160])
     features.unlink()
-    list(describe_collection(corrected, names, Sift(max_keypoints=300), features))
+    list(extract_in_parts(corrected, names, Sift(max_keypoints=300), features))
     with pytest.raises(InputError, match=r"m\.h5 was made with other settings"):
-        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+        list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
     with pytest.raises(InputError, match="are of other features; delete it"):
         write_database(corrected, names, features, matches, exhaustive(names), tmp_path / "d.db")
 
@@ -669,15 +696,15 @@ def test_a_kill_after_joining_does_no_harm(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_features_of_other_masks_are_refused(photos: Path, tmp_path: Path) -> None:
-    names, out = list_images(photos)[:2], tmp_path / "f.h5"
+    names, out = image_names(photos)[:2], tmp_path / "f.h5"
     for folder, columns in (("left", slice(0, 160)), ("right", slice(160, None))):
         mask = np.zeros((240, 320, 3), np.uint8)
         mask[:, columns] = 255
         write(tmp_path / folder / f"{names[0]}.png", mask)
     for _ in range(2):  # the second run has nothing to do
-        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "left"))
+        list(extract_in_parts(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "left"))
     with pytest.raises(InputError, match=r"made with another mask of east/00\.png"):
-        list(describe_collection(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "right"))
+        list(extract_in_parts(photos, names, Sift(max_keypoints=100), out, masks=tmp_path / "right"))
 
 
 def test_images_that_share_a_key_are_refused(tmp_path: Path, photos: Path) -> None:
@@ -685,9 +712,9 @@ def test_images_that_share_a_key_are_refused(tmp_path: Path, photos: Path) -> No
     for seed, name in enumerate(names):
         write(tmp_path / "p" / name, draw_photo(seed))
     features = tmp_path / "f.h5"
-    list(describe_collection(tmp_path / "p", names, Sift(max_keypoints=100), features))
+    list(extract_in_parts(tmp_path / "p", names, Sift(max_keypoints=100), features))
     with pytest.raises(InputError, match=r"'a/b\.png' and 'a-b\.png' share one place"):
-        list(match_collection(features, exhaustive(names), Pipeline.pretrained("sift"), tmp_path / "m.h5"))
+        list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), tmp_path / "m.h5"))
     list_file = tmp_path / "pairs.txt"
     list_file.write_text("a/b.png c.png\na-b.png c.png\n")
     assert main(["match", str(list_file), "--root", str(tmp_path / "p"), "-o", str(tmp_path / "m.h5")]) == 2
@@ -696,8 +723,8 @@ def test_images_that_share_a_key_are_refused(tmp_path: Path, photos: Path) -> No
 
 def test_a_pair_both_ways_round_is_matched_once(described: Path, tmp_path: Path) -> None:
     out, a, b = tmp_path / "m.h5", "east/00.png", "east/01.png"
-    list(match_collection(described, [(a, b), (a, b), (b, a)], Pipeline.pretrained("sift"), out))
-    steps = list(match_collection(described, [(b, a)], Pipeline.pretrained("sift"), out))
+    list(match_in_parts(described, [(a, b), (a, b), (b, a)], Pipeline.pretrained("sift"), out))
+    steps = list(match_in_parts(described, [(b, a)], Pipeline.pretrained("sift"), out))
     assert [(step.done, step.total) for step in steps] == [(1, 1)]
     with h5py.File(out) as file:
         assert list(file) == ["east-00.png"]

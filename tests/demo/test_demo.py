@@ -416,7 +416,7 @@ def test_a_request_ends_by_its_time_and_the_server_goes_on() -> None:
         try:
             endless = asyncio.create_task(service._run(time.sleep, 60))  # pyright: ignore[reportArgumentType]
             await asyncio.sleep(0)
-            with pytest.raises(BusyError, match="0 requests wait already"):
+            with pytest.raises(BusyError, match="0 requests are waiting"):
                 await service._run(os.urandom, 3)
             with pytest.raises(TimeLimitError, match=r"longer than the limit of 1\.5 s"):
                 await endless

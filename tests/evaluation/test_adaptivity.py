@@ -12,8 +12,8 @@ from helpers import draw_photo
 from lumiglue import InputError
 from lumiglue.cli import main
 from lumiglue.evaluation.adaptivity import FULL_DEPTH, by_difficulty, difficulties, saving, settings_name, sweep
-from lumiglue.evaluation.pairs import PairScore
 from lumiglue.evaluation.scores import read_scores
+from lumiglue.evaluation.scoring import PairScore
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
 

@@ -12,7 +12,8 @@ from helpers import draw_photo
 from lumiglue import InputError, Sift
 from lumiglue.evaluation.baselines import BASELINES
 from lumiglue.evaluation.classes import FEWEST_SCENES, by_class, class_of, figures
-from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate, evaluate_features, read_pairs, summarise
+from lumiglue.evaluation.pairs import HomographyPair, read_pairs
+from lumiglue.evaluation.scoring import PairScore, Protocol, score_features, score_pairs, summarise
 from lumiglue.types import Features
 
 
@@ -110,11 +111,11 @@ def test_a_seed_is_ransacs_alone(tmp_path: Path) -> None:
     pair = {"type": "pose", "K_a": k, "K_b": k, "R": np.eye(3).tolist(), "t": [1.0, 0, 0], "group": "g"}
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair | {"a": "a.png", "b": "b.png"}]}))
     pairs, methods, sift = read_pairs(tmp_path), {"nn": BASELINES["nn"]}, Sift(max_keypoints=200)
-    scores = list(evaluate(tmp_path, pairs, sift, methods, Protocol(seeds=(0, 1, 2), factors=(1.0, 2.0))))
+    scores = list(score_pairs(tmp_path, pairs, sift, methods, Protocol(seeds=(0, 1, 2), factors=(1.0, 2.0))))
     assert [(s.factor, s.seed) for s in scores] == [(f, seed) for f in (1.0, 2.0) for seed in (0, 1, 2)]
     assert len({s.matches for s in scores}) == 1
     assert len({s.error for s in scores}) > 1
-    (plain,) = evaluate(tmp_path, pairs, sift, methods)
+    (plain,) = score_pairs(tmp_path, pairs, sift, methods)
     assert replace(plain, milliseconds=0, precision=0, recall=0, precision_1px=0, recall_1px=0) == replace(
         scores[0], milliseconds=0, precision=0, recall=0, precision_1px=0, recall_1px=0
     )
@@ -130,15 +131,15 @@ def test_features_may_be_there_already() -> None:
     points = torch.from_numpy(rng.uniform(5, 145, (40, 2))).float()
     descriptors = torch.nn.functional.normalize(torch.from_numpy(rng.standard_normal((40, 16))).float(), dim=1)
     features = {"a": Features(points, descriptors, size), "b": Features(points + 3, descriptors, size)}
-    shift = [[1, 0, 3], [0, 1, 3], [0, 0, 1]]
-    pairs = [{"type": "homography", "group": "g", "a": "a", "b": "b", "H": shift}]
-    asked: list[tuple[str, int]] = []
+    shift = np.array([[1.0, 0, 3], [0, 1, 3], [0, 0, 1]])
+    pairs = [HomographyPair(group="g", a="a", b="b", b_from_a=shift)]
+    requested: list[tuple[str, int]] = []
 
     def features_of(name: str, turns: int) -> Features:
-        asked.append((name, turns))
+        requested.append((name, turns))
         return features[name]
 
-    (found,) = evaluate_features(pairs, features_of, {"nn": BASELINES["nn"]})
-    assert asked == [("a", 0), ("b", 0)]
+    (found,) = score_features(pairs, features_of, {"nn": BASELINES["nn"]})
+    assert requested == [("a", 0), ("b", 0)]
     assert (found.matches, found.precision, found.layers_per_point) == (40, 1.0, 0.0)
     assert found.error < 1e-3

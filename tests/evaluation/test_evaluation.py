@@ -13,7 +13,8 @@ from lumiglue import InputError, Pipeline, Sift
 from lumiglue.evaluation.baselines import BASELINES, adalam, mutual_nearest_neighbours
 from lumiglue.evaluation.calibration import Bin, expected_calibration_error, reliability, roc_auc
 from lumiglue.evaluation.metrics import auc, bootstrap_interval, corner_error, homography_precision_recall, pose_error
-from lumiglue.evaluation.pairs import evaluate, read_pairs, summarise
+from lumiglue.evaluation.pairs import HomographyPair, read_pairs
+from lumiglue.evaluation.scoring import score_pairs, summarise
 from lumiglue.evaluation.synthetic import shrunk, turned
 from lumiglue.geometry.projective import transform
 from lumiglue.geometry.robust import relative_pose
@@ -149,7 +150,7 @@ def test_each_type_of_pair_is_scored(tmp_path: Path) -> None:
     ]
     (tmp_path / "pairs.json").write_text(json.dumps({"images": {}, "pairs": pairs}))
     methods = {"nn": BASELINES["nn"]}
-    scores = list(evaluate(tmp_path, read_pairs(tmp_path), Sift(max_keypoints=200), methods))
+    scores = list(score_pairs(tmp_path, read_pairs(tmp_path), Sift(max_keypoints=200), methods))
     assert [s.type for s in scores] == ["homography", "pose", "correspondences"]
     assert scores[0].error < 0.01
     assert scores[0].precision > 0.99
@@ -191,9 +192,9 @@ def test_the_default_beats_the_baselines_on_real_planes(shared: Path) -> None:
     pipeline = Pipeline.pretrained("sift", max_keypoints=512, resize=None)
     others = {name: BASELINES[name] for name in ("nn", "ratio-0.8", "ratio-0.9", "adalam")}
     methods = {"ours": lambda a, b: pipeline.match_features([(a, b)])[0], **others}
-    pairs = [pair for pair in read_pairs(shared / "eval") if pair["type"] == "homography"]
+    pairs = [pair for pair in read_pairs(shared / "eval") if pair.type == "homography"]
     assert len(pairs) == 25
-    scores = list(evaluate(shared / "eval", pairs, pipeline.extractor, methods))
+    scores = list(score_pairs(shared / "eval", pairs, pipeline.extractor, methods))
     f1 = {summary.method: summary.f1 for summary in summarise(scores)}
     assert f1["ours"] > max(f1[name] for name in others) + 2
 
@@ -204,13 +205,14 @@ def test_homographies_of_either_sign_are_one(tmp_path: Path) -> None:
     for factor in (1, -1, -3):
         pair = {"type": "homography", "group": "g", "a": "a.png", "b": "b.png", "H": (factor * matrix).tolist()}
         (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
-        read = np.array(read_pairs(tmp_path)[0]["H"])
+        (read,) = (pair.b_from_a for pair in read_pairs(tmp_path) if isinstance(pair, HomographyPair))
         assert np.allclose(read / read[2, 2], matrix)
         assert read[2, 2] > 0
     mirror = np.diag([-1.0, 1, 1]) + np.array([[0, 0, 99], [0, 0, 0], [0, 0, 0]])
     pair = {"type": "homography", "group": "g", "a": "a.png", "b": "b.png", "H": mirror.tolist()}
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair]}))
-    assert read_pairs(tmp_path)[0]["H"] == mirror.tolist()
+    (read,) = (pair.b_from_a for pair in read_pairs(tmp_path) if isinstance(pair, HomographyPair))
+    assert read.tolist() == mirror.tolist()
 
 
 def test_a_pose_that_was_not_found_is_none() -> None:

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
+import lumiglue
 from helpers import draw_photo, make_features
-from lumiglue import Features, InputError, Matches, Sift
+from lumiglue import Features, InputError, Matches, Pipeline, Sift
 from lumiglue.cli import main
 from lumiglue.evaluation.baselines import BASELINES, opencv_ratio
-from lumiglue.evaluation.formats import only_groups, read_hpatches, read_pose_pairs, read_strecha, turned_intrinsics
-from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate, intervals, summarise
+from lumiglue.evaluation.formats import read_hpatches, read_pose_pairs, read_strecha, turned_intrinsics
+from lumiglue.evaluation.pairs import HomographyPair, only_groups
 from lumiglue.evaluation.report import Run, examples
 from lumiglue.evaluation.scores import ScoresFile, read_scores
+from lumiglue.evaluation.scoring import PairScore, Protocol, intervals, score_pairs, summarise
 from lumiglue.geometry.robust import homography_by_dlt, relative_pose, relative_pose_opencv
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
 from lumiglue.training.data.synthetic_scenes import Camera, SceneSettings, aim_camera, build_scene, render
@@ -98,10 +100,10 @@ def hpatches(tmp_path: Path) -> Path:
 def test_hpatches_pairs_are_found_and_matched(hpatches: Path) -> None:
     pairs = read_hpatches(hpatches)
     wall = [("v_wall/1.ppm", f"v_wall/{k}.ppm") for k in (2, 3, 10)]
-    assert [(pair["a"], pair["b"]) for pair in pairs] == [("i_lamp/1.ppm", "i_lamp/2.ppm"), *wall]
+    assert [(pair.a, pair.b) for pair in pairs] == [("i_lamp/1.ppm", "i_lamp/2.ppm"), *wall]
     assert len(only_groups(pairs, ["v_"])) == 3
     methods = {"nn": BASELINES["nn"], "ratio": BASELINES["ratio-0.8"]}
-    scores = list(evaluate(hpatches, pairs, Sift(max_keypoints=300, resize=None), methods, Protocol(factors=(1.0, 0.5))))
+    scores = list(score_pairs(hpatches, pairs, Sift(max_keypoints=300, resize=None), methods, Protocol(factors=(1.0, 0.5))))
     assert len(scores) == 4 * 2 * 2
     by_name = {(row.method, row.factor): row for row in summarise(scores)}
     ratio, half = by_name["ratio", 1.0], by_name["ratio", 0.5]
@@ -123,7 +125,7 @@ def test_layers_per_point_are_a_mean_over_the_points_of_both_images(hpatches: Pa
 
     pairs = only_groups(read_hpatches(hpatches), ["v_"])
     methods = {"layered": layered, "nn": BASELINES["nn"]}
-    scores = list(evaluate(hpatches, pairs, Sift(max_keypoints=300, resize=None), methods))
+    scores = list(score_pairs(hpatches, pairs, Sift(max_keypoints=300, resize=None), methods))
     expected = [(3 * s.keypoints_a + s.keypoints_b) / (s.keypoints_a + s.keypoints_b) for s in scores[::2]]
     assert [s.layers_per_point for s in scores[::2]] == pytest.approx(expected)
     of_layered, of_nn = summarise(scores)
@@ -168,9 +170,9 @@ def test_pose_pairs_upright_and_turned(world_views: tuple[list[np.ndarray], list
         lines.append(f"scene/a.png scene/{name}.png 0 {turns} " + " ".join(f"{n:.10g}" for n in numbers))
     (tmp_path / "pairs.txt").write_text("\n".join(lines) + "\n\n")
     pairs = read_pose_pairs(tmp_path / "pairs.txt", tmp_path)
-    for key in ("K_a", "K_b", "R", "t"):
-        assert np.allclose(pairs[0][key], pairs[1][key], atol=1e-6), key
-    scores = list(evaluate(tmp_path, pairs, Sift(max_keypoints=600, resize=None), {"ratio": BASELINES["ratio-0.8"]}))
+    for key in ("intrinsics_a", "intrinsics_b", "rotation", "translation"):
+        assert np.allclose(getattr(pairs[0], key), getattr(pairs[1], key), atol=1e-6), key
+    scores = list(score_pairs(tmp_path, pairs, Sift(max_keypoints=600, resize=None), {"ratio": BASELINES["ratio-0.8"]}))
     assert scores[0].matches > 60
     assert scores[0].precision > 0.7
     assert scores[0].error < 3
@@ -210,8 +212,8 @@ def test_strechas_cameras(world_views: tuple[list[np.ndarray], list[Camera]], tm
         (tmp_path / "set" / f"{number:04d}.png.camera").write_text(text)
     (pair,) = read_strecha(tmp_path / "set")
     expected = cameras[1].camera_from_world @ np.linalg.inv(cameras[0].camera_from_world)
-    assert np.allclose(pair["R"], expected[:3, :3])
-    assert np.allclose(pair["t"], expected[:3, 3])
+    assert np.allclose(pair.rotation, expected[:3, :3])
+    assert np.allclose(pair.translation, expected[:3, 3])
     assert read_strecha(tmp_path / "set", largest_gap=0) == []
     (tmp_path / "set" / "0001.png").unlink()
     with pytest.raises(InputError, match=r"has no image 0001.png"):
@@ -255,7 +257,8 @@ def test_an_interrupted_evaluation_goes_on_with_whole_pairs(tmp_path: Path) -> N
     file.append([score("q", "one")])  # killed before the second method
     again = ScoresFile(path, record, 2)
     assert [(s.a, s.method) for s in again.scores] == [("p", "one"), ("p", "two")]
-    assert again.missing([{"a": "p", "b": "z"}, {"a": "q", "b": "z"}]) == [{"a": "q", "b": "z"}]
+    p, q = (HomographyPair(group="g", a=a, b="z", b_from_a=np.eye(3)) for a in "pq")
+    assert again.missing([p, q]) == [q]
     again.append([score("q", "one"), score("q", "two")])
     expected = [score("p", "one"), score("p", "two", float("inf")), score("q", "one"), score("q", "two")]
     assert read_scores(path) == expected
@@ -282,6 +285,29 @@ def test_the_command_prints_its_protocol_and_goes_on(hpatches: Path, tmp_path: P
     second = capsys.readouterr()
     assert "3 pairs are in" in second.err
     assert second.out == first.out
+
+
+def test_python_evaluates_as_the_command_does(hpatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """The same scores but for the times, with every seed; and one call resumes what the other began."""
+    out, seeds = tmp_path / "scores.csv", (0, 3)
+    command = ["eval", "homography", str(hpatches), "--max-keypoints", "200", "--methods", "lumiglue", "nn"]
+    assert main([*command, "--seeds", "0", "3", "--out", str(out)]) == 0
+    assert "seeds 0, 3" in capsys.readouterr().out
+    pipeline, pairs = Pipeline.pretrained("sift", max_keypoints=200, precision="fp32"), read_hpatches(hpatches)
+    calls: list[tuple[int, int]] = []
+    scores = lumiglue.evaluate(
+        hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, progress=lambda *count: calls.append(count)
+    )
+    assert calls == [(done, 4) for done in range(5)]
+    assert len(scores) == 4 * 2 * 2
+    assert [replace(s, milliseconds=0.0) for s in scores] == [replace(s, milliseconds=0.0) for s in read_scores(out)]
+    matching = json.loads(out.with_suffix(".json").read_text())["matching"]
+    again = lumiglue.evaluate(
+        hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out, matching=matching
+    )
+    assert again == read_scores(out)
+    with pytest.raises(InputError, match="holds results of another protocol, set or matcher"):
+        lumiglue.evaluate(hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out)
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import copy
 import io
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from lumiglue.collection.hloc import FeaturesFile, MatchesReader
 from lumiglue.collection.pairs import read_pairs, read_position
 from lumiglue.evaluation import pairs as evaluation_pairs
 from lumiglue.evaluation.formats import read_hpatches, read_pose_pairs, read_strecha
-from lumiglue.evaluation.pairs import PairScore
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
+from lumiglue.evaluation.scoring import PairScore, score_pairs
 from lumiglue.images import read_image
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.matcher.superglue import SuperGlue, SuperGlueConfig
@@ -307,8 +307,7 @@ def read_pairs_json(path: Path) -> None:
     pairs = evaluation_pairs.read_pairs(path.parent)
     for name in ("a.png", "b.png"):
         (path.parent / name).write_bytes(b"P5 9 9 255\n" + bytes(81))
-    for pair in pairs[:3]:
-        pair["a"], pair["b"] = "a.png", "b.png"
+    pairs = [replace(pair, a="a.png", b="b.png") for pair in pairs[:3]]
 
     def same(a: Features, b: Features) -> Any:
         from lumiglue import Matches
@@ -316,7 +315,7 @@ def read_pairs_json(path: Path) -> None:
         rows = torch.arange(12)
         return Matches(torch.stack([rows, rows], 1), torch.ones(12))
 
-    list(evaluation_pairs.evaluate(path.parent, pairs[:3], _NoPoints(), {"same": same}))
+    list(score_pairs(path.parent, pairs, _NoPoints(), {"same": same}))
 
 
 def odd_json(value: Any, draw: Draw) -> Any:

@@ -61,8 +61,8 @@ def setup(request: pytest.FixtureRequest) -> tuple[str, LightGlue, list[tuple[Fe
     photos = photo_pairs()
     if (SHARED / "eval" / "pairs.json").exists():
         records = read_pairs(SHARED / "eval")
-        chosen = [next(record for record in records if record["a"].startswith(part)) for part in SHARED_PAIRS]
-        photos += [(read_image(SHARED / "eval" / r["a"]), read_image(SHARED / "eval" / r["b"])) for r in chosen]
+        chosen = [next(record for record in records if record.a.startswith(part)) for part in SHARED_PAIRS]
+        photos += [(read_image(SHARED / "eval" / r.a), read_image(SHARED / "eval" / r.b)) for r in chosen]
     extractor = extractor_for(name, max_keypoints=512, resize=512)
     once = {id(photo): extractor(photo) for pair in photos for photo in pair}
     pairs = [(once[id(a)], once[id(b)]) for a, b in photos]

@@ -96,11 +96,11 @@ def _of_the_system(error: OSError) -> str:
             f"the disk{f' of {error.filename}' if error.filename else ''} is full; make room and run the same command again"
         )
     what = f"{error.filename or 'a file'}: {error.strerror or error}"
-    return f"{what}; check the path, and whether you may write there"
+    return f"{what}; check the path and its permissions"
 
 
 def _nobody_reads() -> bool:
-    """Whether standard output is a pipe whose reader, such as `head`, has seen enough; other pipes may break too."""
+    """Whether standard output is a pipe whose reader, such as `head`, has exited. Other pipes may break too."""
     if not hasattr(select, "poll"):  # Windows
         return False
     pipe = select.poll()
@@ -109,11 +109,10 @@ def _nobody_reads() -> bool:
 
 
 def _wait_politely() -> None:
-    """Before PyTorch is loaded: its threads (GNU OpenMP's) spin for microseconds when they wait for each other, then sleep.
+    """Lets PyTorch's threads (GNU OpenMP's) spin for microseconds, not milliseconds, while they wait for each other.
 
-    By default they spin for milliseconds, and where another program wants the cores too, the one that spins has the core
-    that the one it waits for needs: a layer may take 30 times as long (`benchmarks/speed/busy_cores.py`). Whoever has set
-    how threads wait is not overruled.
+    If another program uses the cores too, a spinning thread blocks the thread it waits for, and a layer may take 30 times as
+    long (`benchmarks/speed/busy_cores.py`). It must run before PyTorch is loaded. The user's own settings have priority.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -169,13 +168,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def overview() -> str:
-    """The commands by what they are for, a line each."""
+    """Lists the commands by purpose, one line each."""
     width = max(map(len, COMMANDS)) + 2
     groups: dict[str, list[str]] = {}
     for name, command in COMMANDS.items():
         heading = HEADINGS.get(command.__module__.rpartition(".")[2], "More")
-        told = textwrap.wrap(summary(command), max(out.width, 60) - width - 2)
-        groups.setdefault(heading, []).append(f"  {name:<{width}}" + f"\n{'':{width + 2}}".join(told))
+        description = textwrap.wrap(summary(command), max(out.width, 60) - width - 2)
+        groups.setdefault(heading, []).append(f"  {name:<{width}}" + f"\n{'':{width + 2}}".join(description))
     lines = [
         *textwrap.wrap(DESCRIPTION, max(out.width, 60)),
         "",
@@ -188,19 +187,19 @@ def overview() -> str:
 
 
 def summary(command: Callable[..., int]) -> str:
-    """The first sentence of its description."""
+    """Returns the first sentence of a command's description."""
     text = " ".join((command.__doc__ or "").split("\n\n", 1)[0].split())
     return re.split(r"\.\s+(?=[A-Z])", text)[0].rstrip("., ")
 
 
 def _mistyped(words: list[str]) -> bool:
-    """Whether `eval homografy` stands for a command of two words, and not for a folder of that name."""
+    """Whether `eval homografy` is a mistyped command of two words, and not a folder of that name."""
     second = [name.split()[1] for name in COMMANDS if name.startswith(f"{words[0]} ")]
     return len(words) > 1 and bool(difflib.get_close_matches(words[1], second)) and not Path(words[1]).exists()
 
 
 def _unknown(words: list[str]) -> int:
-    """A word that is no command: what may have been meant."""
+    """Reports an unknown command and suggests a similar one."""
     group = [name for name in COMMANDS if name.startswith(f"{words[0]} ")]
     if group and (len(words) == 1 or words[1] in ("-h", "--help")):
         say("\n".join(f"lumiglue {name}: {summary(COMMANDS[name])}" for name in group))

@@ -11,9 +11,9 @@ from lumiglue.cli.terminal import ProgressBar, say
 
 
 def list_weights() -> int:
-    """List the weights that can be named: those in the package, published matchers, and networks of features.
+    """List weights by name: those in the package, published matchers, and networks of features.
 
-    "here" are those that need no download. `lumiglue weights download NAME` brings the others.
+    "here" means no download is needed. `lumiglue weights download NAME` downloads the others.
     """
     from lumiglue.weights.files import BUILT_IN, pretrained_path, read_metadata
     from lumiglue.weights.registry import MATCHERS, NETWORKS
@@ -36,11 +36,11 @@ def list_weights() -> int:
 
 
 def download_weights(name: Positional[str], sha256: str | None = None) -> int:
-    """Download a published matcher or network of features, verify it, and keep it for later use without a connection.
+    """Download a published matcher or network of features, verify it, and store it for offline use.
 
     Args:
         name: A name of `lumiglue weights list`.
-        sha256: A checksum to insist on, where none is known to Lumiglue.
+        sha256: Checksum to verify, if Lumiglue knows none.
     """
     from lumiglue.weights.files import BUILT_IN, pretrained_path
     from lumiglue.weights.registry import fetch
@@ -55,12 +55,12 @@ def download_weights(name: Positional[str], sha256: str | None = None) -> int:
 
 
 def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliases=["-o"])], features: str = "") -> int:
-    """Convert a checkpoint in the naming of the released LightGlue or SuperGlue (.pth or .safetensors) to a weights file.
+    """Convert a checkpoint of the released LightGlue or SuperGlue (.pth or .safetensors) to a weights file.
 
     Args:
-        checkpoint: File to read; nothing in it is executed.
+        checkpoint: File to read; no code in it is executed.
         out: The .safetensors file to write.
-        features: Name of the features it was trained for, so that others are refused; empty accepts any of that size.
+        features: Features that it was trained for; others are then refused. Empty accepts any of that size.
     """
     from lumiglue.matcher.models import model_name
     from lumiglue.weights.files import save_weights
@@ -106,17 +106,17 @@ def export_onnx(
     exit_ratio: float = 0.95,
     prune_below: float = 0.01,
 ) -> int:
-    """Write a matcher as one ONNX file, early exit and pruning inside, for any numbers of keypoints.
+    """Write a matcher as one ONNX file with early exit and pruning, for any numbers of keypoints.
 
     Args:
         out: The .onnx file to write.
         weights: A name of `lumiglue weights list`, or a .safetensors file.
         layout: Names of inputs and outputs: lumiglue (for `match --weights out.onnx`, ONNX Runtime, OpenVINO), opencv (for
             cv2.LightGlueMatcher, at full depth) or colmap.
-        precision: Of weights and arithmetic; int8 keeps sums in fp32.
+        precision: Weights and arithmetic; int8 keeps sums in fp32.
         score_threshold: Smallest score of a match; by default 0.1.
         exit_ratio: Stop once this share of the points is confident; 0 runs all layers.
-        prune_below: Confident points of lower matchability leave early; 0 keeps all points.
+        prune_below: Prune confident points of lower matchability; 0 keeps all points.
     """
     from lumiglue.matcher.settings import MatchSettings
     from lumiglue.system.extras import require

@@ -1,21 +1,20 @@
 """`lumiglue features`, `lumiglue pairs`, `lumiglue matches` and `lumiglue sfm`."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from tyro.conf import Positional, arg
 
+from lumiglue import collection
 from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import ProgressBar, err, say
+from lumiglue.collection import By
 from lumiglue.errors import InputError
 
 if TYPE_CHECKING:
     from lumiglue.collection.features import Progress
-    from lumiglue.collection.sfm import Failed
-
-By = Literal["exhaustive", "sequential", "retrieval", "position"]
 
 
 def features(
@@ -28,22 +27,19 @@ def features(
     """Write the features of a folder of photos to one .h5 file, in hloc's layout. Resumable.
 
     Args:
-        photos: Folder, searched with all its folders.
+        photos: Folder, searched with all its subfolders.
         out: The .h5 file to write.
-        flags: Features, how many, and the size.
-        masks: Folder with an image of the same size for each photo, black where nothing is to be found, named a/b.jpg.png
-            (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without one are used whole.
-        workers: Threads; by default as many as there are cores.
+        flags: Features, how many, and the size of photos.
+        masks: Folder with an image of the same size for each photo, black where nothing should be detected, named
+            a/b.jpg.png (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without a mask are used whole.
+        workers: Threads; by default one per core.
     """
-    from lumiglue.collection.features import describe_collection, list_images
-
     check_writable(out, *HDF5)
-    steps = describe_collection(
-        photos, list_images(photos), flags.extractor(), out, note=_note(flags), masks=masks, workers=workers
-    )
-    failed = _follow("images", steps, out)
+    with _Display() as progress:
+        collection.extract_features(photos, out, flags.extractor(), masks=masks, workers=workers, progress=progress)
+    say(f"{progress.succeeded} images -> {out}")
     _say_masks(photos, masks)
-    return _report_left_out("images", failed)
+    return _report_failures("images", progress)
 
 
 def pairs(
@@ -60,23 +56,19 @@ def pairs(
     Args:
         features: The .h5 file of `lumiglue features`.
         out: The .txt file to write.
-        by: exhaustive, sequential (neighbours in the order of names, and similar ones to close loops), retrieval (similar
-            ones, by VLAD over the features), or position (near ones, by the GPS of the photos' EXIF).
-        neighbours: Pairs an image, of retrieval and position.
-        overlap: Of sequential: so many next images.
+        by: exhaustive, sequential (the next images by name, and similar ones to close loops), retrieval (similar images, by
+            VLAD of the features), or position (nearby images, by GPS in EXIF).
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
         photos: Folder of the photos, whose EXIF has the positions.
-        metres: Largest distance, of position.
+        metres: Largest distance, for position.
     """
-    from lumiglue.collection.hloc import FeaturesFile
-    from lumiglue.collection.pairs import write_pairs
-    from lumiglue.collection.sfm import choose_pairs
-
     check_writable(out, ".txt")
-    with FeaturesFile(features) as file:
-        names = file.names()
-    chosen = choose_pairs(features, by, neighbours=neighbours, overlap=overlap, photos=photos, metres=metres)
-    write_pairs(out, chosen)
-    say(f"{len(names)} images, {len(chosen)} pairs ({by}) -> {out}")
+    with collection.FeaturesFile(features) as file:
+        images = len(file.names())
+    chosen = collection.choose_pairs(features, by, neighbours=neighbours, overlap=overlap, photos=photos, metres=metres)
+    collection.write_pairs(out, chosen)
+    say(f"{images} images, {len(chosen)} pairs ({by}) -> {out}")
     return 0
 
 
@@ -93,32 +85,30 @@ def matches(
 
     Args:
         features: The .h5 file of `lumiglue features`.
-        pairs: Two names a line.
+        pairs: Text file with two names on each line.
         out: The .h5 file to write.
-        flags: Weights and adaptivity, and what the features are.
-        workers: Threads, or processes of the cluster; by default as many as there are cores.
+        flags: Weights and adaptivity, and the name of the features.
+        workers: Threads, or processes of the cluster; by default one per core.
         engine: This machine's threads, or a Ray cluster.
-        address: Of the cluster, as for ray.init (auto: the one that runs here); by default a cluster of this machine alone.
+        address: Address of the Ray cluster, as for ray.init (auto: the one on this machine); by default a new one here.
     """
-    from lumiglue.collection.hloc import FeaturesFile
-    from lumiglue.collection.matching import in_threads, match_collection
-    from lumiglue.collection.pairs import read_pairs
-
     if features.suffix == ".txt" and pairs.suffix in HDF5:
         raise InputError(f"features come first, then pairs: lumiglue matches {pairs} {features}")
     check_writable(out, *HDF5)
-    with FeaturesFile(features) as file:
-        names = file.names()
-    todo = read_pairs(pairs, names)
-    if engine == "threads":
-        chosen = in_threads(workers)
-    else:
+    with collection.FeaturesFile(features) as file:
+        chosen = collection.read_pairs(pairs, file.names())
+    ray_engine = None
+    if engine == "ray":
         from lumiglue.collection.ray import join, on_ray
 
         cores = join(address)
-        chosen = on_ray(flags.pipeline, workers or cores)
-    failed = _follow("pairs", match_collection(features, todo, flags.pipeline(), out, chosen), out)
-    return _report_left_out("pairs", failed)
+        ray_engine = on_ray(flags.pipeline, workers or cores)
+    with _Display() as progress:
+        collection.match_pairs(
+            features, chosen, out, flags.pipeline(), workers=workers, engine=ray_engine, progress=progress
+        )
+    say(f"{progress.succeeded} pairs -> {out}")
+    return _report_failures("pairs", progress)
 
 
 def sfm(
@@ -137,77 +127,86 @@ def sfm(
     """Reconstruct a folder of photos: features, pairs, matches, verified geometry, a sparse model. Resumable.
 
     Args:
-        photos: Folder, searched with all its folders.
+        photos: Folder, searched with all its subfolders.
         out: Folder to write: features.h5, pairs.txt, matches.h5, database.db, 0/ (the model, in COLMAP's format), model.png.
-            Not the folder of the photos; what lies in it is not taken for photos.
+            Not the folder of the photos. Images in it are ignored.
         flags: Features, weights and adaptivity.
         by: exhaustive, sequential, retrieval or position (see `lumiglue pairs`); by default exhaustive up to 60 photos, then
             retrieval.
-        neighbours: Pairs an image, of retrieval and position.
-        overlap: Of sequential: so many next images.
-        metres: Largest distance, of position.
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
+        metres: Largest distance, for position.
         single_camera: All photos were taken by one camera at one zoom.
         camera_model: COLMAP's name of the camera model.
         masks: Folder of masks, see `lumiglue features`.
-        workers: Threads; by default as many as there are cores.
+        workers: Threads; by default one per core.
     """
-    from lumiglue.collection.sfm import reconstruct
-
     pipeline = flags.pipeline()
-    with contextlib.ExitStack() as stack:
-        shown: list[Callable[..., None]] = []
-
-        def placed(count: int, total: int) -> None:
-            if not shown:
-                shown.append(stack.enter_context(ProgressBar("images placed", total)))
-                shown[0](count - 1, "")
-            shown[0](1, "")
-
-        made = reconstruct(
-            photos, out, pipeline, by=by, neighbours=neighbours, overlap=overlap, metres=metres, single_camera=single_camera,
-            camera_model=camera_model, masks=masks, workers=workers, note=_note(flags), follow=_follow, placed=placed,
-        )  # fmt: skip
-    _say_masks(photos, masks)
-    say(f"{made.verified} of {made.pairs} pairs have a consistent geometry -> {made.database}")
-    best = made.models[0]
-    say(
-        f"{best.images} of {made.images} images, {best.points} points, mean track {best.track_length:.2f}, "
-        f"mean reprojection error {best.reprojection_error:.2f} px -> {best.folder}, {out / 'model.png'}"
-    )
-    for other in made.models[1:]:
-        say(f"apart from it: {other.images} images, {other.points} points -> {other.folder}")
-    return _report_left_out("photos and pairs", made.left_out)
-
-
-def _note(flags: PipelineFlags) -> str:
-    return f"{flags.max_keypoints} keypoints, long side {flags.resize}" + (f", tiles of {flags.tile}" if flags.tile else "")
+    progress = _Display()
+    try:
+        with progress:
+            made = collection.reconstruct(
+                photos, out, pipeline, by=by, neighbours=neighbours, overlap=overlap, metres=metres,
+                single_camera=single_camera, camera_model=camera_model, masks=masks, workers=workers, progress=progress,
+            )  # fmt: skip
+        _say_masks(photos, masks)
+        say(f"{made.verified} of {made.pairs} pairs have a consistent geometry -> {made.database}")
+        best = made.models[0]
+        say(
+            f"{best.images} of {made.images} images, {best.points} points, mean track {best.track_length:.2f}, "
+            f"mean reprojection error {best.reprojection_error:.2f} px -> {best.folder}, {out / 'model.png'}"
+        )
+        for other in made.models[1:]:
+            say(f"a separate part: {other.images} images, {other.points} points -> {other.folder}")
+    finally:
+        code = _report_failures("photos and pairs", progress)
+    return code
 
 
 def _say_masks(photos: Path, masks: Path | None) -> None:
-    from lumiglue.collection.features import list_images, mask_file
+    from lumiglue.collection.features import mask_file
+    from lumiglue.images import image_names
 
     if masks is not None:
-        names = list_images(photos)
+        names = image_names(photos)
         say(f"{sum(mask_file(masks, name) is not None for name in names)} of {len(names)} photos have a mask in {masks}")
 
 
-def _follow(what: str, steps: "Iterator[Progress]", target: Path) -> "Failed":
-    """Shows the steps of a job; returns what failed."""
-    failed: list[tuple[str, str]] = []
-    with ProgressBar(what, None) as advance:
-        done = 0
-        for step in steps:
-            failed += step.failed
-            advance(step.done - done, f"{len(failed)} failed" if failed else "", total=step.total)
-            done = step.done
-    say(f"{done - len(failed)} {what} -> {target}")
-    return tuple(failed)
+class _Display:
+    """Shows the progress of a job, a bar for each stage, and keeps what failed."""
+
+    def __init__(self) -> None:
+        self.failed: list[tuple[str, str]] = []
+        self.done, self._stage, self._failed_before = 0, "", 0
+        self._bar = contextlib.ExitStack()
+        self._advance: Callable[..., None] = lambda *_, **__: None
+
+    def __enter__(self) -> "_Display":
+        return self
+
+    def __call__(self, step: "Progress") -> None:
+        if step.stage != self._stage:
+            self._bar.close()
+            self._advance = self._bar.enter_context(ProgressBar(step.stage, step.total))
+            self._stage, self.done, self._failed_before = step.stage, 0, len(self.failed)
+        self.failed += step.failed
+        failures = len(self.failed) - self._failed_before
+        self._advance(step.done - self.done, f"{failures} failed" if failures else "", total=step.total)
+        self.done = step.done
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    @property
+    def succeeded(self) -> int:
+        """Of the last stage."""
+        return self.done - (len(self.failed) - self._failed_before)
 
 
-def _report_left_out(what: str, failed: "Failed") -> int:
-    """Lists what failed. 2 where something did."""
-    for name, reason in failed[:10]:
+def _report_failures(what: str, progress: _Display) -> int:
+    """Lists what failed. Returns 2 if something did, else 0."""
+    for name, reason in progress.failed[:10]:
         err.print(f"left out: {name}: {reason}", markup=False)
-    if failed:
-        err.print(f"error: {len(failed)} {what} were left out", markup=False)
-    return 2 if failed else 0
+    if progress.failed:
+        err.print(f"error: {len(progress.failed)} {what} were left out", markup=False)
+    return 2 if progress.failed else 0

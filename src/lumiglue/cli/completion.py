@@ -64,7 +64,7 @@ def completion(shell: Positional[Literal["bash", "zsh"]]) -> int:
 
 
 def script(commands: Mapping[str, Callable[..., int]], shell: Literal["bash", "zsh"]) -> str:
-    """The script, made from the commands' signatures. It starts no process: a shell that waits for PyTorch is no help."""
+    """Makes the script from the commands' signatures. It starts no process, so that completion is instant."""
     pairs = [name for name in commands if " " in name]
     groups: dict[str, list[str]] = {}
     for name in pairs:
@@ -72,9 +72,9 @@ def script(commands: Mapping[str, Callable[..., int]], shell: Literal["bash", "z
         groups.setdefault(first, []).append(second)
     choices, flags = [], []
     for name, command in commands.items():
-        found = flags_of(command)
-        flags.append(f'      "{name}") offered="{" ".join([*found, "--help"])}" ;;')
-        choices += [f'      "{name} {flag}") offered="{" ".join(values)}" ;;' for flag, values in found.items() if values]
+        options = flags_of(command)
+        flags.append(f'      "{name}") offered="{" ".join([*options, "--help"])}" ;;')
+        choices += [f'      "{name} {flag}") offered="{" ".join(values)}" ;;' for flag, values in options.items() if values]
         choices += [f'      "{name} {name}") offered="{" ".join(values)}" ;;' for values in first_choices(command) if values]
     filled = {
         "pairs": "|".join(f'"{name}"' for name in pairs),
@@ -90,25 +90,25 @@ def script(commands: Mapping[str, Callable[..., int]], shell: Literal["bash", "z
 
 
 def flags_of(command: Callable[..., int]) -> dict[str, tuple[str, ...]]:
-    """Each flag of a command, and the values to choose from where they are few."""
-    found: dict[str, tuple[str, ...]] = {}
+    """Returns the flags of a command with their choices, if they have any."""
+    flags: dict[str, tuple[str, ...]] = {}
     for name, hint in _parameters(command).items():
         if _is_positional(hint):
             continue
         kind, aliases = _bare(hint)
         if dataclasses.is_dataclass(kind):
-            found |= flags_of(kind)  # pyright: ignore[reportArgumentType]
+            flags |= flags_of(kind)  # pyright: ignore[reportArgumentType]
             continue
         flag = f"--{name.replace('_', '-')}"
         for spelling in (*aliases, flag):
-            found[spelling] = _choices(kind)
+            flags[spelling] = _choices(kind)
         if kind is bool:
-            found[f"--no-{name.replace('_', '-')}"] = ()
-    return found
+            flags[f"--no-{name.replace('_', '-')}"] = ()
+    return flags
 
 
 def first_choices(command: Callable[..., int]) -> list[tuple[str, ...]]:
-    """Of its positional arguments, the values to choose from."""
+    """Returns the choices of the positional arguments."""
     return [_choices(_bare(hint)[0]) for hint in _parameters(command).values() if _is_positional(hint)]
 
 

@@ -1,6 +1,6 @@
-"""What this installation has and whether it works: for `lumiglue doctor` and for reports of faults.
+"""What this installation has and whether it works, for `lumiglue doctor` and bug reports.
 
-Every part is asked on its own, so that one that is broken (PyTorch, say) does not hide the others.
+Each part is checked on its own, so that a broken one (PyTorch, say) does not hide the others.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ MIN_MATCHES, MIN_RIGHT, PIXELS = 100, 0.95, 3.0
 
 
 def diagnose() -> dict[str, Any]:
-    """All that is known, as JSON values. "problems" lists what is wrong, a sentence each; it is empty where all is well."""
+    """Checks the installation. Returns JSON values; "problems" lists what is wrong, one sentence each."""
     problems: list[str] = []
     parts: dict[str, Callable[[], Any]] = {
         "python": _python,
@@ -81,15 +81,15 @@ def _extras() -> list[dict[str, Any]]:
 
 
 def _version(package: str) -> str | None:
-    """Of what is imported under that name; where several distributions bring it (two builds of OpenCV, say), all of them."""
+    """Version of a package; of all distributions that bring it, if there are several (two builds of OpenCV, say)."""
     if find_spec(package) is None:
         return None
     names = _DISTRIBUTIONS.get(package, (package,))
-    found = []
+    versions = []
     for name in names:
         with contextlib.suppress(PackageNotFoundError):
-            found.append(f"{version(name)} ({name})" if len(names) > 1 else version(name))
-    return ", ".join(found) or "unknown version"
+            versions.append(f"{version(name)} ({name})" if len(names) > 1 else version(name))
+    return ", ".join(versions) or "unknown version"
 
 
 def _processor() -> dict[str, Any]:
@@ -117,9 +117,9 @@ def _processor_model() -> str:
         if lines:
             return lines[0]
     if sys.platform == "darwin":
-        asked = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
-        if asked.stdout.strip():
-            return asked.stdout.strip()
+        brand = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        if brand.stdout.strip():
+            return brand.stdout.strip()
     return platform.processor() or platform.machine()
 
 
@@ -159,7 +159,7 @@ def _products() -> dict[str, Any]:
     return {
         "gflops": rates,
         "precision": default_precision(torch.device("cpu")),
-        "bf16_attention_kernel": found if isinstance(found := library(), str) else "compiled",
+        "bf16_attention_kernel": state if isinstance(state := library(), str) else "compiled",
     }
 
 
@@ -177,14 +177,14 @@ def _weights() -> dict[str, Any]:
             state = "whole" if file_sha256(path) == checksums.get(path.name) else "damaged"
         built_in.append({"name": name, "file": path.name, "state": state})
     cache = cache_folder()
-    kept = []
+    files = []
     for path in sorted(cache.iterdir()) if cache.is_dir() else []:
         if path.is_file() and path.suffix in (".safetensors", ".pth", ".onnx"):
-            kept.append({"file": path.name, "state": _kept_state(path, file_sha256(path))})
-    return {"built_in": built_in, "cache": {"folder": str(cache), "files": kept}, "networks": _networks()}
+            files.append({"file": path.name, "state": _download_state(path, file_sha256(path))})
+    return {"built_in": built_in, "cache": {"folder": str(cache), "files": files}, "networks": _networks()}
 
 
-def _kept_state(path: Path, checksum: str) -> str:
+def _download_state(path: Path, checksum: str) -> str:
     """A download's name begins with its checksum; what was put there by hand has none."""
     first = path.name.split("-", 1)[0]
     if len(first) != 16 or set(first) - set("0123456789abcdef"):
@@ -257,28 +257,28 @@ def _drawn_pair() -> Any:
 
 
 def _missing(packages: Any) -> list[str]:
-    names = [name for name, found in packages.items() if name != "error" and found is None]
+    names = [name for name, installed in packages.items() if name != "error" and installed is None]
     return [f"the package {name} is missing; install Lumiglue again" for name in names]
 
 
 def _damaged(weights: Any) -> list[str]:
     if "error" in weights:
         return []
-    said = []
+    problems = []
     for entry in weights["built_in"]:
         if entry["state"] != "whole":
-            said.append(
+            problems.append(
                 f"the built-in weights {entry['name']} ({entry['file']}) are {entry['state']}; install Lumiglue again"
             )
     for entry in weights["cache"]["files"]:
         if entry["state"] == "damaged":
-            said.append(f"{entry['file']} in {weights['cache']['folder']} is damaged; delete it, it is fetched again")
-    said += [
+            problems.append(f"{entry['file']} in {weights['cache']['folder']} is damaged; delete it to download it again")
+    problems += [
         f"{variable['name']} names {variable['value']}, which does not exist; correct or unset it"
         for variable in weights["networks"]["variables"]
         if not variable["exists"]
     ]
-    return said
+    return problems
 
 
 def _failed(test: Any) -> list[str]:
@@ -300,5 +300,5 @@ def _sentence(error: Exception) -> str:
 
 
 def as_json(report: dict[str, Any]) -> str:
-    """For a report of a fault."""
+    """Formats a report for a bug report."""
     return json.dumps(report, indent=2)

@@ -7,10 +7,10 @@ from lumiglue.cli.terminal import err, say
 
 
 def doctor(json: bool = False) -> int:
-    """Say what this installation has, and test whether it matches rightly. Exit code 1 where something is wrong.
+    """Report what this installation has, and test it. Exit code 1 if something is wrong.
 
     Args:
-        json: Print everything as JSON, to put into a report of a fault; your home folder is written ~.
+        json: Print JSON for a bug report; your home folder is replaced by ~.
     """
     from lumiglue.cli.diagnosis import as_json, diagnose
 
@@ -47,7 +47,7 @@ def _or_error(part: Any, text: Any) -> str:
 
 
 def _packages(packages: Any) -> list[str]:
-    return [_or_error(packages, lambda found: ", ".join(f"{name} {v or 'MISSING'}" for name, v in found.items()))]
+    return [_or_error(packages, lambda versions: ", ".join(f"{name} {v or 'MISSING'}" for name, v in versions.items()))]
 
 
 def _extras(extras: Any) -> list[str]:
@@ -55,11 +55,11 @@ def _extras(extras: Any) -> list[str]:
         return [f"failed: {extras['error']}"]
     lines = []
     for entry in extras:
-        wanted = f"lumiglue[{entry['extras'][0]}]"
-        told = (
-            f"{entry['version']} (extra {', '.join(entry['extras'])})" if entry["version"] else f"no; pip install '{wanted}'"
+        extra = f"lumiglue[{entry['extras'][0]}]"
+        status = (
+            f"{entry['version']} (extra {', '.join(entry['extras'])})" if entry["version"] else f"no; pip install '{extra}'"
         )
-        lines.append(f"{entry['package']:<16}{told}")
+        lines.append(f"{entry['package']:<16}{status}")
     return lines
 
 
@@ -98,8 +98,8 @@ def _weights(weights: Any) -> list[str]:
         return [f"failed: {weights['error']}"]
     lines = [f"{entry['name']:<16}{entry['file']}, {entry['state']}" for entry in weights["built_in"]]
     cache = weights["cache"]
-    kept = ", ".join(f"{entry['file']} ({entry['state']})" for entry in cache["files"]) or "nothing"
-    lines.append(f"{'downloads':<16}{cache['folder']}: {kept}")
+    downloads = ", ".join(f"{entry['file']} ({entry['state']})" for entry in cache["files"]) or "nothing"
+    lines.append(f"{'downloads':<16}{cache['folder']}: {downloads}")
     networks = weights["networks"]
     named = "".join(f"{variable['name']}={variable['value']}; " for variable in networks["variables"])
     here = ", ".join(networks["here"]) or "none; they are downloaded when first used"

@@ -12,6 +12,7 @@ from tyro.conf import Positional, arg
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError
+from lumiglue.evaluation import METHODS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,28 +20,26 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from lumiglue.evaluation.adaptivity import Saving
-    from lumiglue.evaluation.baselines import Matcher
-    from lumiglue.evaluation.pairs import PairScore, Summary
+    from lumiglue.evaluation.pairs import GroundTruthPair
     from lumiglue.evaluation.report import Example
-
-METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
+    from lumiglue.evaluation.scoring import PairScore, Summary
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluationFlags:
-    """What is compared, how errors are measured, and where the figures go."""
+    """What is compared, how errors are measured, and where scores are written."""
 
     methods: tuple[str, ...] = METHODS
-    """Rows of the comparison: lumiglue, lumiglue-full (adaptivity off), nn, ratio-0.8, ratio-0.85, ratio-0.9, adalam,
+    """Methods to compare: lumiglue, lumiglue-full (adaptivity off), nn, ratio-0.8, ratio-0.85, ratio-0.9, adalam,
     opencv-bf, opencv-flann."""
     groups: tuple[str, ...] = ()
     """Only pairs whose group (sequence, first folder) starts with one of these."""
     thresholds: tuple[float, ...] = (1.0,)
     """Factors of RANSAC's thresholds; a row for each."""
     seeds: tuple[int, ...] = (0,)
-    """Seeds of RANSAC; the figures are means over them."""
+    """Seeds of RANSAC; AUCs are means over them."""
     out: Path | None = None
-    """Every pair's figures: a .csv that an interrupted evaluation goes on with, the protocol in a .json beside it."""
+    """A .csv file for the scores of each pair, with a .json of the protocol beside it. Run again to resume."""
 
 
 def evaluate(
@@ -48,18 +47,16 @@ def evaluate(
     flags: Annotated[PipelineFlags, arg(name="")],
     how: Annotated[EvaluationFlags, arg(name="")],
 ) -> int:
-    """Measure Lumiglue beside other matchers, on the same features, over a folder of pairs with ground truth.
+    """Compare matchers on the same features, over a folder of pairs with ground truth.
 
     Other formats: `lumiglue eval homography`, `lumiglue eval pose`, `lumiglue eval strecha`.
 
     Args:
-        folder: Holds the photos and a pairs.json.
+        folder: Folder with the photos and a pairs.json.
         flags: Features, weights, adaptivity.
-        how: Methods, thresholds, output.
+        how: Methods, thresholds and output.
     """
-    from lumiglue.evaluation.pairs import read_pairs
-
-    _compare(folder, read_pairs(folder), flags, how)
+    _compare(folder, None, flags, how)
     return 0
 
 
@@ -68,12 +65,12 @@ def evaluate_homography(
     flags: Annotated[PipelineFlags, arg(name="")],
     how: Annotated[EvaluationFlags, arg(name="")],
 ) -> int:
-    """Measure matchers on HPatches' layout: folders v_* and i_* with images 1, 2, ... and homographies H_1_2, ...
+    """Compare matchers on HPatches' layout: folders v_* and i_* with images 1, 2, ... and homographies H_1_2, ...
 
     Args:
-        folder: Holds the sequences.
+        folder: Folder of the sequences.
         flags: Features, weights, adaptivity.
-        how: Methods, thresholds, output.
+        how: Methods, thresholds and output.
     """
     from lumiglue.evaluation.formats import read_hpatches
 
@@ -87,13 +84,13 @@ def evaluate_pose(
     flags: Annotated[PipelineFlags, arg(name="")],
     how: Annotated[EvaluationFlags, arg(name="")],
 ) -> int:
-    """Measure matchers on SuperGlue's lists of pairs with ground truth: ScanNet-1500, YFCC, MegaDepth-1500.
+    """Compare matchers on SuperGlue's lists of pairs with ground truth: ScanNet-1500, YFCC, MegaDepth-1500.
 
     Args:
-        pairs: Text file, 38 words a line: paths, rotations, K_A, K_B, T_AB.
-        root: Folder that the paths are below.
+        pairs: Text file, 38 words per line: paths, rotations, K_A, K_B, T_AB.
+        root: Folder that the paths are relative to.
         flags: Features, weights, adaptivity.
-        how: Methods, thresholds, output.
+        how: Methods, thresholds and output.
     """
     from lumiglue.evaluation.formats import read_pose_pairs
 
@@ -107,13 +104,13 @@ def evaluate_strecha(
     how: Annotated[EvaluationFlags, arg(name="")],
     largest_gap: int | None = None,
 ) -> int:
-    """Measure matchers on a set with Strecha's .camera files: all pairs of its images.
+    """Compare matchers on all image pairs of a set with Strecha's .camera files.
 
     Args:
-        folder: Holds the images and their cameras.
+        folder: Folder with the images and their cameras.
         flags: Features, weights, adaptivity.
-        how: Methods, thresholds, output.
-        largest_gap: Only pairs at most so many images apart.
+        how: Methods, thresholds and output.
+        largest_gap: Only pairs at most this many images apart.
     """
     from lumiglue.evaluation.formats import read_strecha
 
@@ -129,33 +126,25 @@ def evaluate_adaptivity(
     groups: tuple[str, ...] = (),
     out: Path | None = None,
 ) -> int:
-    """Measure what adaptive depth and width save and cost: for easy, medium and hard pairs, and over alpha and beta.
+    """Measure what early exit and pruning save and cost, by difficulty of the pairs and over both thresholds.
 
-    Difficulty: thirds of the pairs by the share of keypoints that mutual nearest neighbours match rightly.
+    Difficulty is thirds of the pairs by the share of keypoints that mutual nearest neighbours match correctly.
 
     Args:
-        folder: Holds the photos and a pairs.json.
-        flags: Features, weights. Adaptivity is what is swept.
+        folder: Folder with the photos and a pairs.json.
+        flags: Features and weights.
         alphas: Exit ratios beside the default 0.95; 0 is off.
         betas: Limits of pruning beside the default 0.01; 0 is off.
         groups: Only pairs whose group (sequence, first folder) starts with one of these.
-        out: Every pair's figures: a .csv that an interrupted evaluation goes on with.
+        out: A .csv file for the scores of each pair. Run again to resume.
     """
     from lumiglue.evaluation import adaptivity
-    from lumiglue.evaluation.baselines import BASELINES
-    from lumiglue.evaluation.pairs import read_pairs
-    from lumiglue.evaluation.run import matcher_of
     from lumiglue.matcher.settings import MatchSettings
 
-    pipeline = flags.pipeline()
-    methods: dict[str, Matcher] = {adaptivity.YARDSTICK: BASELINES[adaptivity.YARDSTICK]}
-    for name, settings in adaptivity.sweep(alphas, betas).items():
-        settings = dataclasses.replace(settings, score_threshold=flags.score_threshold)
-        methods[name] = matcher_of(pipeline.with_settings(settings))
-    scores = _compare(folder, read_pairs(folder), flags, EvaluationFlags(groups=groups, out=out), methods)
+    scores = _compare(folder, None, flags, EvaluationFlags(groups=groups, out=out), alphas=alphas, betas=betas)
     usual = adaptivity.settings_name(MatchSettings())
     _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} beside full depth")
-    swept = {name: adaptivity.saving(scores, name) for name in methods if name != adaptivity.YARDSTICK}
+    swept = {name: adaptivity.saving(scores, name) for name in adaptivity.sweep(alphas, betas)}
     _print_savings(swept, "over alpha (exit ratio) and beta (prune below)")
     return 0
 
@@ -167,23 +156,23 @@ def report(
     against: str = "nn",
     pictures: int = 3,
 ) -> int:
-    """Write one self-contained HTML page of evaluations: tables, error curves and histograms, speed, the pairs to look at.
+    """Write one self-contained HTML page of evaluations: tables, error curves, speed, and the most interesting pairs.
 
     Args:
         runs: .csv files of `lumiglue eval --out`. With two or more, pairs are compared with the second's.
         out: The page.
-        method: Whose worst and most improved pairs are drawn.
+        method: Method whose worst and most improved pairs are drawn.
         against: With one run, the method over which it gains.
         pictures: How many of the worst and of the most improved pairs are drawn; 0 needs no images.
     """
     from lumiglue.evaluation.report import examples, read_runs, write_report
 
-    found = read_runs(runs)
-    chosen = examples(found, method, against, pictures)
+    loaded = read_runs(runs)
+    chosen = examples(loaded, method, against, pictures)
     with ProgressBar("pictures", len(chosen)) as advance:
-        draw = _drawer(found[0].record, method, lambda: advance(1, "")) if chosen else None
-        write_report(found, out, chosen, draw, title=" and ".join(run.name for run in found))
-    say(f"{len(found)} {'run' if len(found) == 1 else 'runs'}, {len(chosen)} pictures -> {out}")
+        draw = _drawer(loaded[0].record, method, lambda: advance(1, "")) if chosen else None
+        write_report(loaded, out, chosen, draw, title=" and ".join(run.name for run in loaded))
+    say(f"{len(loaded)} {'run' if len(loaded) == 1 else 'runs'}, {len(chosen)} pictures -> {out}")
     return 0
 
 
@@ -191,8 +180,8 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
     """Draws a pair as its run matched it. Raises InputError where the run did not record how."""
     from lumiglue.evaluation.run import methods_of, redraw
 
-    if "matching" not in record:
-        raise InputError("the first run has no .json beside it that says how it matched; give --pictures 0")
+    if "weights" not in record.get("matching", {}):
+        raise InputError("the first run has no .json of `lumiglue eval` that says how it matched; give --pictures 0")
     pipeline = PipelineFlags(**record["matching"]).pipeline()
     again = redraw(Path(record["folder"]), pipeline, methods_of(pipeline, [method])[method])
 
@@ -206,32 +195,35 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
 
 def _compare(
     folder: Path,
-    pairs: Sequence[dict[str, Any]],
+    pairs: "Sequence[GroundTruthPair] | None",
     flags: PipelineFlags,
     how: EvaluationFlags,
-    chosen: "dict[str, Matcher] | None" = None,
+    **sweep: tuple[float, ...],
 ) -> "list[PairScore]":
-    """Measures the chosen methods, by default those of the flags; resumes what how.out has; prints the tables."""
-    from lumiglue.evaluation.formats import only_groups
-    from lumiglue.evaluation.pairs import Protocol
-    from lumiglue.evaluation.run import methods_of, open_scores, score_pairs
+    """Evaluates the methods, or with `sweep` the settings of adaptivity, with a progress bar; prints the tables."""
+    from lumiglue.evaluation.adaptivity import evaluate_adaptivity
+    from lumiglue.evaluation.run import evaluate
+    from lumiglue.evaluation.scoring import Protocol
 
     pipeline = flags.pipeline()
-    chosen = methods_of(pipeline, how.methods) if chosen is None else chosen
-    pairs = only_groups(pairs, how.groups)
-    protocol = Protocol(factors=how.thresholds)
-    scores: list[PairScore] = []
-    file = None
-    if how.out is not None:
-        file = open_scores(how.out, folder, list(chosen), protocol, dataclasses.asdict(flags))
-        scores, pairs = list(file.scores), file.missing(pairs)
-        if scores:
-            known = len(scores) // (len(chosen) * len(protocol.factors))
-            err.print(f"{known} pairs are in {how.out} already", markup=False)
-    with ProgressBar("pairs", len(pairs)) as advance:
-        for added in score_pairs(folder, pairs, pipeline.extractor, chosen, protocol, file):
-            scores += added
-            advance(1, "")
+    options: dict[str, Any] = {"groups": how.groups, "thresholds": how.thresholds, "seeds": how.seeds, "out": how.out}
+    options["matching"] = dataclasses.asdict(flags)
+    with ProgressBar("pairs", None) as advance:
+        before = -1
+
+        def progress(done: int, total: int) -> None:
+            nonlocal before
+            if before >= 0:
+                advance(done - before, total=total)
+            elif done:
+                err.print(f"{done} pairs are in {how.out} already", markup=False)
+            before = done
+
+        if sweep:
+            scores = evaluate_adaptivity(folder, pipeline, progress=progress, **sweep, **options)
+        else:
+            scores = evaluate(folder, pipeline, pairs=pairs, methods=how.methods, progress=progress, **options)
+    protocol = Protocol(factors=how.thresholds, seeds=how.seeds)
     print_comparison(
         scores, f"{folder}: {flags.max_keypoints} {pipeline.extractor.name} keypoints, {_size(flags)}; {protocol}"
     )
@@ -263,7 +255,7 @@ def _print_savings(rows: "Mapping[str, Saving]", title: str) -> None:
 
 def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
     """The tables of a comparison: accuracy, matching, and 95 % intervals; the protocol is in the title."""
-    from lumiglue.evaluation.pairs import intervals, summarise
+    from lumiglue.evaluation.scoring import intervals, summarise
 
     console = Console(width=180, highlight=False)
     rows = summarise(scores)
@@ -271,11 +263,11 @@ def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
     console.print(_accuracy(rows))
     console.print(_matching(rows))
     table = Table("matcher", title="95 % bootstrap intervals over the pairs")
-    found = [intervals([s for s in scores if (s.method, s.factor) == (row.method, row.factor)]) for row in rows]
-    names = list(dict.fromkeys(name for row in found for name in row))
+    ranges = [intervals([s for s in scores if (s.method, s.factor) == (row.method, row.factor)]) for row in rows]
+    names = list(dict.fromkeys(name for row in ranges for name in row))
     for name in names:
         table.add_column(name, justify="right")
-    for row, of_row in zip(rows, found, strict=True):
+    for row, of_row in zip(rows, ranges, strict=True):
         table.add_row(_name(row), *(f"{of_row[n][0]:.1f} to {of_row[n][1]:.1f}" if n in of_row else "" for n in names))
     if names:
         console.print(table)

@@ -21,38 +21,38 @@ HDF5 = (".h5", ".hdf5")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PipelineFlags:
-    """Which features and weights, and how far to adapt."""
+    """Features, weights and adaptivity."""
 
     features: str | None = None
-    """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class; by default those
-    that the weights are for, and sift where no weights are named."""
+    """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class; by default
+    those of the weights, and sift without --weights."""
     max_keypoints: int = 2048
     """Keypoints kept per image, strongest first."""
     resize: int = 1024
-    """Long side in pixels that larger images are shrunk to for detection; 0 keeps the full size."""
+    """Larger images are shrunk to this long side in pixels; 0 keeps the full size."""
     tile: int | None = None
-    """Side in pixels of the tiles in which larger photos are described (with --resize 0: at full size), so that memory is
-    bounded."""
+    """Extract features of larger photos in tiles with this side in pixels (with --resize 0: at full size), which bounds
+    memory."""
     weights: str | None = None
     """A name of `lumiglue weights list`, a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
-    Hugging Face Hub; by default the best for the features, downloaded once for all but sift."""
+    Hugging Face Hub; by default the best for the features, downloaded on first use for all but sift."""
     score_threshold: float | None = None
     """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
     """Stop once this share of the points is confident; 0 runs all layers."""
     prune_below: float = 0.01
-    """Confident points of lower matchability leave early; 0 keeps all points."""
+    """Prune confident points of lower matchability; 0 keeps all points."""
     precision: Precision | Literal["auto"] | None = None
-    """Arithmetic of the matcher; auto is bf16 where the processor multiplies it faster. By default auto to match photos, and
-    fp32, the same on every machine, for files that may be continued on another and for figures."""
+    """Arithmetic of the matcher; auto is bf16 if the processor is faster with it. By default auto for photos, and fp32, the
+    same on every machine, for collections and evaluations."""
     device: str | None = None
     """cpu or cuda; by default the GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None
-    """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest here of
-    those that are installed; by default torch, and onnxruntime for an .onnx file."""
+    """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest that is
+    installed; by default torch, and onnxruntime for an .onnx file."""
 
     def extractor(self) -> "Extractor":
-        """The features alone, which need no weights of a matcher."""
+        """Makes the extractor alone, which needs no weights of a matcher."""
         from lumiglue.extractors import tiled_extractor
         from lumiglue.system.device import usable_device
         from lumiglue.weights.registry import features_of, needed_files
@@ -68,7 +68,7 @@ class PipelineFlags:
         )
 
     def pipeline(self, default_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
-        """default_precision: where none is asked for."""
+        """Makes the pipeline. default_precision: for no --precision."""
         from lumiglue.pipeline.pipeline import Pipeline
         from lumiglue.weights.registry import needed_files
 
@@ -100,7 +100,7 @@ class PipelineFlags:
 
 
 def _download(files: "Iterable[PublishedFile]") -> None:
-    """Those that are not here yet, with a progress bar."""
+    """Downloads missing files, with a progress bar."""
     from lumiglue.weights.registry import fetch
 
     for file in files:
@@ -110,8 +110,7 @@ def _download(files: "Iterable[PublishedFile]") -> None:
 
 
 def check_writable(file: Path, *suffixes: str) -> None:
-    """Before the work, not after it: that a result can be written there, and that its suffix is one of those that are given.
-    Raises InputError."""
+    """Checks, before the work, that a file can be written and has one of the suffixes. Raises InputError."""
     if suffixes and file.suffix.lower() not in suffixes:
         raise InputError(f"--out {file} has the suffix {file.suffix!r}; give a file that ends in {' or '.join(suffixes)}")
     if not file.parent.is_dir():

@@ -41,12 +41,12 @@ def match(
         out: Two photos: .png/.jpg/.pdf/.svg for a picture, .npz/.json for the matches (default: A_B_matches.png here).
             A list: the .h5 file to write.
         root: Folder that the paths of a list are relative to.
-        geometry: Model that separates inliers from outliers in the summary and the picture.
+        geometry: Model that separates inliers from outliers.
         adaptivity: Two photos: also save a picture of where the matcher stopped and which points it pruned.
-        rotation: Two photos: search also tries the second after each quarter turn, for features or weights that know upright
-            photos alone.
-        masks: Two photos: an image of the same size for each, black where nothing is to be matched.
-        workers: For a list: threads that read, describe and match; by default as many as there are cores.
+        rotation: Two photos: search also tries the second after each quarter turn, for features or weights trained on
+            upright photos only.
+        masks: Two photos: an image of the same size for each, black where nothing should be matched.
+        workers: For a list: threads; by default one per core.
     """
     if len(inputs) == 2:
         return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation, masks)
@@ -99,8 +99,7 @@ def _match_two(
 
 
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
-    from lumiglue.collection.hloc import MatchesFile
-    from lumiglue.collection.pairs import check_keys
+    from lumiglue.collection.hloc import MatchesFile, check_keys
 
     names = _read_list(list_file)
     if target is None:
@@ -163,7 +162,7 @@ def sample(
 
 
 def _read_list(path: Path) -> list[tuple[str, str]]:
-    """Pairs of paths, one pair a line; blank lines and lines that begin with # are passed over."""
+    """Pairs of paths, one on each line; blank lines and lines that begin with # are ignored."""
     from lumiglue.collection.pairs import names_in
     from lumiglue.io.text import read_text
 
@@ -212,11 +211,11 @@ def _save_picture(
 
 
 def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port: int = 7860) -> int:
-    """A web page that matches two photos, and the same as an HTTP route. Needs `pip install "lumiglue[demo]"`.
+    """Serve a web page and an HTTP route that match two photos. Needs `pip install "lumiglue[demo]"`.
 
     Args:
-        limits: What a request may cost.
-        host: Address to listen at; the default is for this machine alone, 0.0.0.0 for others too.
+        limits: Limits of a request.
+        host: Address to listen at; the default serves this machine only, 0.0.0.0 also others.
         port: Port to listen at; 0 takes a free one.
     """
     from lumiglue.system.extras import require

@@ -21,21 +21,21 @@ def bench(
     memory: bool = False,
     device: str = "cpu",
 ) -> int:
-    """Time matching beside other implementations, in turns in one process, full depth or adaptive.
+    """Compare the speed of matching with other implementations, in turns in one process.
 
     Names for --against: lumiglue bf16, one by one, in threads, bf16 in threads, compiled, bf16 compiled, onnxruntime, int8,
     openvino, openvino bf16, kornia, transformers; on a GPU also graphs, bf16 graphs, kornia half.
 
     Args:
         sizes: Keypoints of each image.
-        against: What to run beside ours; ratios are its time over ours.
-        preset: Size of the matcher, with random weights. With --adaptive the trained weights are what they are.
-        batch: Pairs at a time; with more than one they are of unequal sizes, up to the one given.
+        against: What to compare with; ratios are its time over Lumiglue's.
+        preset: Size of the matcher, with random weights; ignored with --adaptive.
+        batch: Pairs at a time; several have unequal sizes up to the given one.
         adaptive: Match the sample photos with early exit and pruning, instead of random points at full depth.
-        weights: Of the adaptive comparison.
+        weights: Trained weights, for --adaptive.
         rounds: How often each is timed.
-        memory: Also the peak memory of one match, each in a process of its own.
-        device: cpu or cuda; what runs on the CPU alone is refused on a GPU.
+        memory: Also measure the peak memory of one match, each in its own process.
+        device: cpu or cuda.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""What the commands print with: results to stdout, notes and progress to stderr."""
+"""Output of the commands: results to stdout, notes and progress to stderr."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def say(text: str) -> None:
-    """One line of result."""
+    """Prints a line of a result."""
     out.print(text, markup=False)
 
 
@@ -39,7 +39,7 @@ class ProgressBar:
         return self.advance
 
     def advance(self, steps: int, note: str = "", total: int | None = None) -> None:
-        self.bar.start()  # only now, so that an error before the first step stands alone
+        self.bar.start()  # not earlier, so that an error before the first step has no bar above it
         if total is not None:
             self.bar.update(self.task, total=total)
         self.bar.update(self.task, advance=steps, note=note)

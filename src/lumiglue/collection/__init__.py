@@ -1,1 +1,53 @@
-"""Whole collections of photos: features, pairs, matches and a reconstruction, in resumable steps."""
+"""Collections of photos: features, pairs, matches and a reconstruction, each in one resumable call.
+
+lumiglue.collection.extract_features("photos", "features.h5")
+pairs = lumiglue.collection.choose_pairs("features.h5")
+lumiglue.collection.match_pairs("features.h5", pairs, "matches.h5")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from lumiglue.collection.features import Progress, extract_features
+    from lumiglue.collection.hloc import FeaturesFile, MatchesReader
+    from lumiglue.collection.matching import match_pairs
+    from lumiglue.collection.pairs import choose_pairs, read_pairs, write_pairs
+    from lumiglue.collection.sfm import Reconstruction, reconstruct
+
+__all__ = [
+    "By",
+    "FeaturesFile",
+    "MatchesReader",
+    "Progress",
+    "Reconstruction",
+    "choose_pairs",
+    "extract_features",
+    "match_pairs",
+    "read_pairs",
+    "reconstruct",
+    "write_pairs",
+]
+
+By = Literal["exhaustive", "sequential", "retrieval", "position"]
+# Imported on first use, as PyTorch takes seconds.
+_MODULES = {
+    "FeaturesFile": "hloc",
+    "MatchesReader": "hloc",
+    "Progress": "features",
+    "Reconstruction": "sfm",
+    "choose_pairs": "pairs",
+    "extract_features": "features",
+    "match_pairs": "matching",
+    "read_pairs": "pairs",
+    "reconstruct": "sfm",
+    "write_pairs": "pairs",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'lumiglue.collection' has no attribute {name!r}")
+    value = getattr(import_module(f"lumiglue.collection.{_MODULES[name]}"), name)
+    globals()[name] = value
+    return value

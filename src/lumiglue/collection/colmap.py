@@ -4,7 +4,6 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from matplotlib.figure import Figure
 
 from lumiglue.collection.hloc import FeaturesFile, MatchesReader
 from lumiglue.collection.pairs import Pair
+from lumiglue.collection.sfm import Model
 from lumiglue.errors import InputError
 from lumiglue.images import as_stored
 
@@ -29,18 +29,6 @@ _MODEL_FILES = {
 }
 
 
-@dataclass(frozen=True)
-class Model:
-    """A sparse model. folder: cameras, images and points in COLMAP's format. reprojection_error in pixels, mean."""
-
-    folder: Path
-    images: int
-    points: int
-    track_length: float
-    reprojection_error: float
-    reconstruction: "pycolmap.Reconstruction"
-
-
 def write_database(
     photos: str | Path,
     names: Sequence[str],
@@ -52,18 +40,31 @@ def write_database(
     single_camera: bool = False,
     camera_model: str = "SIMPLE_RADIAL",
 ) -> int:
-    """Writes images with cameras guessed from EXIF, keypoints and matches to a new COLMAP database, and verifies each pair's
-    geometry. Returns how many pairs have verified matches. Raises InputError where no pair has, or where the matches are not
-    of these features.
+    """Writes a new COLMAP database with images, cameras (initialised from EXIF), keypoints and matches, and verifies the
+    geometry of each pair.
 
-    features: of upright photos, as `lumiglue features` writes them. The database has the keypoints where they lie in the
-    stored photo, as COLMAP does not turn photos by their EXIF orientation. single_camera: all photos were taken by one
-    camera at one zoom.
+    COLMAP does not apply EXIF orientations, so keypoints are written in the photo as stored.
+
+    Args:
+        photos: Folder of the photos.
+        names: Photos to write; those without features are left out.
+        features: HDF5 file of features of upright photos, as `lumiglue features` writes it.
+        matches: HDF5 file of matches of these features.
+        pairs: Pairs to write.
+        database: File to write; an existing one is replaced.
+        single_camera: All photos were taken by one camera at one zoom.
+        camera_model: COLMAP's name of the camera model.
+
+    Returns:
+        How many pairs have a consistent geometry.
+
+    Raises:
+        InputError: no pair has one, or the matches are of other features.
     """
     database, photos = Path(database), Path(photos)
     check_camera_model(camera_model)
     database.unlink(missing_ok=True)
-    with FeaturesFile(features) as file, MatchesReader(matches) as found:
+    with FeaturesFile(features) as file, MatchesReader(matches) as matches_file:
         known = [name for name in names if name in file]
         options = pycolmap.ImageReaderOptions()
         options.camera_model = camera_model
@@ -75,14 +76,14 @@ def write_database(
         counts = {}
         for name in known:
             if name in ids:
-                described = file.read(name)
-                stored = as_stored(photos / name, described.keypoints.numpy(), described.image_size)
+                image_features = file.read(name)
+                stored = as_stored(photos / name, image_features.keypoints.numpy(), image_features.image_size)
                 opened.write_keypoints(ids[name], stored + COLMAP_SHIFT)
-                counts[name] = len(described)
+                counts[name] = len(image_features)
         matched = []
         for a, b in pairs:
-            if a in ids and b in ids and ((a, b) in found or (b, a) in found):
-                rows = found.read(a, b)
+            if a in ids and b in ids and ((a, b) in matches_file or (b, a) in matches_file):
+                rows = matches_file.read(a, b)
                 if (rows >= (counts[a], counts[b])).any():
                     raise InputError(
                         f"{matches}: the matches of {a} and {b} are of other features; delete it to match again"
@@ -100,29 +101,37 @@ def write_database(
 
 
 def check_camera_model(name: str) -> None:
-    """Raises InputError for what is no camera model of COLMAP's."""
+    """Raises InputError unless COLMAP has this camera model."""
     known = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
     if name not in known:
         raise InputError(f"unknown camera model {name!r}; choose from {known}")
 
 
 def unreadable(photos: str | Path, names: Sequence[str]) -> list[str]:
-    """Those of the photos whose format COLMAP may not read, and does not: WebP, in most of its builds."""
+    """Finds photos that this build of COLMAP cannot read: WebP, in most builds.
+
+    Args:
+        photos: Folder of the photos.
+        names: Photos to test.
+
+    Returns:
+        The names of those that cannot be read.
+    """
     doubtful = [name for name in names if name.lower().endswith(".webp")]
     with _quiet(3):
         return [name for name in doubtful if pycolmap.Bitmap.read(Path(photos) / name, as_rgb=True) is None]
 
 
 def _verify(database: Path, pairs: Sequence[tuple[int, int]]) -> int:
-    """Finds each pair's geometry; returns how many have one. COLMAP reads the pairs from a list, apart by spaces, so images
-    are called by their numbers meanwhile: a name may hold a space."""
+    """Finds the geometry of each pair; returns how many have one. COLMAP reads a list of names separated by spaces, and a
+    name may have a space, so the images are renamed to their numbers meanwhile."""
     opened = pycolmap.Database.open(database)
     images = {image.image_id: image for image in opened.read_all_images()}
     names = {number: image.name for number, image in images.items()}
 
-    def rename(called: Callable[[int], str]) -> None:
+    def rename(name_of: Callable[[int], str]) -> None:
         for number, image in images.items():
-            image.name = called(number)
+            image.name = name_of(number)
             opened.update_image(image)
 
     list_file = database.with_suffix(".pairs.txt")
@@ -141,7 +150,7 @@ def _verify(database: Path, pairs: Sequence[tuple[int, int]]) -> int:
 
 @contextmanager
 def _quiet(level: int = 2) -> Iterator[None]:
-    """Without COLMAP's log of each step; errors are still told at level 2."""
+    """Silences COLMAP's log below `level`; 2 shows errors."""
     before = pycolmap.logging.minloglevel
     pycolmap.logging.minloglevel = level
     try:
@@ -153,10 +162,20 @@ def _quiet(level: int = 2) -> Iterator[None]:
 def map_scene(
     database: str | Path, photos: str | Path, out: str | Path, *, seed: int = 0, progress: Callable[[], None] | None = None
 ) -> list[Model]:
-    """Incremental mapping into OUT/0, OUT/1, ... (parts that do not connect), the one with most images first.
+    """Runs COLMAP's incremental mapping.
 
-    Models of an earlier run are replaced when the new ones are whole. Raises InputError where nothing could be
-    reconstructed, or a folder of that name holds anything else than a model.
+    Args:
+        database: COLMAP's database, with verified pairs.
+        photos: Folder of the photos, for the colours of the points.
+        out: Folder for the models 0/, 1/, ... Models of an earlier run are replaced once the new ones are complete.
+        seed: Random seed.
+        progress: Called for each image after the first two.
+
+    Returns:
+        The models, the one with most images first.
+
+    Raises:
+        InputError: nothing could be reconstructed, or a folder that would be replaced is no model.
     """
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size, options.random_seed = 3, seed
@@ -165,38 +184,45 @@ def map_scene(
     before = earlier_models(out)
     with tempfile.TemporaryDirectory(prefix="mapping-", dir=out) as unfinished:
         with _quiet():
-            found = pycolmap.incremental_mapping(
+            mapped = pycolmap.incremental_mapping(
                 Path(database), Path(photos), unfinished, options, next_image_callback=progress or (lambda: None)
             )
-        if not found:
+        if not mapped:
             raise InputError(
-                "nothing could be reconstructed: no pair of photos gave a start; take more photos, closer together"
+                "nothing could be reconstructed: no pair of photos could start it; take more photos, closer together"
             )
         for old in before:
             shutil.rmtree(old)
-        for number in found:
+        for number in mapped:
             Path(unfinished, str(number)).replace(out / str(number))
     models = [
         Model(
             out / str(number), model.num_reg_images(), model.num_points3D(), model.compute_mean_track_length(),
             model.compute_mean_reprojection_error(), model,
         )
-        for number, model in found.items()
+        for number, model in mapped.items()
     ]  # fmt: skip
     return sorted(models, key=lambda model: -model.images)
 
 
 def earlier_models(out: Path) -> list[Path]:
-    """The folders OUT/0, OUT/1, ... Raises InputError where one of them is no model: photos by the year, for instance."""
+    """Lists the folders OUT/0, OUT/1, ... of an earlier run. Raises InputError if one of them is not a model."""
     folders = sorted(path for path in out.iterdir() if path.is_dir() and path.name.isdigit()) if out.is_dir() else []
     for folder in folders:
         if any(path.is_dir() or path.name not in _MODEL_FILES for path in folder.iterdir()):
-            raise InputError(f"{folder} holds other things than a model, whose place it is; choose another folder")
+            raise InputError(f"{folder} holds other things than a model, and would be replaced; choose another folder")
     return folders
 
 
 def draw_model(model: Model) -> Figure:
-    """The sparse points and cameras from above and from the side, in axes fitted to them."""
+    """Draws the points and cameras of a model from above and from the side, in axes fitted to them.
+
+    Args:
+        model: The model.
+
+    Returns:
+        The picture.
+    """
     reconstruction = model.reconstruction
     points = [(p.xyz, p.color) for p in reconstruction.points3D.values()]
     xyz, colours = np.array([p for p, _ in points]), np.array([c for _, c in points]) / 255

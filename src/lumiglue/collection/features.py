@@ -1,5 +1,4 @@
-"""Features of a collection in one HDF5 file, in hloc's layout: a group for each image with keypoints, descriptors, scores
-and image_size; beside them scales and oris where the features have them."""
+"""Features of a collection of photos, in one HDF5 file of hloc's layout. Extraction can be interrupted and resumed."""
 
 import hashlib
 import json
@@ -13,32 +12,28 @@ import torch
 
 from lumiglue.collection.hloc import write_features
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.extractors import Extractor
+from lumiglue.extractors import Extractor, Sift
 from lumiglue.extractors.regions import extract_inside
-from lumiglue.images import read_image, read_mask
+from lumiglue.images import image_names, read_image, read_mask
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.pipeline.prefetch import pool
 from lumiglue.types import PIXELS, Features
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 IMAGES_IN_A_PART = 64
-_ODD_NAME = "its name is not in UTF-8; rename the file"
-
-
-def list_images(folder: str | Path) -> list[str]:
-    """Names of the images below a folder, relative to it, in order. Raises InputError where there is none."""
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give one that holds photos")
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
-    if not names:
-        raise InputError(f"{folder} holds no photo ({', '.join(SUFFIXES)})")
-    return names
+Failures = tuple[tuple[str, str], ...]
+_NOT_UTF8 = "its name is not in UTF-8; rename the file"
 
 
 def mask_file(masks: str | Path | None, name: str) -> Path | None:
-    """The mask of a photo: MASKS/name.jpg.png as for COLMAP, MASKS/name.png or MASKS/name.jpg. None where there is none, and
-    the photo is used whole."""
+    """Finds the mask of a photo: MASKS/name.jpg.png as for COLMAP, MASKS/name.png or MASKS/name.jpg.
+
+    Args:
+        masks: Folder of masks.
+        name: Name of the photo.
+
+    Returns:
+        The file; None if there is none, and the whole photo is used.
+    """
     if masks is None:
         return None
     whole = Path(masks) / name
@@ -48,39 +43,96 @@ def mask_file(masks: str | Path | None, name: str) -> Path | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a job is. failed: (name, reason) of what could not be used, new since the step before."""
+    """The state of a job.
 
+    Attributes:
+        stage: What is counted: "images", "pairs" or "images placed".
+        done: How many are done, failures included.
+        total: How many there are.
+        failed: (name, reason) of those that failed since the last report.
+    """
+
+    stage: str
     done: int
     total: int
-    failed: tuple[tuple[str, str], ...] = ()
+    failed: Failures = ()
 
 
-def describe_collection(
+def run_to_end(steps: Iterable[Progress], progress: Callable[[Progress], None] | None) -> Failures:
+    """Runs the steps of a job, reports each, and returns all failures."""
+    failed: list[tuple[str, str]] = []
+    for step in steps:
+        failed += step.failed
+        if progress is not None:
+            progress(step)
+    return tuple(failed)
+
+
+def extract_features(
+    photos: str | Path,
+    out: str | Path,
+    extractor: Extractor | None = None,
+    *,
+    masks: str | Path | None = None,
+    workers: int | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Failures:
+    """Extracts the features of all photos of a folder. If it was interrupted, or photos were added, call it again.
+
+    Args:
+        photos: Folder, searched with all its subfolders.
+        out: HDF5 file to write, in hloc's layout.
+        extractor: The features; None is SIFT.
+        masks: Folder of masks, see `mask_file`; None uses the photos whole.
+        workers: Threads; None takes as many as PyTorch uses.
+        progress: Called after each part.
+
+    Returns:
+        (name, reason) of each photo that could not be used. The next call tries them again.
+
+    Raises:
+        InputError: the folder has no usable photo or mask, or `out` has other features.
+    """
+    steps = extract_in_parts(photos, image_names(photos), extractor or Sift(), out, masks=masks, workers=workers)
+    return run_to_end(steps, progress)
+
+
+def extract_in_parts(
     folder: str | Path,
     names: Sequence[str],
     extractor: Extractor,
     out: str | Path,
     *,
-    note: str = "",
+    note: str | None = None,
     masks: str | Path | None = None,
     workers: int | None = None,
 ) -> Iterator[Progress]:
-    """Writes the features of the images to `out`; yields after each part. Run again after a kill, or when there are more
-    images: it does what is missing.
+    """Does the work of `extract_features` for given photos, and yields after each part.
 
-    An image that cannot be read stops nothing else; it is in `failed`, and tried again by the next run. note: what the
-    features depend on beside the extractor's own record, such as how many are kept. masks: folder of masks, see `mask_file`.
-    workers: threads. Raises InputError where `out` holds other features or those of other masks, no image could be read, or
-    none has a mask.
+    Args:
+        folder: Folder that the names are relative to.
+        names: The photos.
+        extractor: The features.
+        out: HDF5 file to write, in hloc's layout.
+        note: What the features depend on beside `extractor.config()`; None takes the extractor's limits.
+        masks: Folder of masks, see `mask_file`.
+        workers: Threads; None takes as many as PyTorch uses.
+
+    Returns:
+        An iterator over the progress.
+
+    Raises:
+        InputError: no photo could be read, none has a mask, or `out` has other features.
     """
     folder = Path(folder)
+    note = _limits(extractor) if note is None else note
     made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": PIXELS}
     if masks is not None:
         made_by["masked"] = True
         if not any(mask_file(masks, name) for name in names):
             raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
 
-    def describe(name: str) -> tuple[Features, str]:
+    def extract(name: str) -> tuple[Features, str]:
         image, mask = read_image(folder / name), mask_file(masks, name)
         if mask is None:
             return extractor(image), ""
@@ -91,35 +143,44 @@ def describe_collection(
         GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
         pool(workers, one_thread_each=workers > 1) as threads,
     ):
-        odd = tuple((name.encode("utf-8", "backslashreplace").decode(), _ODD_NAME) for name in names if not _is_text(name))
+        unusable = tuple(
+            (name.encode("utf-8", "backslashreplace").decode(), _NOT_UTF8) for name in names if not _is_text(name)
+        )
         names = [name for name in names if _is_text(name)]
         todo = growing.missing(names)
         if masks is not None:
             _same_masks(growing, masks, set(names) - set(todo))
-        count = len(names) + len(odd)
+        count = len(names) + len(unusable)
         done = count - len(todo)
-        yield Progress(done, count, odd)
-        described = _ahead(threads, describe, todo, 2 * workers)
+        yield Progress("images", done, count, unusable)
+        extracted = _ahead(threads, extract, todo, 2 * workers)
         read = 0
         for start in range(0, len(todo), IMAGES_IN_A_PART):
             failed = []
             with growing.part() as group:
                 for name in todo[start : start + IMAGES_IN_A_PART]:
                     try:
-                        features, mask = next(described).result()
+                        features, mask = next(extracted).result()
                     except (LumiglueError, OSError) as error:
                         failed.append((name, str(error)))
                         continue
-                    written = group(name)
-                    write_features(written, features)
+                    image_group = group(name)
+                    write_features(image_group, features)
                     if mask:
-                        written.attrs["mask"] = mask
+                        image_group.attrs["mask"] = mask
                     read += 1
             done += min(IMAGES_IN_A_PART, len(todo) - start)
-            yield Progress(done, count, tuple(failed))
+            yield Progress("images", done, count, tuple(failed))
         if len(todo) == len(names) and not read:
             raise InputError(f"none of the {len(names)} images in {folder} could be read")
         growing.finish()
+
+
+def _limits(extractor: Extractor) -> str:
+    """Limits that change the features but are no part of the extractor's config."""
+    keypoints, resize, tile = (getattr(extractor, name, None) for name in ("max_keypoints", "resize", "tile"))
+    limits = "" if keypoints is None else f"{keypoints} keypoints, long side {resize or 0}"
+    return limits + (f", tiles of {tile}" if tile else "")
 
 
 def _digest(path: Path | None) -> str:
@@ -127,9 +188,9 @@ def _digest(path: Path | None) -> str:
 
 
 def _same_masks(growing: GrowingFile, masks: str | Path, names: Iterable[str]) -> None:
-    noted = growing.notes("mask")
+    digests = growing.notes("mask")
     for name in sorted(names):
-        if noted[name] != _digest(mask_file(masks, name)):
+        if digests[name] != _digest(mask_file(masks, name)):
             raise InputError(
                 f"{growing.path} was made with another mask of {name}; delete it to begin again, or choose another name"
             )
@@ -145,11 +206,11 @@ def _is_text(name: str) -> bool:
 
 
 def _ahead(
-    threads: Executor, describe: Callable[[str], tuple[Features, str]], names: Sequence[str], ahead: int
+    threads: Executor, extract: Callable[[str], tuple[Features, str]], names: Sequence[str], ahead: int
 ) -> Iterator["Future[tuple[Features, str]]"]:
     waiting: deque[Future[tuple[Features, str]]] = deque()
     for name in names:
-        waiting.append(threads.submit(describe, name))
+        waiting.append(threads.submit(extract, name))
         if len(waiting) > ahead:
             yield waiting.popleft()
     yield from waiting

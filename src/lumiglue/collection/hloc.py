@@ -1,9 +1,15 @@
-"""hloc's layout of features and matches in HDF5, written and read in one place."""
+"""hloc's layout of features and matches in HDF5, written and read in one place.
+
+Features: a group for each image, with keypoints, descriptors (channels first), scores and image_size, and with scales and
+oris where the features have them. Matches: a group `name0/name1` for each pair (slashes inside a name become dashes), with
+matches0 (for each keypoint of image 0 the row in image 1, or -1) and matching_scores0.
+"""
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -12,7 +18,6 @@ import h5py
 import numpy as np
 import torch
 
-from lumiglue.collection.pairs import Pair
 from lumiglue.errors import InputError
 from lumiglue.io.atomic import disk_is_full, has_room
 from lumiglue.io.hdf5 import HDF5_ERRORS, Reader, read_numbers
@@ -21,10 +26,12 @@ from lumiglue.pipeline.prefetch import MatchedPair
 from lumiglue.pipeline.result import MatchResult
 from lumiglue.types import Features
 
+Pair = tuple[str, str]
 _REMEDY = "write the file again with `lumiglue features`"
 
 
 def write_features(group: h5py.Group, features: Features) -> None:
+    """Writes the features of one image to its group."""
     group.create_dataset("keypoints", data=features.keypoints.float().numpy())
     group.create_dataset("descriptors", data=features.descriptors.T.half().numpy())
     scores = torch.ones(len(features)) if features.scores is None else features.scores
@@ -37,7 +44,10 @@ def write_features(group: h5py.Group, features: Features) -> None:
 
 
 class FeaturesFile(Reader):
-    """Reads features in hloc's layout, ours or hloc's own."""
+    """Reads a file of features in hloc's layout, written by `lumiglue features` or by hloc.
+
+    Use it as a context manager. `name in file` tells whether an image is in the file.
+    """
 
     written_by = "lumiglue features"
 
@@ -48,16 +58,33 @@ class FeaturesFile(Reader):
             return False
 
     def names(self) -> list[str]:
-        """The images, in order."""
-        found: list[str] = []
+        """Lists the images.
+
+        Returns:
+            The names, in alphabetical order.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        names: list[str] = []
         try:
-            self._file.visititems(lambda name, item: found.append(name) if _is_image(item) else None)
+            self._file.visititems(lambda name, item: names.append(name) if _is_image(item) else None)
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path} is damaged ({reason(error)}); {_REMEDY}") from None
-        return sorted(found)
+        return sorted(names)
 
     def read(self, name: str) -> Features:
-        """Raises InputError where the image is not in the file, lacks a part, or a part cannot be used."""
+        """Reads the features of an image.
+
+        Args:
+            name: The image's name.
+
+        Returns:
+            The features, in pixels of the image.
+
+        Raises:
+            InputError: the image is not in the file, or its features are incomplete or damaged.
+        """
         if name not in self:
             raise InputError(f"{self.path} has no features of {name!r}; {_REMEDY}")
         try:
@@ -88,33 +115,59 @@ def _is_image(item: object) -> bool:
 
 
 def pair_key(a: str, b: str) -> str:
-    """hloc's group of a pair: slashes inside a name become dashes."""
-    return "/".join(name.replace("/", "-") for name in (a, b))
+    """The group of a pair."""
+    return f"{_image_key(a)}/{_image_key(b)}"
+
+
+def _image_key(name: str) -> str:
+    return name.replace("/", "-")
+
+
+def check_keys(pairs: Iterable[Pair]) -> None:
+    """Raises InputError where two images share a key, as a/b.jpg and a-b.jpg do."""
+    images: dict[str, str] = {}
+    for name in chain.from_iterable(pairs):
+        other = images.setdefault(_image_key(name), name)
+        if other != name:
+            raise InputError(
+                f"{other!r} and {name!r} share one place in a file of matches (slashes become dashes); rename one"
+            )
 
 
 @dataclass(frozen=True, eq=False)
 class PairMatches:
-    """What is kept of a matched pair: for each keypoint of the first image its row in the second or -1, and the scores."""
+    """The matches of a pair as they are stored.
+
+    Attributes:
+        matches0: For each keypoint of the first image its row in the second, or -1.
+        scores0: Their scores, 0 where there is no match.
+        stop_layer: The last layer that ran.
+    """
 
     matches0: np.ndarray
     scores0: np.ndarray
     stop_layer: int
 
     @classmethod
-    def of(cls, matched: MatchedPair) -> "PairMatches":
+    def of(cls, matched: MatchedPair | MatchResult) -> "PairMatches":
+        """The matches of a matched pair."""
         count = len(matched.features0)
         matches0 = matched.matches.matches0(count).numpy().astype(np.int32)
         return cls(matches0, matched.matches.scores0(count).numpy().astype(np.float16), matched.matches.stop_layer)
 
 
-def write_matches(group: h5py.Group, row: PairMatches) -> None:
-    group.create_dataset("matches0", data=row.matches0, compression="lzf")
-    group.create_dataset("matching_scores0", data=row.scores0, compression="lzf")
-    group.attrs["stop_layer"] = row.stop_layer
+def write_matches(group: h5py.Group, matches: PairMatches) -> None:
+    """Writes the matches of one pair to its group."""
+    group.create_dataset("matches0", data=matches.matches0, compression="lzf")
+    group.create_dataset("matching_scores0", data=matches.scores0, compression="lzf")
+    group.attrs["stop_layer"] = matches.stop_layer
 
 
 class MatchesReader(Reader):
-    """Reads matches in hloc's layout, ours or hloc's own."""
+    """Reads a file of matches in hloc's layout, written by `lumiglue matches` or by hloc.
+
+    Use it as a context manager. `(a, b) in file` tells whether a pair is in the file, in this order.
+    """
 
     written_by = "lumiglue matches"
 
@@ -125,7 +178,18 @@ class MatchesReader(Reader):
             return False
 
     def read(self, a: str, b: str) -> np.ndarray:
-        """k x 2 rows of the keypoints of a and b that match; in either order of the names. Raises InputError for others."""
+        """Reads the matches of a pair, which may be stored in either order.
+
+        Args:
+            a: Name of the first image.
+            b: Name of the second image.
+
+        Returns:
+            k x 2 rows of matching keypoints of a and b.
+
+        Raises:
+            InputError: the pair is not in the file, or its matches are damaged.
+        """
         for names, turned in (((a, b), False), ((b, a), True)):
             if names in self:
                 partner = self._partners(pair_key(*names))
@@ -146,11 +210,13 @@ class MatchesReader(Reader):
 
 
 class MatchesFile:
-    """Matches of many pairs in one HDF5 file, pair by pair.
+    """Writes matches of many pairs to one HDF5 file, pair by pair, and replaces an existing file when it is closed.
 
-    hloc's layout: group `name0/name1` (slashes inside a name become dashes) with matches0 (per keypoint of image 0 the
-    row in image 1, or -1) and matching_scores0. Beside them, so that the file stands alone: keypoints0 and keypoints1
-    of the matches in pixels, and the attribute stop_layer.
+    Beside hloc's layout each group has keypoints0 and keypoints1 of the matches in pixels and the attribute stop_layer, so
+    that the file can be used without the features.
+
+    Args:
+        path: The file to write.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -163,7 +229,16 @@ class MatchesFile:
         return self
 
     def write(self, name0: str, name1: str, result: MatchResult) -> None:
-        """Adds one pair; a pair that is there already is replaced. Raises InputError where the disk is full."""
+        """Adds a pair, or replaces it.
+
+        Args:
+            name0: Name of the first image.
+            name1: Name of the second image.
+            result: Their matches.
+
+        Raises:
+            InputError: the disk is full, or the file cannot be written.
+        """
         if not has_room(self.path, 64 * len(result.features0)):
             raise self._full()
         with self._writing():
@@ -175,12 +250,9 @@ class MatchesFile:
         if key in self._file:
             del self._file[key]
         group = self._file.create_group(key)
-        count = len(result.features0)
-        group.create_dataset("matches0", data=result.matches.matches0(count).numpy().astype(np.int32))
-        group.create_dataset("matching_scores0", data=result.matches.scores0(count).numpy().astype(np.float16))
+        write_matches(group, PairMatches.of(result))
         group.create_dataset("keypoints0", data=result.points0)
         group.create_dataset("keypoints1", data=result.points1)
-        group.attrs["stop_layer"] = result.matches.stop_layer
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         try:

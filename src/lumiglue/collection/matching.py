@@ -1,4 +1,4 @@
-"""Matches of a collection in one HDF5 file, in hloc's layout; the job goes on after a kill and holds few features."""
+"""Matches of a collection, in one HDF5 file of hloc's layout. Matching can be interrupted and resumed, in bounded memory."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from lumiglue.collection.features import Progress
-from lumiglue.collection.hloc import FeaturesFile, PairMatches, pair_key, write_matches
-from lumiglue.collection.pairs import Pair, check_keys, unique
+from lumiglue.collection.features import Failures, Progress, run_to_end
+from lumiglue.collection.hloc import FeaturesFile, Pair, PairMatches, check_keys, pair_key, write_matches
+from lumiglue.collection.pairs import read_pairs, unique
 from lumiglue.errors import LumiglueError
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.pipeline.pipeline import Pipeline
@@ -18,11 +18,17 @@ PAIRS_IN_A_PART = 128
 
 @dataclass(frozen=True, eq=False)
 class MatchChunk:
-    """Some pairs and what became of them: None for each that is in `failed`."""
+    """Some pairs with their matches.
+
+    Attributes:
+        pairs: The pairs.
+        matches: Their matches; None for a pair that failed.
+        failed: (names, reason) of each pair that failed.
+    """
 
     pairs: Sequence[Pair]
-    rows: Sequence[PairMatches | None]
-    failed: tuple[tuple[str, str], ...]
+    matches: Sequence[PairMatches | None]
+    failed: Failures
 
 
 # Matches chunks of pairs, in any order.
@@ -30,7 +36,15 @@ Engine = Callable[[FeaturesFile, Sequence[Sequence[Pair]], Pipeline], Iterator[M
 
 
 def in_threads(workers: int | None = None, cached_images: int = 256) -> Engine:
-    """This machine: threads of one process that hold at most so many images' features."""
+    """Makes an engine of threads of this process.
+
+    Args:
+        workers: Threads; None takes as many as PyTorch uses.
+        cached_images: Images whose features are in memory at a time.
+
+    Returns:
+        An engine for `match_pairs`.
+    """
 
     def run(file: FeaturesFile, chunks: Sequence[Sequence[Pair]], pipeline: Pipeline) -> Iterator[MatchChunk]:
         todo = [pair for chunk in chunks for pair in chunk]
@@ -39,25 +53,68 @@ def in_threads(workers: int | None = None, cached_images: int = 256) -> Engine:
         def on_error(number: int, error: LumiglueError) -> None:
             failed.append((" ".join(todo[number]), str(error)))
 
-        found = pipeline.match_described(todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error)
+        matched = pipeline.match_extracted(todo, file.read, workers=workers, cached_images=cached_images, on_error=on_error)
         for chunk in chunks:
-            rows = [None if m is None else PairMatches.of(m) for m in islice(found, len(chunk))]
-            yield MatchChunk(chunk, rows, tuple(failed))
+            matches = [None if pair is None else PairMatches.of(pair) for pair in islice(matched, len(chunk))]
+            yield MatchChunk(chunk, matches, tuple(failed))
             failed.clear()
 
     return run
 
 
-def match_collection(
+def match_pairs(
+    features: str | Path,
+    pairs: str | Path | Sequence[Pair],
+    out: str | Path,
+    pipeline: Pipeline | None = None,
+    *,
+    workers: int | None = None,
+    engine: Engine | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Failures:
+    """Matches the pairs of a collection. If it was interrupted, or pairs were added, call it again.
+
+    Args:
+        features: HDF5 file of features in hloc's layout.
+        pairs: Pairs of names, or a file with two names on each line. Memory and time are best if images recur soon.
+        out: HDF5 file to write, in hloc's layout.
+        pipeline: The matcher; None uses `Pipeline.pretrained()` in fp32.
+        workers: Threads; None takes as many as PyTorch uses.
+        engine: What runs the matching; None is `in_threads(workers)`. See also `collection.ray.on_ray`.
+        progress: Called after each part.
+
+    Returns:
+        (names, reason) of each pair that could not be matched. The next call tries them again.
+
+    Raises:
+        InputError: a file cannot be used, a name is not among the features, or `out` has matches of other features, weights
+            or settings.
+    """
+    if isinstance(pairs, str | Path):
+        with FeaturesFile(features) as file:
+            pairs = read_pairs(pairs, file.names())
+    pipeline = pipeline or Pipeline.pretrained(precision="fp32")
+    return run_to_end(match_in_parts(features, pairs, pipeline, out, engine or in_threads(workers)), progress)
+
+
+def match_in_parts(
     features: str | Path, pairs: Sequence[Pair], pipeline: Pipeline, out: str | Path, engine: Engine | None = None
 ) -> Iterator[Progress]:
-    """Matches the pairs and writes `out`; yields after each part. Run again after a kill, or with more pairs: it does what
-    is missing.
+    """Does the work of `match_pairs`, and yields after each part.
 
-    A pair that cannot be matched stops nothing else; it is in `failed`, and tried again by the next run. A pair that is
-    given twice, or both ways round, is matched once. The order of the pairs is best such that images recur soon. engine: by
-    default threads. Raises InputError where `out` holds matches of other features, weights or settings, or two images share
-    their key in hloc's layout.
+    Args:
+        features: HDF5 file of features in hloc's layout.
+        pairs: Pairs of names. A pair that is given twice, or both ways round, is matched once.
+        pipeline: The matcher.
+        out: HDF5 file to write, in hloc's layout.
+        engine: What runs the matching; None is `in_threads()`.
+
+    Returns:
+        An iterator over the progress.
+
+    Raises:
+        InputError: a file cannot be used, two images share a key in hloc's layout, or `out` has matches of other features,
+            weights or settings.
     """
     engine, pairs = engine or in_threads(), unique(pairs)
     check_keys(pairs)
@@ -70,13 +127,13 @@ def match_collection(
             missing = set(growing.missing(keys))
             todo = [(a, b) for a, b in pairs if pair_key(a, b) in missing and pair_key(b, a) in missing]
             done = len(pairs) - len(todo)
-            yield Progress(done, len(pairs))
+            yield Progress("pairs", done, len(pairs))
             chunks = [todo[start : start + PAIRS_IN_A_PART] for start in range(0, len(todo), PAIRS_IN_A_PART)]
             for chunk in engine(file, chunks, pipeline):
                 with growing.part() as group:
-                    for pair, row in zip(chunk.pairs, chunk.rows, strict=True):
-                        if row is not None:
-                            write_matches(group(pair_key(*pair)), row)
+                    for pair, matches in zip(chunk.pairs, chunk.matches, strict=True):
+                        if matches is not None:
+                            write_matches(group(pair_key(*pair)), matches)
                 done += len(chunk.pairs)
-                yield Progress(done, len(pairs), chunk.failed)
+                yield Progress("pairs", done, len(pairs), chunk.failed)
             growing.finish()

@@ -1,36 +1,115 @@
-"""Which pairs of a collection to match: all, neighbours in a sequence, near ones by position, similar ones, or a file's."""
+"""Which pairs of a collection to match: all, neighbours in a sequence, close positions, similar images, or a list."""
 
+import logging
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import chain, combinations
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from lumiglue.collection import By
+from lumiglue.collection.hloc import FeaturesFile, Pair
 from lumiglue.errors import InputError
 from lumiglue.io.text import read_text, reason
 
-Pair = tuple[str, str]
-EARTH_RADIUS = 6_371_000.0
+EARTH_RADIUS = 6_371_000.0  # metres
+_log = logging.getLogger(__name__)
+
+
+def choose_pairs(
+    features: str | Path,
+    by: By = "retrieval",
+    *,
+    neighbours: int = 20,
+    overlap: int = 10,
+    photos: str | Path | None = None,
+    metres: float = 100.0,
+) -> list[Pair]:
+    """Chooses which pairs of a collection to match.
+
+    Args:
+        features: HDF5 file of features in hloc's layout.
+        by: "exhaustive", "sequential" (with retrieval to close loops), "retrieval" (VLAD of the features) or "position"
+            (GPS).
+        neighbours: Pairs per image, for retrieval and position.
+        overlap: How many following images each image is paired with, for sequential.
+        photos: Folder of the photos whose EXIF has the positions.
+        metres: Largest distance, for position.
+
+    Returns:
+        Pairs of names, each once.
+
+    Raises:
+        InputError: an argument cannot be used, or positions are missing.
+    """
+    with FeaturesFile(features) as file:
+        names = file.names()
+        if by == "exhaustive":
+            return exhaustive(names)
+        if by == "position":
+            return _by_exif(names, photos, neighbours, metres)
+        from lumiglue.collection.retrieval import by_retrieval
+
+        def descriptors(name: str) -> np.ndarray:
+            return file.read(name).descriptors.numpy()
+
+        if by == "retrieval":
+            return by_retrieval(descriptors, names, neighbours)
+        near = sequential(names, overlap)
+        return unique([*near, *by_retrieval(descriptors, names, max(2, neighbours // 4))])
+
+
+def _by_exif(names: Sequence[str], photos: str | Path | None, neighbours: int, metres: float) -> list[Pair]:
+    if photos is None:
+        raise InputError("pairs by position need the photos' EXIF; give --photos FOLDER")
+    positions = {name: read_position(Path(photos) / name) for name in names}
+    known = {name: position for name, position in positions.items() if position is not None}
+    if len(known) < 2:
+        raise InputError(f"{len(known)} of {len(names)} photos in {photos} have a GPS position; choose another --by")
+    if len(known) < len(names):
+        _log.warning("%d photos have no GPS position and are in no pair", len(names) - len(known))
+    return by_position(known, neighbours, metres)
 
 
 def exhaustive(names: Sequence[str]) -> list[Pair]:
-    """Every image with every other."""
+    """Pairs every image with every other."""
     return list(combinations(names, 2))
 
 
 def sequential(names: Sequence[str], overlap: int = 10) -> list[Pair]:
-    """Each image with the `overlap` next ones in order."""
+    """Pairs each image with the following ones.
+
+    Args:
+        names: Images in order.
+        overlap: How many following images.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        InputError: `overlap` is less than 1.
+    """
     if overlap < 1:
         raise InputError(f"overlap is {overlap}; give at least 1")
     return [(names[i], names[j]) for i in range(len(names)) for j in range(i + 1, min(i + 1 + overlap, len(names)))]
 
 
 def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pair]:
-    """Two names a line, as hloc writes them; apart by a tab where a name holds a space. # before or after them begins a
-    comment. With `names`, raises InputError for one not among them."""
+    """Reads a list of pairs: two names on each line, separated by a tab if a name has a space; # begins a comment.
+
+    Args:
+        path: Text file, as hloc or `write_pairs` writes it.
+        names: Images that the pairs may use; None allows all.
+
+    Returns:
+        The pairs, each once.
+
+    Raises:
+        InputError: the file cannot be read, a line is not a pair, or a name is not among `names`.
+    """
     path = Path(path)
     known, pairs = None if names is None else set(names), []
     text = read_text(path, "give a file with two image names on each line")
@@ -49,12 +128,20 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
 
 
 def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
-    """Two names a line, with a tab between them where one holds a space. Raises InputError where a line cannot hold them."""
+    """Writes a list of pairs: two names on each line, separated by a tab if a name has a space.
+
+    Args:
+        path: Text file to write.
+        pairs: Pairs of names.
+
+    Raises:
+        InputError: a name cannot be written, such as one with a line break.
+    """
     lines = []
     for pair in pairs:
         line = ("\t" if any(re.search(r"\s", name) for name in pair) else " ").join(pair)
         if tuple(names_in(line)) != pair or "\n" in line:
-            raise InputError(f"the names {pair} do not fit on a line of a list; rename the file")
+            raise InputError(f"the names {pair} cannot be written on a line of a list; rename the file")
         lines.append(line + "\n")
     try:
         Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
@@ -63,13 +150,13 @@ def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
 
 
 def names_in(line: str) -> list[str]:
-    """The names on a line of a list: between tabs if it has any, else between spaces; # begins a comment."""
+    """Splits a line of a list into names: at tabs if it has any, else at spaces; # begins a comment."""
     line = re.split(r"(?:^|\s)#", line)[0].strip()
     return [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
 
 
 def unique(pairs: Iterable[Pair]) -> list[Pair]:
-    """Without repetitions, the other way round included, and without an image paired with itself."""
+    """Removes repeated pairs, in either order, and pairs of an image with itself."""
     seen: dict[frozenset[str], Pair] = {}
     for a, b in pairs:
         if a != b:
@@ -77,19 +164,17 @@ def unique(pairs: Iterable[Pair]) -> list[Pair]:
     return list(seen.values())
 
 
-def check_keys(pairs: Iterable[Pair]) -> None:
-    """Raises InputError where two images share their place in hloc's layout, as a/b.jpg and a-b.jpg do."""
-    images: dict[str, str] = {}
-    for name in chain.from_iterable(pairs):
-        other = images.setdefault(name.replace("/", "-"), name)
-        if other != name:
-            raise InputError(
-                f"{other!r} and {name!r} share one place in a file of matches (slashes become dashes); rename one"
-            )
-
-
 def by_position(positions: Mapping[str, tuple[float, float]], neighbours: int = 20, metres: float = 100.0) -> list[Pair]:
-    """Each image with its nearest ones, at most so many and so far; positions are (latitude, longitude) in degrees."""
+    """Pairs each image with the nearest ones.
+
+    Args:
+        positions: Latitude and longitude of each image, in degrees.
+        neighbours: Largest number of pairs per image.
+        metres: Largest distance.
+
+    Returns:
+        The pairs, each once.
+    """
     names = list(positions)
     points = np.array([_on_sphere(*positions[name]) for name in names])
     pairs = []
@@ -101,23 +186,30 @@ def by_position(positions: Mapping[str, tuple[float, float]], neighbours: int = 
 
 
 def read_position(path: str | Path) -> tuple[float, float] | None:
-    """Latitude and longitude of a photo's EXIF, in degrees; None where it has none."""
+    """Reads latitude and longitude from a photo's EXIF.
+
+    Args:
+        path: The photo.
+
+    Returns:
+        Both in degrees; None if the photo has no position.
+    """
     try:
         with Image.open(path) as image:
             gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
     except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
         return None
     try:
-        found = []
+        position = []
         for value, reference, negative in ((2, 1, "S"), (4, 3, "W")):
             degrees, minutes, seconds = (float(part) for part in gps[value])
             sign = -1.0 if str(gps.get(reference, "")).upper() == negative else 1.0
-            found.append(sign * (degrees + minutes / 60 + seconds / 3600))
+            position.append(sign * (degrees + minutes / 60 + seconds / 3600))
     except (KeyError, TypeError, ValueError, ZeroDivisionError):
         return None
-    if not all(math.isfinite(value) for value in found):
+    if not all(math.isfinite(value) for value in position):
         return None
-    return found[0], found[1]
+    return position[0], position[1]
 
 
 def _on_sphere(latitude: float, longitude: float) -> np.ndarray:

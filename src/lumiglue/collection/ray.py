@@ -1,13 +1,11 @@
-"""Matching on a Ray cluster: actors hold the matcher, objects the features; what is lost with a machine is done again."""
+"""Matching on a Ray cluster: actors have the matcher, the object store the features. Ray restarts what dies."""
 
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from lumiglue.collection.hloc import FeaturesFile, PairMatches
+from lumiglue.collection.hloc import FeaturesFile, Pair, PairMatches
 from lumiglue.collection.matching import Engine, MatchChunk
-from lumiglue.collection.pairs import Pair
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.pipeline.pipeline import Pipeline
 from lumiglue.types import Features
@@ -19,7 +17,7 @@ except ImportError:
     raise InputError("the engine ray needs the package ray; pip install 'lumiglue[ray]'") from None
 
 # Chunks that an actor has or waits for: enough to keep it busy, few enough to bound the objects.
-CHUNKS_AN_ACTOR = 2
+CHUNKS_PER_ACTOR = 2
 TRIES = 3
 
 
@@ -36,7 +34,7 @@ class _Matcher:
         features: dict[str, Features] = dict(zip(names, ray.get(list(objects)), strict=True))
         failed: list[tuple[str, str]] = []
 
-        def describe(name: str) -> Features:
+        def features_of(name: str) -> Features:
             if name in reasons:
                 raise InputError(reasons[name])
             return features[name]
@@ -44,88 +42,83 @@ class _Matcher:
         def on_error(number: int, error: LumiglueError) -> None:
             failed.append((" ".join(pairs[number]), str(error)))
 
-        found = self.pipeline.match_described(pairs, describe, workers=1, cached_images=len(names), on_error=on_error)
-        return [None if matched is None else PairMatches.of(matched) for matched in found], failed
-
-
-@dataclass
-class _Task:
-    chunk: Sequence[Pair]
-    actor: Any
-    tries: int = 1
+        matched = self.pipeline.match_extracted(pairs, features_of, workers=1, cached_images=len(names), on_error=on_error)
+        return [None if pair is None else PairMatches.of(pair) for pair in matched], failed
 
 
 def join(address: str | None = None) -> int:
-    """Joins the cluster at that address, or makes one of this machine; returns its number of cores."""
+    """Joins a Ray cluster, unless this process is in one.
+
+    Args:
+        address: The cluster's address, as for `ray.init`; None makes a cluster of this machine.
+
+    Returns:
+        The cluster's number of cores.
+    """
     if not ray.is_initialized():
         ray.init(address=address, include_dashboard=False if address is None else None, log_to_driver=False)
     return max(1, int(ray.cluster_resources().get("CPU", 1)))
 
 
 def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: int = 1024) -> Engine:
-    """An engine of `actors` processes on the Ray cluster that this process has joined, or on this machine.
+    """Makes an engine of processes on the Ray cluster that this process has joined.
 
-    make_pipeline: makes the same pipeline on each machine. cached_images: whose features lie in Ray's object store. A chunk
-    whose actor died is given to a new one, three times; then its pairs are in `failed`.
+    Args:
+        make_pipeline: Makes the same pipeline on each machine.
+        actors: Processes. Ray restarts one that dies and repeats its chunks, up to three tries each.
+        cached_images: Images whose features are in Ray's object store at a time.
+
+    Returns:
+        An engine for `match_pairs`.
+
+    Raises:
+        InputError: `actors` is less than 1.
     """
     if actors < 1:
         raise InputError(f"actors is {actors}; give at least 1")
 
     def run(file: FeaturesFile, chunks: Sequence[Sequence[Pair]], _: Pipeline) -> Iterator[MatchChunk]:
         join()
-        make = ray.remote(num_cpus=1, max_restarts=0)(_Matcher)
+        make = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TRIES - 1)(_Matcher)
         objects = _Objects(file, cached_images)
         workers = [make.remote(make_pipeline) for _ in range(actors)]
-        slots = deque(workers * CHUNKS_AN_ACTOR)
+        free = deque(workers * CHUNKS_PER_ACTOR)
         waiting, running = deque(chunks), {}
 
-        replacements: dict[Any, Any] = {}  # a dead actor -> who does its work
-
-        def alive(actor: Any) -> Any:
-            while actor in replacements:
-                actor = replacements[actor]
-            return actor
-
-        def start(task: _Task) -> None:
-            there: dict[str, Any] = {}
+        def start(actor: Any, chunk: Sequence[Pair]) -> None:
+            references: dict[str, Any] = {}
             reasons: dict[str, str] = {}
-            for name in dict.fromkeys(n for pair in task.chunk for n in pair):
+            for name in dict.fromkeys(name for pair in chunk for name in pair):
                 try:
-                    there[name] = objects.put(name)
+                    references[name] = objects.put(name)
                 except LumiglueError as error:
                     reasons[name] = str(error)
-            running[task.actor.match.remote(task.chunk, list(there), list(there.values()), reasons)] = task
+            running[actor.match.remote(chunk, list(references), list(references.values()), reasons)] = actor, chunk
 
         try:
             while waiting or running:
-                while waiting and slots:
-                    start(_Task(waiting.popleft(), alive(slots.popleft())))
+                while waiting and free:
+                    start(free.popleft(), waiting.popleft())
                 ready = ray.wait(list(running), num_returns=1)[0][0]
-                task = running.pop(ready)
+                actor, chunk = running.pop(ready)
                 try:
-                    rows, failed = ray.get(ready)
+                    matches, failed = ray.get(ready)
                 except (RayActorError, WorkerCrashedError) as error:
-                    if task.actor not in replacements:
-                        replacements[task.actor] = make.remote(make_pipeline)
-                    replacement = alive(task.actor)
-                    if task.tries < TRIES:
-                        start(_Task(task.chunk, replacement, task.tries + 1))
-                        continue
                     reason = f"lost with its process {TRIES} times ({type(error).__name__})"
-                    rows, failed = [None] * len(task.chunk), [(" ".join(pair), reason) for pair in task.chunk]
+                    matches, failed = [None] * len(chunk), [(" ".join(pair), reason) for pair in chunk]
                 except RayTaskError as error:
                     raise InputError(f"matching failed on the cluster: {error.cause or error}") from None
-                slots.append(task.actor)
-                yield MatchChunk(task.chunk, rows, tuple(failed))
+                free.append(actor)
+                yield MatchChunk(chunk, matches, tuple(failed))
         finally:
-            for actor in {alive(actor) for actor in workers}:
+            for actor in workers:
                 ray.kill(actor)
 
     return run
 
 
 class _Objects:
-    """Features in the object store, each put once while it is among the last that were asked for."""
+    """Features in the object store, each put once while it is among the last that were requested."""
 
     def __init__(self, file: FeaturesFile, size: int) -> None:
         self.file, self.size = file, size

@@ -1,5 +1,5 @@
-"""Similar images without any trained network: VLAD over the local features that are there anyway (Jegou et al., CVPR 2010,
-with the normalisations of Arandjelovic and Zisserman, CVPR 2013). The codebook is k-means on the collection itself."""
+"""Similar images without a trained network: VLAD of the local features (Jegou et al., CVPR 2010, with the normalisations of
+Arandjelovic and Zisserman, CVPR 2013). The codebook is k-means on the collection itself."""
 
 from collections.abc import Callable, Sequence
 
@@ -21,7 +21,11 @@ Read = Callable[[str], Float[np.ndarray, "n d"]]
 
 
 class Vlad:
-    """One vector for an image: for each cluster, the sum of the residuals of its descriptors."""
+    """One vector for an image: for each cluster, the sum of the residuals of its descriptors.
+
+    Args:
+        codebook: k x d cluster centres.
+    """
 
     def __init__(self, codebook: Float[np.ndarray, "k d"]) -> None:
         self.codebook = np.ascontiguousarray(codebook, np.float32)
@@ -30,14 +34,27 @@ class Vlad:
 
     @classmethod
     def learn(cls, read: Read, names: Sequence[str], clusters: int = CLUSTERS, seed: int = 0) -> "Vlad":
-        """A codebook of the images' descriptors, as many of each as make 100,000. Raises InputError where there are none."""
+        """Learns a codebook by k-means on about 100,000 descriptors, equally many of each image.
+
+        Args:
+            read: Returns the n x d descriptors of an image.
+            names: The images.
+            clusters: Size of the codebook.
+            seed: Random seed.
+
+        Returns:
+            The VLAD of this codebook.
+
+        Raises:
+            InputError: no image has features.
+        """
         rng, share = np.random.default_rng(seed), max(1, TRAINING_DESCRIPTORS // max(len(names), 1))
-        taken = []
+        samples = []
         for name in names if len(names) <= TRAINING_DESCRIPTORS else rng.choice(names, TRAINING_DESCRIPTORS, replace=False):
             descriptors = read(str(name))
             rows = rng.permutation(len(descriptors))[:share]
-            taken.append(descriptors[rows])
-        points = np.ascontiguousarray(np.concatenate(taken), np.float32) if taken else np.zeros((0, 1), np.float32)
+            samples.append(descriptors[rows])
+        points = np.ascontiguousarray(np.concatenate(samples), np.float32) if samples else np.zeros((0, 1), np.float32)
         if not len(points):
             raise InputError("no image of the collection has features; retrieval has nothing to compare")
         clusters = min(clusters, len(points))
@@ -46,7 +63,14 @@ class Vlad:
         return cls(np.asarray(kmeans.centroids).reshape(clusters, points.shape[1]))
 
     def __call__(self, descriptors: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " v"]:
-        """Normalised inside each cluster, then as a whole; zeros for an image without features."""
+        """Computes the vector of an image, normalised inside each cluster and then as a whole.
+
+        Args:
+            descriptors: n x d, of one image.
+
+        Returns:
+            k * d numbers of unit length; zeros for an image without features.
+        """
         clusters, channels = self.codebook.shape
         sums = np.zeros((clusters, channels), np.float32)
         if len(descriptors):
@@ -59,7 +83,19 @@ class Vlad:
 
 
 def by_retrieval(read: Read, names: Sequence[str], neighbours: int = 20) -> list[Pair]:
-    """Each image with those most similar to it. read: the descriptors of an image."""
+    """Pairs each image with the most similar ones.
+
+    Args:
+        read: Returns the n x d descriptors of an image.
+        names: The images.
+        neighbours: Pairs per image.
+
+    Returns:
+        The pairs, each once.
+
+    Raises:
+        InputError: `neighbours` is less than 1, or no image has features.
+    """
     if neighbours < 1:
         raise InputError(f"neighbours is {neighbours}; give at least 1")
     vlad = Vlad.learn(read, names)

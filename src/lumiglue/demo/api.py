@@ -1,4 +1,4 @@
-"""The HTTP routes beside the page: match two photos, and fetch the pictures and files of a result."""
+"""The HTTP routes: match two photos, and fetch the pictures and files of a result."""
 
 import re
 from collections.abc import Mapping
@@ -33,7 +33,7 @@ class LayerReply(BaseModel):
 
 
 class MatchReply(BaseModel):
-    """The fields of `lumiglue match --out m.json`, and how the matcher got there."""
+    """The fields of `lumiglue match --out m.json`, with the layers and times."""
 
     pixels: str = Field(description="the convention of all coordinates")
     points0: list[Point] = Field(description="matched points of the first photo")
@@ -54,7 +54,7 @@ class MatchReply(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """What was wrong, in one sentence."""
+    """An error, as one sentence."""
 
     error: str
 
@@ -68,7 +68,7 @@ ERRORS: dict[int | str, dict[str, object]] = {
 
 
 def layer_replies(outcome: Outcome) -> list[LayerReply]:
-    """The numbers of each layer that ran."""
+    """Counts matches and points for each layer that ran."""
     replies = []
     for matches in outcome.layers:
         pruned = sum(int((run < matches.stop_layer).sum()) for run in (matches.layers0, matches.layers1))
@@ -81,8 +81,15 @@ def layer_replies(outcome: Outcome) -> list[LayerReply]:
 
 
 def create_app(service: Service) -> FastAPI:
-    """The routes, without the page. The schema is at /openapi.json; no page of documentation, which would load scripts of
-    other sites."""
+    """Makes the application without the page. The schema is at /openapi.json. There is no page of documentation, as it would
+    load scripts from other sites.
+
+    Args:
+        service: Does the work.
+
+    Returns:
+        The application.
+    """
     app = FastAPI(title="Lumiglue", version=lumiglue.__version__, docs_url=None, redoc_url=None)
 
     @app.post("/api/match", responses=ERRORS, summary="Match two photos")
@@ -96,7 +103,7 @@ def create_app(service: Service) -> FastAPI:
         exit_ratio: Annotated[float, Form(description="share of confident points that ends it; 0: all layers")] = 0.95,
         prune_below: Annotated[float, Form(description="matchability below which points leave; 0: none")] = 0.01,
     ) -> MatchReply:
-        """The same request as the page's. Errors are `{"error": "one sentence"}`."""
+        """Match two photos as the page does. Errors are `{"error": "one sentence"}`."""
         settings = MatchSettings(
             score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None
         )
@@ -108,7 +115,7 @@ def create_app(service: Service) -> FastAPI:
             settings=settings,
         )
         token = await service.match(request)
-        outcome = service.kept.pop(token).outcome  # the whole of it is in the reply
+        outcome = service.results.pop(token).outcome  # the reply has all of it
         arrays = {name: value.tolist() for name, value in result_arrays(outcome.result, outcome.geometry).items()}
         return MatchReply(
             pixels=PIXELS, n_layers=outcome.n_layers, layers=layer_replies(outcome), seconds=outcome.seconds, **arrays
@@ -118,14 +125,14 @@ def create_app(service: Service) -> FastAPI:
     async def file(
         token: str, name: str, colour_by: Literal["score", "inlier"] = "score", stacked: bool = False
     ) -> Response:
-        kept = service.result(token)
+        stored = service.result(token)
         layer = re.fullmatch(r"layer-(\d{1,3})\.jpg", name)
         if layer:
             content = await service.picture(token, View(layer=int(layer[1]), stacked=stacked))
         elif name == "matches.jpg":
             content = await service.picture(token, View(colour_by=colour_by, stacked=stacked))
         elif name in ("matches.npz", "matches.json"):
-            content = encode_result(Path(name).suffix, kept.outcome.result, kept.outcome.geometry)
+            content = encode_result(Path(name).suffix, stored.outcome.result, stored.outcome.geometry)
         else:
             return JSONResponse({"error": "there is nothing here"}, 404)
         media_type = MEDIA_TYPES[Path(name).suffix]

@@ -1,4 +1,4 @@
-"""What stands before every request: only the paths that the demo needs, and no body above the limits."""
+"""Checks every request: only the paths that the demo needs, and no body above the limits."""
 
 import json
 import re
@@ -27,7 +27,12 @@ class _TooLargeError(Exception):
 
 
 class Guard:
-    """Answers 404 for paths that are not the demo's and 413 for bodies that are too large, in whole or chunk by chunk."""
+    """Replies 404 to other paths than the demo's, and 413 to bodies that are too large, also if they are sent in chunks.
+
+    Args:
+        app: The application behind it.
+        upload_bytes: Largest photo.
+    """
 
     def __init__(self, app: Application, upload_bytes: int) -> None:
         self.app, self.upload_bytes = app, upload_bytes
@@ -72,7 +77,7 @@ class Guard:
 
 
 async def _drain(receive: Receive, most: int) -> None:
-    """Reads and forgets a body: a connection that is closed on a client that still sends may lose the answer."""
+    """Reads and drops a body: closing a connection while the client still sends may lose the reply."""
     message: Message = {"more_body": True}
     while message.get("more_body") and most > 0:
         message = await receive()

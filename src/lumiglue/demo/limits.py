@@ -10,19 +10,19 @@ class Limits:
     """What a request may cost."""
 
     max_upload_mb: float = 20.0
-    """Largest photo in megabytes, as it is sent."""
+    """Largest upload of a photo, in megabytes."""
     max_megapixels: float = 40.0
-    """Largest photo in megapixels, unpacked."""
+    """Largest photo, in megapixels."""
     most_keypoints: int = 4096
-    """Largest number of keypoints that can be asked for."""
+    """Largest number of keypoints of a request."""
     max_seconds: float = 30.0
-    """A request that takes longer is ended."""
+    """Time limit of a request, in seconds."""
     max_queue: int = 8
-    """Requests that may wait; more are turned away."""
+    """Requests that may wait; more are refused."""
     workers: int = 2
-    """Requests that run at the same time, each in a process of its own (about 0.5 GB)."""
+    """Requests that run at the same time, each in its own process (about 0.5 GB)."""
     keep: int = 64
-    """Results that are kept for looking at layers and for downloads; the oldest goes first."""
+    """Results stored for layer views and downloads; the oldest is removed first."""
 
     def __post_init__(self) -> None:
         for name in ("max_upload_mb", "max_megapixels", "max_seconds"):
@@ -34,4 +34,5 @@ class Limits:
 
     @property
     def upload_bytes(self) -> int:
+        """`max_upload_mb` in bytes."""
         return int(self.max_upload_mb * 1e6)

@@ -1,4 +1,4 @@
-"""What a worker process of the demo does: decode two photos, match them, draw. Knows nothing of the web."""
+"""The work of a worker process of the demo: decode two photos, match them, draw."""
 
 import io
 import pickle
@@ -43,7 +43,18 @@ _MIN_KEYPOINTS = 16
 
 @dataclass(frozen=True, kw_only=True)
 class MatchRequest:
-    """Two photos as they were sent, and how to match them; None means off, as in `MatchSettings`."""
+    """Two photos and how to match them.
+
+    Attributes:
+        photos: The files as they were sent.
+        weights: A key of `MODELS`.
+        estimator: Model that separates inliers.
+        max_keypoints: Keypoints per photo.
+        settings: Thresholds, early exit and pruning.
+
+    Raises:
+        InputError: a setting cannot be used.
+    """
 
     photos: tuple[bytes, bytes] = field(repr=False)
     weights: str = "sift"
@@ -62,10 +73,15 @@ class MatchRequest:
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """A pair that was matched.
+    """A matched pair.
 
-    result: without descriptors. layers: the matches after each layer that ran, the last of them the result's.
-    photos: JPEGs of at most 1024 pixels a side, to draw on. seconds: of each step.
+    Attributes:
+        result: The matches, without descriptors.
+        layers: The matches after each layer that ran; the last are the result's.
+        geometry: The estimated model, if one was requested.
+        n_layers: Layers of the matcher.
+        photos: JPEGs of at most 1024 pixels a side, to draw on.
+        seconds: Time of each step.
     """
 
     result: MatchResult
@@ -81,7 +97,7 @@ class Outcome:
 
 
 def available_models() -> list[str]:
-    """The weights that can run here without a download; of learned features only where kornia is installed."""
+    """Lists the weights that need no download; those of learned features only if kornia is installed."""
     learned = find_spec("kornia") is not None
 
     def is_here(weights: str, features: str) -> bool:
@@ -91,13 +107,21 @@ def available_models() -> list[str]:
 
 
 def prepare(threads: int) -> None:
-    """Done once in a new process: PyTorch's threads, and the default matcher is loaded."""
+    """Prepares a new process: sets PyTorch's threads and loads the default matcher."""
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
     _matcher("sift")
 
 
 def match(request: MatchRequest, max_pixels: int) -> bytes:
-    """The `Outcome`, pickled: tensors would else travel through shared memory, which does not survive a killed process."""
+    """Matches two photos.
+
+    Args:
+        request: The photos and settings.
+        max_pixels: Largest photo.
+
+    Returns:
+        The pickled `Outcome`. Tensors would be sent through shared memory, which does not survive a killed process.
+    """
     start = time.perf_counter()
     images = [decode_untrusted(data, name, max_pixels) for data, name in zip(request.photos, NAMES, strict=True)]
     seconds = {"decode": time.perf_counter() - start}
@@ -122,7 +146,13 @@ def match(request: MatchRequest, max_pixels: int) -> bytes:
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """A picture of one layer, counted from 1, or of the matches; stacked for narrow screens, or side by side."""
+    """What to draw.
+
+    Attributes:
+        layer: The matches after this layer, counted from 1; None draws the result.
+        colour_by: Colour of the lines.
+        stacked: One photo above the other, for narrow screens.
+    """
 
     layer: int | None = None
     colour_by: ColourBy = "score"
@@ -130,7 +160,7 @@ class View:
 
 
 def draw(pickled: bytes, view: View) -> bytes:
-    """The picture as a JPEG."""
+    """Draws a view of a pickled `Outcome`, as JPEG."""
     outcome: Outcome = pickle.loads(pickled)
     image0, image1 = (to_rgb8(Image.open(io.BytesIO(photo))) for photo in outcome.photos)
     points0, points1 = _moved(outcome.result.features0, image0), _moved(outcome.result.features1, image1)

@@ -61,24 +61,33 @@ def _is_upload(path: str | Path) -> bool:
     return "://" not in str(path) and file.is_relative_to(folder)
 
 
-def _take_uploads_alone(block: Any) -> None:
-    """Lets a component take files of the upload folder, and nothing else of the server, nor an address to fetch.
+def _restrict_to_uploads(block: Any) -> None:
+    """Restricts a component to files of the upload folder: no other file of the server, and no URL.
 
-    Any value of a request may claim to be a file. Gradio looks where it lies only in pages that were started by `launch`; in
-    a mounted page it copies whatever is named into the folder from which it serves.
+    Any value of a request may claim to be a file. Gradio checks its folder only in pages that were started by `launch`; for
+    a mounted page it copies any file that is named into the folder from which it serves.
     """
     keep = block.async_move_resource_to_block_cache
 
     async def keep_upload(path: str | Path | None) -> str | None:
         if path is not None and not _is_upload(path):
-            raise gr.Error("send the photo itself, not where it lies", print_exception=False)
+            raise gr.Error("send the photo itself, not its path", print_exception=False)
         return await keep(path)
 
     block.async_move_resource_to_block_cache = keep_upload
 
 
 def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
-    """Adds the page at /."""
+    """Adds the page at /.
+
+    Args:
+        app: The application.
+        service: Does the work.
+        models: Weights to choose from.
+
+    Returns:
+        The application with the page.
+    """
     return gr.mount_gradio_app(
         app,
         _Page(service, models).blocks,
@@ -86,7 +95,7 @@ def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
         footer_links=[],
         run_history=False,
         allowed_paths=[],
-        show_error=False,  # errors that were not foreseen go to the log, without words for strangers
+        show_error=False,  # unexpected errors are logged, and not shown
         max_file_size=service.limits.upload_bytes,
         ssr_mode=False,
         enable_monitoring=False,
@@ -98,7 +107,7 @@ def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
 
 
 class _Page:
-    """The components, and what they do. Nothing of a user is kept here: the browser's session holds a result's token."""
+    """The components and their callbacks. It stores nothing of a user; the browser's session has the token of a result."""
 
     def __init__(self, service: Service, models: list[str]) -> None:
         self.service = service
@@ -113,7 +122,7 @@ class _Page:
                     settings = self._settings(models)
             self._wire(settings)
         for block in self.blocks.blocks.values():
-            _take_uploads_alone(block)
+            _restrict_to_uploads(block)
         self.blocks.queue(default_concurrency_limit=None)  # the service has the one queue, for page and API
 
     def _photos(self) -> None:
@@ -211,7 +220,7 @@ class _Page:
             return gr.skip(), _complaint(error)
 
     async def _image(self, token: str, view: View) -> str:
-        """Drawn before the page hears of it, so that what goes wrong is said in words."""
+        """Draws first, so that an error is shown as a sentence."""
         await self.service.picture(token, view)
         return _linked(token, view)
 
@@ -244,7 +253,7 @@ def _sent(path: str | None, letter: str) -> bytes:
     if path is None:
         raise InputError(f"photo {letter} is missing; drop one, or use the sample photos")
     if not _is_upload(path) or not Path(path).is_file():
-        raise ImageError(f"photo {letter} is not here any more; send it again")
+        raise ImageError(f"photo {letter} was removed; send it again")
     return Path(path).read_bytes()
 
 

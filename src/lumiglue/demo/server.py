@@ -14,10 +14,18 @@ from lumiglue.errors import InputError
 
 
 def serve(host: str, port: int, limits: Limits, ready: Callable[[str], None]) -> None:
-    """Serves until it is interrupted; `ready` is told the address once it is bound. Port 0 takes a free one.
+    """Serves the page and the routes until it is interrupted.
 
-    What users send lies in a folder of its own, for an hour at most, and goes with the server. Raises InputError where the
-    address cannot be bound.
+    Uploads are stored in a temporary folder for at most an hour, and deleted with the server.
+
+    Args:
+        host: Address to listen at.
+        port: Port; 0 takes a free one.
+        limits: What a request may cost.
+        ready: Called with the URL once the port is open.
+
+    Raises:
+        InputError: the address cannot be used.
     """
     with ExitStack() as stack:
         listener = stack.enter_context(_bound(host, port))
@@ -38,7 +46,7 @@ def serve(host: str, port: int, limits: Limits, ready: Callable[[str], None]) ->
         service = Service(limits)
         stack.callback(service.close)
         app = Guard(mount(create_app(service), service, service.models), limits.upload_bytes)  # pyright: ignore[reportArgumentType]
-        # uvicorn stops in order, then raises the signal again: with this, the folder and the workers go too.
+        # uvicorn shuts down and raises the signal again; this exit then removes the folder and the workers.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
         shown = f"[{host}]" if ":" in host else host
         ready(f"http://{shown}:{listener.getsockname()[1]}")

@@ -1,4 +1,4 @@
-"""Requests to worker processes: so many at a time, so many waiting, and each ends by its time limit."""
+"""Runs requests in worker processes, with limits on how many run, how many wait, and how long each takes."""
 
 import asyncio
 import logging
@@ -23,16 +23,22 @@ log = logging.getLogger(__name__)
 
 
 class BusyError(LumiglueError):
-    """As many requests wait as may."""
+    """The queue is full."""
 
 
 class TimeLimitError(LumiglueError):
-    """A request was ended because it took too long."""
+    """A request took too long and was ended."""
 
 
 @dataclass(eq=False)
-class Kept:
-    """A result under its token: the outcome, as it is and pickled for the workers, and the pictures drawn so far."""
+class StoredResult:
+    """A result in the store.
+
+    Attributes:
+        outcome: The result.
+        pickled: The same for the workers.
+        pictures: Pictures that were drawn so far, as JPEG.
+    """
 
     outcome: Outcome
     pickled: bytes
@@ -40,20 +46,33 @@ class Kept:
 
 
 class Service:
-    """Matches and draws in worker processes. Use from one event loop.
+    """Matches and draws in worker processes. Use it from one event loop.
 
-    Results are kept under tokens that cannot be guessed: whoever sent the photos, and nobody else, can ask for them.
+    Results are stored under tokens that cannot be guessed, so that only the sender of the photos can fetch them.
+
+    Args:
+        limits: What a request may cost.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pool = self._new_pool()
         self.models = matching.available_models()
-        self.under_way = 0
-        self.kept: OrderedDict[str, Kept] = OrderedDict()
+        self.active = 0
+        self.results: OrderedDict[str, StoredResult] = OrderedDict()
 
     async def match(self, request: MatchRequest) -> str:
-        """The token of the result. Raises a LumiglueError with one sentence."""
+        """Matches two photos.
+
+        Args:
+            request: The photos and settings.
+
+        Returns:
+            The token of the result.
+
+        Raises:
+            LumiglueError: the request cannot be served; the message is one sentence.
+        """
         limits = self.limits
         for photo, name in zip(request.photos, matching.NAMES, strict=True):
             if len(photo) > limits.upload_bytes:
@@ -67,32 +86,43 @@ class Service:
             raise InputError(f"max_keypoints is {request.max_keypoints}; give at most {limits.most_keypoints}")
         pickled = await self._run(matching.match, request, int(limits.max_megapixels * 1e6))
         token = secrets.token_urlsafe(18)
-        self.kept[token] = Kept(pickle.loads(pickled), pickled)
-        while len(self.kept) > limits.keep:
-            self.kept.popitem(last=False)
+        self.results[token] = StoredResult(pickle.loads(pickled), pickled)
+        while len(self.results) > limits.keep:
+            self.results.popitem(last=False)
         return token
 
-    def result(self, token: str) -> Kept:
-        """What is kept under a token. Raises InputError where it has gone."""
-        if token not in self.kept:
-            raise InputError("this result is no longer kept; match the photos again")
-        self.kept.move_to_end(token)
-        return self.kept[token]
+    def result(self, token: str) -> StoredResult:
+        """Returns the result of a token. Raises InputError if it was removed."""
+        if token not in self.results:
+            raise InputError("this result was removed; match the photos again")
+        self.results.move_to_end(token)
+        return self.results[token]
 
     async def picture(self, token: str, view: View) -> bytes:
-        """A picture of a result, drawn once. Raises a LumiglueError with one sentence."""
-        kept = self.result(token)
-        if view.layer is not None and not 1 <= view.layer <= kept.outcome.n_layers:
-            raise InputError(f"layer {view.layer} does not exist; choose from 1 to {kept.outcome.n_layers}")
-        if view not in kept.pictures:
-            kept.pictures[view] = await self._run(matching.draw, kept.pickled, view)
-        return kept.pictures[view]
+        """Draws a picture of a result, once.
+
+        Args:
+            token: The result's token.
+            view: What to draw.
+
+        Returns:
+            The picture as JPEG.
+
+        Raises:
+            LumiglueError: the picture cannot be drawn; the message is one sentence.
+        """
+        stored = self.result(token)
+        if view.layer is not None and not 1 <= view.layer <= stored.outcome.n_layers:
+            raise InputError(f"layer {view.layer} does not exist; choose from 1 to {stored.outcome.n_layers}")
+        if view not in stored.pictures:
+            stored.pictures[view] = await self._run(matching.draw, stored.pickled, view)
+        return stored.pictures[view]
 
     async def _run(self, function: Callable[..., bytes], *arguments: object) -> bytes:
         limits = self.limits
-        if self.under_way >= limits.workers + limits.max_queue:
-            raise BusyError(f"the server is busy, {limits.max_queue} requests wait already; try again in a minute")
-        self.under_way += 1
+        if self.active >= limits.workers + limits.max_queue:
+            raise BusyError(f"the server is busy: {limits.max_queue} requests are waiting; try again in a minute")
+        self.active += 1
         try:
             return await self._scheduled(function, arguments)
         except TimeoutError:
@@ -101,14 +131,14 @@ class Service:
                 "give fewer keypoints or smaller photos"
             ) from None
         except ProcessExpired:
-            raise TimeLimitError("the process at work ended, perhaps for want of memory; give smaller photos") from None
+            raise TimeLimitError("the process ended unexpectedly, perhaps out of memory; send smaller photos") from None
         except CancelledError:
             raise BusyError("the server is shutting down; try again later") from None
         finally:
-            self.under_way -= 1
+            self.active -= 1
 
     async def _scheduled(self, function: Callable[..., bytes], arguments: Sequence[object]) -> bytes:
-        """Runs a function in a worker; where the pool itself has broken, once more in a new one."""
+        """Runs a function in a worker; if the pool itself is broken, once more in a new pool."""
         pool = self.pool
         try:
             future = pool.schedule(function, args=list(arguments), timeout=self.limits.max_seconds)
@@ -116,7 +146,7 @@ class Service:
         except (BrokenProcessPool, RuntimeError) as error:
             if isinstance(error, LumiglueError) or (type(error) is RuntimeError and pool.active):
                 raise  # of the function
-            log.warning("the pool of workers broke (%s); a new one takes its place", error)
+            log.warning("the pool of workers broke (%s); starting a new one", error)
         if self.pool is pool:
             self.pool = self._new_pool()
             pool.stop()
@@ -124,7 +154,7 @@ class Service:
         return await asyncio.wrap_future(future)
 
     def _new_pool(self) -> ProcessPool:
-        """Spawned, not forked: a fork of a process in which threads run may hang. A pool breaks when a worker dies idle."""
+        """Spawned, not forked: a fork of a process with threads may hang. A pool breaks when an idle worker dies."""
         threads = max(1, (os.cpu_count() or 1) // self.limits.workers)
         context = multiprocessing.get_context("spawn")
         return ProcessPool(self.limits.workers, initializer=matching.prepare, initargs=(threads,), context=context)

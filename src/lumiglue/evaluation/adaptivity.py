@@ -1,21 +1,66 @@
 """What adaptive depth and width save and cost: by difficulty of the pair, and over alpha and beta (Section 5.4)."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore, summarise
+from lumiglue.evaluation.baselines import BASELINES, Matcher
+from lumiglue.evaluation.run import evaluate, matcher_of
+from lumiglue.evaluation.scoring import PairScore, summarise
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.pipeline.pipeline import Pipeline
 
 FULL_DEPTH = "full depth"
 YARDSTICK = "nn"
 LEVELS = ("easy", "medium", "hard")
+ALPHAS = (0.8, 0.9, 0.98, 0.0)
+BETAS = (0.0, 0.05, 0.2)
+
+
+def evaluate_adaptivity(
+    folder: str | Path,
+    pipeline: Pipeline | None = None,
+    *,
+    alphas: Sequence[float] = ALPHAS,
+    betas: Sequence[float] = BETAS,
+    **options: Any,
+) -> list[PairScore]:
+    """Measures the settings of `sweep`, and nearest neighbours as the yardstick, on pairs with ground truth.
+
+    `by_difficulty` and `saving` summarise the scores.
+
+    Args:
+        folder: Folder that the image files are relative to, and of `pairs.json`.
+        pipeline: Features and matcher; its exit ratio and pruning are replaced. None uses the default pipeline.
+        alphas: Exit ratios beside the default; 0 is off.
+        betas: Limits of pruning beside the default; 0 is off.
+        options: Further arguments of `run.evaluate`.
+
+    Returns:
+        One score for each pair and setting.
+    """
+    pipeline = pipeline or Pipeline.pretrained(precision="fp32")
+    methods: dict[str, Matcher] = {YARDSTICK: BASELINES[YARDSTICK]}
+    for name, settings in sweep(alphas, betas).items():
+        settings = replace(settings, score_threshold=pipeline.settings.score_threshold)
+        methods[name] = matcher_of(pipeline.with_settings(settings))
+    return evaluate(folder, pipeline, methods=methods, **options)
 
 
 def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:
-    """Settings by name: full depth, the default, every alpha with the default beta, every beta with that alpha; 0 is off."""
+    """Lists settings: full depth, the default, each alpha with the default beta, each beta with the default alpha.
+
+    Args:
+        alphas: Exit ratios; 0 is off.
+        betas: Limits of pruning; 0 is off.
+
+    Returns:
+        Settings by name.
+    """
     usual = MatchSettings()
     chosen = [usual, *(MatchSettings(exit_ratio=alpha or None) for alpha in alphas)]
     chosen += [MatchSettings(prune_below=beta or None) for beta in betas]
@@ -23,16 +68,23 @@ def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSet
 
 
 def settings_name(settings: MatchSettings) -> str:
-    """`alpha 0.95, beta 0.01`."""
+    """Names settings: `alpha 0.95, beta 0.01`."""
     shown = ("off" if value is None else f"{value:g}" for value in (settings.exit_ratio, settings.prune_below))
     return "alpha {}, beta {}".format(*shown)
 
 
 def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dict[tuple[str, str], str]:
-    """Easy, medium or hard for each pair whose true geometry is known: thirds of the pairs, by the share of the keypoints
-    that mutual nearest neighbours match rightly. Any matcher but the measured one will do as a yardstick.
+    """Sorts the pairs with a known geometry into thirds, by the share of keypoints that the yardstick matches rightly.
 
-    Raises InputError where the yardstick was not run.
+    Args:
+        scores: Scores of the yardstick, and of any other methods.
+        yardstick: Any method but the measured one.
+
+    Returns:
+        "easy", "medium" or "hard" for each pair (a, b).
+
+    Raises:
+        InputError: there is no score of the yardstick.
     """
     share = {
         (s.a, s.b): (0.0 if np.isnan(s.precision) else s.precision) * s.matches / max(min(s.keypoints_a, s.keypoints_b), 1)
@@ -47,10 +99,18 @@ def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dic
 
 @dataclass(frozen=True)
 class Saving:
-    """One setting on some pairs, beside full depth on the same.
+    """One setting compared with full depth on the same pairs. AUCs are in percent, NaN if there are no such pairs.
 
-    stop_layer, pruned (percent of the keypoints): means. speed_up: median over the pairs of full depth's time over its own.
-    error AUCs in percent; NaN where there are no such pairs.
+    Attributes:
+        setting: Its name.
+        pairs: How many pairs there are.
+        stop_layer: Mean of the last layers that ran.
+        pruned: Pruned keypoints in percent, mean.
+        speed_up: Median over the pairs of full depth's time over this setting's.
+        pose_auc: At 5, 10 and 20 degrees.
+        pose_auc_full: The same at full depth.
+        f1: Of homographies.
+        f1_full: The same at full depth.
     """
 
     setting: str
@@ -65,7 +125,18 @@ class Saving:
 
 
 def saving(scores: Sequence[PairScore], setting: str) -> Saving:
-    """How one setting compares with full depth. Raises InputError where either is missing."""
+    """Compares a setting with full depth.
+
+    Args:
+        scores: Scores of both.
+        setting: Its name.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        InputError: the scores have not the same pairs of both.
+    """
     mine, full = ([s for s in scores if s.method == name] for name in (setting, FULL_DEPTH))
     if not mine or len(mine) != len(full):
         raise InputError(f"the scores have no pairs of both {setting!r} and {FULL_DEPTH!r}")
@@ -85,7 +156,15 @@ def saving(scores: Sequence[PairScore], setting: str) -> Saving:
 
 
 def by_difficulty(scores: Sequence[PairScore], setting: str) -> dict[str, Saving]:
-    """`saving` for easy, medium, hard pairs, and for all of them."""
+    """Compares a setting with full depth for easy, medium and hard pairs, and for all.
+
+    Args:
+        scores: Scores of the setting, of full depth and of the yardstick.
+        setting: Its name.
+
+    Returns:
+        The comparison for each level of difficulty that occurs.
+    """
     level = difficulties(scores)
     groups = {name: [s for s in scores if level.get((s.a, s.b)) == name] for name in LEVELS}
     groups["all"] = [s for s in scores if (s.a, s.b) in level]

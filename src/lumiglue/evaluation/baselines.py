@@ -1,11 +1,10 @@
-"""What a user would pick instead of a learned matcher: nearest neighbours, the ratio test, OpenCV's matchers, AdaLAM."""
+"""Matchers without learning: nearest neighbours, the ratio test, OpenCV's matchers, AdaLAM."""
 
 from collections.abc import Callable
 from typing import Any
 
 import cv2
 import torch
-from torch import Tensor
 
 from lumiglue.types import Features, Matches
 
@@ -13,28 +12,45 @@ Matcher = Callable[[Features, Features], Matches]
 
 
 def mutual_nearest_neighbours(features0: Features, features1: Features, ratio: float | None = None) -> Matches:
-    """Mutual nearest neighbours in Euclidean descriptor distance; with `ratio`, Lowe's test against the second best in
-    image 1. Scores are the cosine of the descriptors."""
+    """Matches mutual nearest neighbours in Euclidean distance of descriptors.
+
+    Args:
+        features0: Features of image 0.
+        features1: Features of image 1.
+        ratio: Lowe's ratio test against the second nearest in image 1; None is off.
+
+    Returns:
+        Matches whose scores are cosines of the descriptors.
+    """
     if min(len(features0), len(features1)) < 2:
-        return _matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
+        return Matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
     similarity = features0.descriptors @ features1.descriptors.mT
     best, row = similarity.topk(2, dim=1)
     mutual = similarity.argmax(0)[row[:, 0]] == torch.arange(len(features0))
     if ratio is not None:
         distance = (2 - 2 * best).clamp_min(0).sqrt()  # descriptors have unit length
         mutual &= distance[:, 0] <= ratio * distance[:, 1]
-    kept = mutual.nonzero()[:, 0]
-    return _matches(torch.stack([kept, row[kept, 0]], 1), best[kept, 0].clamp(0, 1))
+    rows = mutual.nonzero()[:, 0]
+    return Matches(torch.stack([rows, row[rows, 0]], 1), best[rows, 0].clamp(0, 1))
 
 
 def adalam(features0: Features, features1: Features) -> Matches:
-    """AdaLAM (Cavalli et al., ECCV 2020) as kornia implements it. Default settings, less the tests of scale and orientation
-    for features that have neither."""
+    """Matches by AdaLAM (Cavalli et al., ECCV 2020) as kornia implements it, with default settings.
+
+    The tests of scale and orientation are off for features that have neither.
+
+    Args:
+        features0: Features of image 0.
+        features1: Features of image 1.
+
+    Returns:
+        The matches.
+    """
     from kornia.feature import laf_from_center_scale_ori, match_adalam
     from kornia.feature.adalam.adalam import get_adalam_default_config
 
     if min(len(features0), len(features1)) < 2:
-        return _matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
+        return Matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
     settings: Any = get_adalam_default_config()
     frames = []
     for features in (features0, features1):
@@ -52,25 +68,38 @@ def adalam(features0: Features, features1: Features) -> Matches:
     )
     pairs = pairs.long()
     scores = (1 - distance.flatten() / 2).clamp(0, 1) if len(distance) == len(pairs) else torch.ones(len(pairs))
-    return _matches(pairs, scores)
+    return Matches(pairs, scores)
 
 
 def opencv_ratio(features0: Features, features1: Features, *, flann: bool, ratio: float) -> Matches:
-    """What OpenCV's tutorials do: the two nearest descriptors by brute force or FLANN's k-d trees, and the ratio test, from
-    image 0 alone; of several points matched to one, the nearest stays. Scores are the cosine of the descriptors."""
+    """Matches as OpenCV's tutorials do: the ratio test from image 0 to image 1.
+
+    Of several points that are matched to one, the nearest is taken.
+
+    Args:
+        features0: Features of image 0.
+        features1: Features of image 1.
+        flann: Search by FLANN's k-d trees instead of brute force.
+        ratio: Largest ratio of the distances to the nearest and the second nearest.
+
+    Returns:
+        Matches whose scores are cosines of the descriptors.
+    """
     if min(len(features0), len(features1)) < 2:
-        return _matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
+        return Matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
     a, b = (features.descriptors.float().numpy() for features in (features0, features1))
     cv2.setRNGSeed(0)
     matcher = cv2.FlannBasedMatcher({"algorithm": 1, "trees": 5}, {"checks": 50}) if flann else cv2.BFMatcher(cv2.NORM_L2)
-    found = [(m.queryIdx, m.trainIdx, m.distance) for m, n in matcher.knnMatch(a, b, k=2) if m.distance < ratio * n.distance]
+    candidates = [
+        (m.queryIdx, m.trainIdx, m.distance) for m, n in matcher.knnMatch(a, b, k=2) if m.distance < ratio * n.distance
+    ]
     nearest: dict[int, tuple[int, float]] = {}
-    for i, j, distance in found:
+    for i, j, distance in candidates:
         if j not in nearest or distance < nearest[j][1]:
             nearest[j] = (i, distance)
     pairs = torch.tensor(sorted((i, j) for j, (i, _) in nearest.items()), dtype=torch.int64).reshape(-1, 2)
     cosines = (features0.descriptors[pairs[:, 0]] * features1.descriptors[pairs[:, 1]]).sum(1)
-    return _matches(pairs, cosines.clamp(0, 1))
+    return Matches(pairs, cosines.clamp(0, 1))
 
 
 BASELINES: dict[str, Matcher] = {
@@ -82,7 +111,3 @@ BASELINES: dict[str, Matcher] = {
     "opencv-bf": lambda a, b: opencv_ratio(a, b, flann=False, ratio=0.75),
     "opencv-flann": lambda a, b: opencv_ratio(a, b, flann=True, ratio=0.7),
 }
-
-
-def _matches(pairs: Tensor, scores: Tensor) -> Matches:
-    return Matches(pairs, scores)

@@ -1,4 +1,4 @@
-"""Whether a score means what it says: reliability of match scores, and how well a number tells two kinds apart."""
+"""Calibration of match scores, and how well a number separates two classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,15 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Bin:
-    """Matches whose score lies in [low, high): how many, their mean score, and the share that is right."""
+    """Matches with a score in [low, high).
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        count: How many matches there are.
+        score: Their mean score.
+        right: The share of them that is right.
+    """
 
     low: float
     high: float
@@ -18,7 +26,16 @@ class Bin:
 
 
 def reliability(scores: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
-    """The bins of a reliability diagram (DeGroot and Fienberg 1983), equally wide over [0, 1]; empty ones left out."""
+    """Computes a reliability diagram (DeGroot and Fienberg 1983).
+
+    Args:
+        scores: Scores of the matches.
+        right: Whether each match is right.
+        bins: Equally wide bins over [0, 1].
+
+    Returns:
+        The bins that are not empty.
+    """
     score, hit = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
     edges = np.linspace(0, 1, bins + 1)
     member = np.clip(np.digitize(score, edges) - 1, 0, bins - 1)
@@ -30,13 +47,28 @@ def reliability(scores: Sequence[float], right: Sequence[bool], bins: int = 10) 
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Mean distance between score and share of right matches, weighted by count (Guo et al., ICML 2017)."""
+    """Computes the mean distance between score and share of right matches, weighted by count (Guo et al., ICML 2017).
+
+    Args:
+        bins: Bins of `reliability`.
+
+    Returns:
+        The error in [0, 1]; NaN without matches.
+    """
     total = sum(b.count for b in bins)
     return sum(b.count * abs(b.score - b.right) for b in bins) / total if total else float("nan")
 
 
 def roc_auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Chance that a positive's number exceeds a negative's, ties counting half: the area under the ROC curve."""
+    """Computes the area under the ROC curve: the chance that a positive's number exceeds a negative's; ties count half.
+
+    Args:
+        positive: Numbers of the positives.
+        negative: Numbers of the negatives.
+
+    Returns:
+        The area; NaN if either is empty.
+    """
     a, b = np.asarray(positive, dtype=np.float64)[:, None], np.asarray(negative, dtype=np.float64)[None]
     if not a.size or not b.size:
         return float("nan")

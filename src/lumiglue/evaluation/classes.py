@@ -11,14 +11,20 @@ import numpy as np
 
 from lumiglue.errors import InputError
 from lumiglue.evaluation.metrics import auc
-from lumiglue.evaluation.pairs import EPIPOLAR_THRESHOLDS, POSE_THRESHOLDS, PairScore
+from lumiglue.evaluation.scoring import EPIPOLAR_THRESHOLDS, POSE_THRESHOLDS, PairScore
 
-FEWEST_SCENES = 5  # under this, resampled scenes are too few to mean anything
+FEWEST_SCENES = 5  # with fewer scenes, pairs are resampled
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure with the central 95 % of its bootstrap distribution."""
+    """A figure with the central 95 % of its bootstrap distribution.
+
+    Attributes:
+        value: The figure.
+        low: Low end of the interval.
+        high: High end.
+    """
 
     value: float
     low: float
@@ -26,21 +32,21 @@ class Figure:
 
 
 def class_of(group: str) -> str:
-    """What stands before the first slash of a group's name."""
+    """Returns the part of a group's name before the first slash."""
     return group.split("/", 1)[0]
 
 
 def by_class(scores: Sequence[PairScore]) -> dict[str, list[PairScore]]:
-    """The scores of each class, classes in order of first appearance."""
-    found: dict[str, list[PairScore]] = {}
+    """Groups scores by class, in order of first appearance."""
+    classes: dict[str, list[PairScore]] = {}
     for score in scores:
-        found.setdefault(class_of(score.group), []).append(score)
-    return found
+        classes.setdefault(class_of(score.group), []).append(score)
+    return classes
 
 
 @dataclass(frozen=True, eq=False)
 class _Table:
-    """One method's scores: a row a pair, a column a seed. types, scenes: one a row. shares: precision and recall."""
+    """One method's scores: a row for each pair, a column for each seed. shares: precision and recall."""
 
     pairs: list[tuple[str, str, int, int]]
     types: np.ndarray
@@ -68,11 +74,11 @@ class _Table:
         )
 
     def figures(self, rows: np.ndarray, columns: np.ndarray) -> dict[str, float]:
-        """Of these pairs (which may repeat), each with the seed in `columns`."""
-        found = {}
+        """Figures of these pairs (which may repeat), each with the seed in `columns`."""
+        figures = {}
         planar = self.shares[rows][self.types[rows] == "homography"]
         if len(planar):
-            found["planar F1"] = _f1(planar)
+            figures["planar F1"] = _f1(planar)
         errors = self.errors[rows, columns]
         for kind, name, thresholds in (
             ("pose", "pose AUC", POSE_THRESHOLDS),
@@ -81,11 +87,11 @@ class _Table:
             of_kind = errors[self.types[rows] == kind]
             if len(of_kind):
                 areas = auc(of_kind.tolist(), thresholds)
-                found |= {f"{name}@{t:g}": area for t, area in zip(thresholds, areas, strict=True)}
-        return found
+                figures |= {f"{name}@{t:g}": area for t, area in zip(thresholds, areas, strict=True)}
+        return figures
 
     def mean_figures(self) -> dict[str, float]:
-        """Of all pairs, the mean over the seeds."""
+        """Figures of all pairs, as means over the seeds."""
         rows = np.arange(len(self.pairs))
         of_seeds = [self.figures(rows, np.full(len(rows), column)) for column in range(self.errors.shape[1])]
         return {name: float(np.mean([of_seed[name] for of_seed in of_seeds])) for name in of_seeds[0]}
@@ -98,16 +104,19 @@ def figures(
     rounds: int = 1000,
     seed: int = 0,
 ) -> dict[str, Figure]:
-    """Planar F1, pose AUC at 5, 10, 20 degrees, epipolar AUC at 3, 10, 20 px of one method, as far as there are such pairs.
+    """Computes planar F1, pose AUC at 5, 10, 20 degrees and epipolar AUC at 3, 10, 20 px, as far as there are such pairs.
 
     Args:
-        scores: One method, one factor; any number of RANSAC seeds, the same for every pair.
-        against: Another method on the same pairs. The figures are then gains over it, and both are resampled alike.
+        scores: Scores of one method and factor, with the same seeds for every pair.
+        against: Scores of another method on the same pairs. The figures are then gains over it.
         rounds: Bootstrap samples.
-        seed: Of the bootstrap.
+        seed: Random seed of the bootstrap.
+
+    Returns:
+        Figures by name.
 
     Raises:
-        InputError: There are no scores, they mix methods, or `against` has other pairs.
+        InputError: there are no scores, they mix methods, or `against` has other pairs.
     """
     if not scores:
         raise InputError("there are no scores; measure something first")
@@ -129,15 +138,15 @@ def figures(
         columns = rng.integers(0, table.errors.shape[1], len(rows))
         for name, value in gain(lambda of, rows=rows, columns=columns: of.figures(rows, columns)).items():
             samples.setdefault(name, []).append(value)
-    found = {}
+    intervals = {}
     for name, value in gain(_Table.mean_figures).items():
         low, high = np.percentile(samples.get(name, [value]), [2.5, 97.5])
-        found[name] = Figure(value, float(low), float(high))
-    return found
+        intervals[name] = Figure(value, float(low), float(high))
+    return intervals
 
 
 def _units(table: _Table) -> list[np.ndarray]:
-    """What is resampled as a whole: rows of a scene, or single rows where there are too few scenes."""
+    """Units of resampling: the rows of each scene, or single rows if there are too few scenes."""
     scenes = sorted(set(table.scenes.tolist()))
     if len(scenes) < FEWEST_SCENES:
         return [np.array([row]) for row in range(len(table.pairs))]

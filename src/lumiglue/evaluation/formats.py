@@ -1,31 +1,42 @@
-"""Pairs with ground truth in the formats that the field uses, as the pairs of `evaluation.pairs`.
+"""Readers of common formats of pairs with ground truth.
 
 Pixel convention of all of them: the centre of the top-left pixel is (0, 0).
 """
 
-from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 from PIL import Image
 
 from lumiglue.errors import ImageError, InputError
+from lumiglue.evaluation.pairs import (
+    LARGEST_NUMBER,
+    HomographyPair,
+    PosePair,
+    check_camera,
+    check_homography,
+    check_rotation,
+)
 from lumiglue.images import read_image
 from lumiglue.io.text import read_text, reason
 
 IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
-_LARGEST = 1e12  # of a number of ground truth; beyond, products overflow
 
 
-def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
-    """HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with images
-    1, 2, ... and text files H_1_2, H_1_3, ...: 3 x 3, from image 1 to image k.
+def read_hpatches(folder: str | Path) -> list[HomographyPair]:
+    """Reads HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with
+    images 1, 2, ... and text files H_1_2, H_1_3, ..., each 3 x 3, from image 1 to image k.
 
-    Groups are the folders' names, so `--groups v_` takes the viewpoint ones. Raises InputError where there is no such folder
-    or a homography is damaged.
+    Args:
+        folder: Folder of the sequences.
+
+    Returns:
+        The pairs. Groups are the folders' names, so `--groups v_` takes the viewpoint sequences.
+
+    Raises:
+        InputError: there is no such folder, or a homography is damaged.
     """
     folder = Path(folder)
     sequences = sorted(path for path in folder.glob("[vi]_*") if path.is_dir())
@@ -40,22 +51,30 @@ def read_hpatches(folder: str | Path) -> list[dict[str, Any]]:
             if "1" not in images or target not in images:
                 raise InputError(f"{sequence} has {file.name} but no image {target if '1' in images else 1}")
             matrix = _numbers(read_text(file, "copy it again"), 9, file).reshape(3, 3)
-            matrix = check_homography(matrix, file)
             a, b = (images[name].relative_to(folder).as_posix() for name in ("1", target))
-            pairs.append({"type": "homography", "group": sequence.name, "a": a, "b": b, "H": matrix.tolist()})
+            pairs.append(HomographyPair(group=sequence.name, a=a, b=b, b_from_a=check_homography(matrix, file)))
     if not pairs:
         raise InputError(f"{folder} holds no file H_1_2; give the folder of HPatches' sequences")
     return pairs
 
 
-def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
-    """SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
+def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
+    """Reads SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
 
         path_A path_B rotation_A rotation_B K_A (9 numbers) K_B (9) T_AB (16)
 
-    with paths below `root`, counts of quarter turns counter-clockwise that put the images upright, camera matrices and the
-    rigid T_AB with X_B = R X_A + t. Turned images are matched upright: their cameras are turned along.
-    Groups are the first parts of the paths. Raises InputError for a line that is not in this format.
+    with counts of quarter turns counter-clockwise that make the images upright, camera matrices and the rigid T_AB with
+    X_B = R X_A + t. Turned images are matched upright, and their cameras are turned with them.
+
+    Args:
+        file: The list.
+        root: Folder that the paths are relative to.
+
+    Returns:
+        The pairs. Groups are the first folders of the paths.
+
+    Raises:
+        InputError: a line is not in this format.
     """
     file, root = Path(file), Path(root)
     pairs = []
@@ -75,28 +94,35 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[dict[str, Any]]:
         check_rotation(b_from_a[:3, :3], f"{file}, line {number}")
         for side in (0, 1):
             if turns[side]:
-                size = _size(root / words[side])
-                intrinsics[side] = turned_intrinsics(intrinsics[side], size, turns[side])
+                intrinsics[side] = turned_intrinsics(intrinsics[side], _size(root / words[side]), turns[side])
         upright = [_quarter_turn(k) for k in turns]
         b_from_a = upright[1] @ b_from_a @ np.linalg.inv(upright[0])
         pairs.append(
-            {
-                "type": "pose", "group": words[0].split("/")[0], "a": words[0], "b": words[1],
-                "turns_a": turns[0], "turns_b": turns[1],
-                "K_a": intrinsics[0].tolist(), "K_b": intrinsics[1].tolist(),
-                "R": b_from_a[:3, :3].tolist(), "t": b_from_a[:3, 3].tolist(),
-            }
+            PosePair(
+                group=words[0].split("/")[0], a=words[0], b=words[1], turns_a=turns[0], turns_b=turns[1],
+                intrinsics_a=intrinsics[0], intrinsics_b=intrinsics[1],
+                rotation=b_from_a[:3, :3], translation=b_from_a[:3, 3],
+            )
         )  # fmt: skip
     if not pairs:
         raise InputError(f"{file} holds no pair; give a line of 38 words for each")
     return pairs
 
 
-def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[dict[str, Any]]:
-    """Strecha's multi-view sets (Strecha et al., CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
+def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[PosePair]:
+    """Reads a multi-view set of Strecha et al. (CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
 
     A camera file holds K (3 x 3), distortion (3, zeros), R (3 x 3, world from camera), the centre (3), width and height.
-    All pairs, or those at most `largest_gap` images apart in order of name. Raises InputError for damaged cameras.
+
+    Args:
+        folder: Folder of the set.
+        largest_gap: Only pairs at most this many images apart, in order of name; None takes all pairs.
+
+    Returns:
+        The pairs, in one group.
+
+    Raises:
+        InputError: a camera is missing or damaged.
     """
     folder = Path(folder)
     files = sorted(folder.rglob("*.camera"))
@@ -120,45 +146,26 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
             (a, k_a, world_from_a), (b, k_b, world_from_b) = cameras[i], cameras[j]
             b_from_a = np.linalg.inv(world_from_b) @ world_from_a
             pairs.append(
-                {
-                    "type": "pose", "group": folder.name, "a": a, "b": b, "K_a": k_a.tolist(), "K_b": k_b.tolist(),
-                    "R": b_from_a[:3, :3].tolist(), "t": b_from_a[:3, 3].tolist(),
-                }
+                PosePair(
+                    group=folder.name, a=a, b=b, intrinsics_a=k_a, intrinsics_b=k_b,
+                    rotation=b_from_a[:3, :3], translation=b_from_a[:3, 3],
+                )
             )  # fmt: skip
     return pairs
-
-
-def check_homography(matrix: np.ndarray, source: object) -> np.ndarray:
-    """The homography with the sign by which depths in front are positive; files may have it with any factor. Raises
-    InputError unless this is a 3 x 3 matrix of finite numbers that has an inverse."""
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > _LARGEST:
-        raise InputError(f"{source}: the homography is {matrix.tolist()}; give 3 x 3 finite numbers")
-    if np.linalg.matrix_rank(matrix) < 3:
-        raise InputError(f"{source}: the homography {matrix.tolist()} has no inverse; give one that has")
-    # The other sign puts the first corner behind the camera and mirrors what it sees; neither alone would tell.
-    return -matrix if matrix[2, 2] < 0 and np.linalg.det(matrix) < 0 else matrix
-
-
-def check_camera(matrix: np.ndarray, source: object) -> None:
-    """Raises InputError unless this is a 3 x 3 camera matrix."""
-    usable = matrix.shape == (3, 3) and np.isfinite(matrix).all() and np.abs(matrix).max() <= _LARGEST
-    if not usable or min(matrix[0, 0], matrix[1, 1]) <= 0 or not np.allclose(matrix[2], [0, 0, 1]):
-        raise InputError(f"{source}: the camera is {matrix.tolist()}; give [[fx, 0, cx], [0, fy, cy], [0, 0, 1]] in pixels")
-
-
-def check_rotation(matrix: np.ndarray, source: object) -> None:
-    """Raises InputError unless this is a 3 x 3 rotation, nearly."""
-    usable = matrix.shape == (3, 3) and np.isfinite(matrix).all() and np.abs(matrix).max() <= 2
-    if not usable or np.abs(matrix @ matrix.T - np.eye(3)).max() > 0.05 or np.linalg.det(matrix) < 0:
-        raise InputError(f"{source}: the rotation is {matrix.tolist()}; give 3 x 3 numbers, orthogonal and not mirroring")
 
 
 def turned_intrinsics(
     intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], turns: int
 ) -> Float64[np.ndarray, "3 3"]:
-    """The camera matrix of an image (width, height) after `turns` quarter turns counter-clockwise (np.rot90).
+    """Turns a camera matrix with its image. One turn maps pixel (x, y) to (y, width - 1 - x).
 
-    A turn maps pixel (x, y) to (y, width - 1 - x).
+    Args:
+        intrinsics: 3 x 3 camera matrix.
+        size: Width and height of the image before the turns.
+        turns: Quarter turns counter-clockwise, as for np.rot90.
+
+    Returns:
+        The camera matrix of the turned image.
     """
     turned, (width, height) = intrinsics.astype(np.float64), size
     for _ in range(turns % 4):
@@ -169,7 +176,15 @@ def turned_intrinsics(
 
 
 def read_upright(path: Path, turns: int) -> UInt8[np.ndarray, "h w 3"]:
-    """An image after `turns` quarter turns counter-clockwise."""
+    """Reads an image and applies quarter turns counter-clockwise.
+
+    Args:
+        path: The image.
+        turns: How many turns.
+
+    Returns:
+        h x w x 3, RGB.
+    """
     return np.ascontiguousarray(np.rot90(read_image(path), turns))
 
 
@@ -184,8 +199,8 @@ def _numbers(text: str, count: int, source: object) -> np.ndarray:
         values = np.array([float(word) for word in text.split()])
     except ValueError as error:
         raise InputError(f"{source}: {error}; give numbers") from None
-    if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > _LARGEST:
-        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones, none beyond {_LARGEST:g}")
+    if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > LARGEST_NUMBER:
+        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones, none beyond {LARGEST_NUMBER:g}")
     return values
 
 
@@ -195,12 +210,3 @@ def _size(path: Path) -> tuple[int, int]:
             return image.size
     except Exception as error:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
         raise ImageError(f"{path} cannot be read as an image ({reason(error)}); copy it again") from None
-
-
-def only_groups(pairs: Sequence[dict[str, Any]], groups: Sequence[str]) -> list[dict[str, Any]]:
-    """The pairs whose group starts with one of `groups`; all of them when it is empty. Raises InputError where none does."""
-    chosen = [pair for pair in pairs if not groups or pair["group"].startswith(tuple(groups))]
-    if not chosen:
-        known = sorted({pair["group"] for pair in pairs})
-        raise InputError(f"no pair is in the groups {list(groups)}; choose from {known}")
-    return chosen

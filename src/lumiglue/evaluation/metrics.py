@@ -11,9 +11,14 @@ from lumiglue.geometry.projective import direction_angle, epipolar_error, reproj
 
 
 def auc(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:
-    """Area under the curve of recall over error up to each threshold, divided by the threshold, in percent.
+    """Computes the area under the curve of recall over error, by the trapezoid rule as in SuperGlue's evaluation.
 
-    Trapezoid rule over the sorted errors, as in SuperGlue's evaluation; 0 for no errors.
+    Args:
+        errors: One error for each pair; infinite for a failure.
+        thresholds: Upper ends of the curve.
+
+    Returns:
+        The area up to each threshold, divided by the threshold, in percent; 0 without errors.
     """
     ordered = np.sort(np.asarray(errors, dtype=np.float64))
     recall = np.arange(1, len(ordered) + 1) / max(1, len(ordered))
@@ -34,11 +39,22 @@ def homography_precision_recall(
     image1_from_image0: Float[Tensor, "3 3"],
     px: float = 3.0,
 ) -> tuple[float, float]:
-    """Precision: share of the matches whose reprojection error in image 1 is at most `px`. Recall: right matches over
-    true correspondences, which are the mutual nearest keypoints with a reprojection error of at most `px`; at most 1, since
-    a right match need not be between mutual nearest keypoints.
+    """Computes precision and recall of matches under a known homography.
 
-    NaN where there are no matches (precision) or no true correspondences (recall).
+    A match is right if its reprojection error in image 1 is at most `px`. True correspondences are the mutual nearest
+    keypoints with such an error.
+
+    Args:
+        points0: m x 2 keypoints of image 0.
+        points1: n x 2 keypoints of image 1.
+        pairs: k x 2 rows of matching keypoints.
+        image1_from_image0: 3 x 3 homography.
+        px: Largest error of a right match, in pixels.
+
+    Returns:
+        Precision, the right matches over all matches; NaN without matches. Recall, the right matches over the true
+        correspondences; at most 1, as a right match need not be between mutual nearest keypoints; NaN without
+        correspondences.
     """
     points0, points1, homography = points0.double(), points1.double(), image1_from_image0.double()
     right = int((reprojection_error(homography, points0[pairs[:, 0]], points1[pairs[:, 1]]) <= px).sum())
@@ -53,7 +69,16 @@ def homography_precision_recall(
 
 
 def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 3"], size: tuple[int, int]) -> float:
-    """Mean distance in pixels between the image's four corners under both homographies; infinite without an estimate."""
+    """Compares two homographies at the corners of the image.
+
+    Args:
+        estimated: 3 x 3, or None.
+        true: 3 x 3.
+        size: Width and height of the image.
+
+    Returns:
+        Mean distance of the four corners in pixels; infinite without an estimate.
+    """
     if estimated is None:
         return float("inf")
     width, height = size
@@ -65,8 +90,18 @@ def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 
 def pose_error(
     rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"], true_rotation: Tensor, true_translation: Tensor
 ) -> float:
-    """The larger of the angles between rotations and between translation directions (its sign is unknown), in degrees;
-    infinite for a translation of zero, which has no direction."""
+    """Compares two relative poses.
+
+    Args:
+        rotation: 3 x 3.
+        translation: 3 numbers at any scale and sign.
+        true_rotation: 3 x 3.
+        true_translation: 3 numbers.
+
+    Returns:
+        The larger of the angles between rotations and between directions of translation, in degrees; infinite for a
+        translation of zero.
+    """
     if not bool(translation.any()):
         return float("inf")
     turn = rotation_angle(rotation, true_rotation)
@@ -75,7 +110,16 @@ def pose_error(
 
 
 def annotated_epipolar_error(fundamental: Tensor | None, points0: Tensor, points1: Tensor) -> float:
-    """Mean symmetric epipolar distance of hand-made correspondences in pixels; infinite without an estimate."""
+    """Measures a fundamental matrix on annotated correspondences.
+
+    Args:
+        fundamental: 3 x 3, or None.
+        points0: n x 2.
+        points1: n x 2.
+
+    Returns:
+        Mean symmetric epipolar distance in pixels; infinite without an estimate.
+    """
     if fundamental is None:
         return float("inf")
     return float(epipolar_error(fundamental.double(), points0.double(), points1.double()).mean())
@@ -89,7 +133,18 @@ def bootstrap_interval(
     rounds: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """The central `share` of a statistic over resampled values: a confidence interval for a mean or an AUC."""
+    """Computes a bootstrap confidence interval, of a mean or an AUC for example.
+
+    Args:
+        values: The sample.
+        statistic: The statistic of a sample.
+        share: Confidence.
+        rounds: Bootstrap samples.
+        seed: Random seed.
+
+    Returns:
+        Low and high end of the central `share`.
+    """
     rng = np.random.default_rng(seed)
     array = np.asarray(values, dtype=np.float64)
     samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(rounds)]

@@ -15,8 +15,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore, Protocol, Summary, intervals, summarise
 from lumiglue.evaluation.scores import read_record, read_scores
+from lumiglue.evaluation.scoring import PairScore, Protocol, Summary, intervals, summarise
 
 _LIMITS = {"homography": 10.0, "pose": 20.0, "correspondences": 20.0}
 _UNITS = {"homography": "corner error (px)", "pose": "pose error (degrees)", "correspondences": "epipolar error (px)"}
@@ -25,7 +25,13 @@ _TITLES = {"homography": "planar pairs", "pose": "pairs with known pose", "corre
 
 @dataclass(frozen=True)
 class Run:
-    """The results of one `lumiglue eval --out`. record: protocol, folder and matching, as they stand beside the scores."""
+    """The results of one `lumiglue eval --out`.
+
+    Attributes:
+        name: The file's name without suffix.
+        scores: Its scores.
+        record: Protocol, folder and matching, from the .json beside it.
+    """
 
     name: str
     scores: Sequence[PairScore]
@@ -33,7 +39,7 @@ class Run:
 
     @property
     def protocol(self) -> str:
-        """How it was measured, in words."""
+        """Describes how it was measured."""
         matching = self.record.get("matching", {})
         stored: dict[str, Any] = self.record.get("protocol", {})
         swept = {name: tuple(stored[name]) for name in ("factors", "seeds") if name in stored}  # lists in JSON
@@ -45,7 +51,13 @@ class Run:
 
 @dataclass(frozen=True)
 class Example:
-    """A pair to look at: whose matches, and why it is shown."""
+    """A pair to look at.
+
+    Attributes:
+        run: The run that matched it.
+        score: Its score.
+        why: Why it is shown.
+    """
 
     run: Run
     score: PairScore
@@ -53,7 +65,17 @@ class Example:
 
 
 def read_runs(files: Sequence[str | Path]) -> list[Run]:
-    """The runs of some .csv files. Raises InputError where one is missing, damaged or empty, or two have one name."""
+    """Reads the runs to report.
+
+    Args:
+        files: .csv files of `lumiglue eval --out`.
+
+    Returns:
+        One run for each file.
+
+    Raises:
+        InputError: a file is missing, damaged or empty, or two have the same name.
+    """
     if not files:
         raise InputError("no file of scores was given; give the .csv files of `lumiglue eval --out`")
     runs = [Run(Path(file).stem, read_scores(file), read_record(file)) for file in files]
@@ -67,8 +89,20 @@ def read_runs(files: Sequence[str | Path]) -> list[Run]:
 
 
 def examples(runs: Sequence[Run], method: str, against: str, count: int) -> list[Example]:
-    """The pairs of the first run on which `method` does worst, and those on which it gains most over `against`: the second
-    run's same method where there are two runs, else another method of the first."""
+    """Selects the pairs of the first run on which a method is worst, and those on which it gains most.
+
+    Args:
+        runs: The runs. With two or more, gains are over the same method of the second.
+        method: The method to look at.
+        against: With one run, the method over which it gains.
+        count: How many pairs of either kind.
+
+    Returns:
+        The examples.
+
+    Raises:
+        InputError: the first run has no such method.
+    """
     run, other = runs[0], runs[min(1, len(runs) - 1)]
     mine = {(s.a, s.b): s for s in run.scores if s.method == method and s.factor == 1.0}
     theirs = {(s.a, s.b): s for s in other.scores if s.method == (method if other is not run else against)}
@@ -78,7 +112,7 @@ def examples(runs: Sequence[Run], method: str, against: str, count: int) -> list
     gains = sorted((key for key in mine if key in theirs), key=lambda key: _relative(mine[key]) - _relative(theirs[key]))
     name = other.name if other is not run else against
     improved = [
-        Example(run, mine[key], f"gains most over {name}: {_said(theirs[key])} there")
+        Example(run, mine[key], f"gains most over {name}: {_error_text(theirs[key])} there")
         for key in gains[:count]
         if _relative(mine[key]) < _relative(theirs[key])
     ]
@@ -92,7 +126,15 @@ def write_report(
     draw: Callable[[Example], Figure] | None = None,
     title: str = "Feature matching",
 ) -> None:
-    """Writes the page. draw: a picture of an example's pair with its matches; without it there are no pictures."""
+    """Writes the report.
+
+    Args:
+        runs: The runs, from `read_runs`.
+        out: The HTML file to write.
+        chosen: Examples to show.
+        draw: Draws the pair of an example with its matches; None shows no pictures.
+        title: Title of the page.
+    """
     rows = [(run, summary) for run in runs for summary in summarise(run.scores)]
     names = [_row_name(run, summary, len(runs) > 1) for run, summary in rows]
     summaries = [summary for _, summary in rows]
@@ -108,11 +150,11 @@ def write_report(
 
 
 def _relative(score: PairScore) -> float:
-    """The error as a share of what is still of use, at most 1, so that kinds of pairs compare."""
+    """The error as a share of the largest useful error, at most 1, so that types of pairs can be compared."""
     return min(score.error / _LIMITS[score.type], 1.0) if np.isfinite(score.error) else 1.0
 
 
-def _said(score: PairScore) -> str:
+def _error_text(score: PairScore) -> str:
     return f"{score.error:.2f} {_UNITS[score.type].split('(')[1].rstrip(')')}"
 
 
@@ -122,14 +164,14 @@ def _row_name(run: Run, summary: Summary, several: bool) -> str:
 
 
 def _table(title: str, note: str, head: Sequence[str], names: Sequence[str], columns: Sequence[Sequence[float]]) -> dict:
-    """Columns of numbers, the best (largest) of each bold; columns of NaN alone are left out."""
-    kept = [(h, c) for h, c in zip(head, columns, strict=True) if np.isfinite(c).any()]
+    """Columns of numbers with the largest of each marked; columns of NaN alone are left out."""
+    shown = [(h, c) for h, c in zip(head, columns, strict=True) if np.isfinite(c).any()]
     rows = [[{"text": name, "best": False}] for name in names]
-    for _, column in kept:
+    for _, column in shown:
         best = np.nanmax(column)
         for row, value in zip(rows, column, strict=True):
             row.append({"text": f"{value:.1f}" if np.isfinite(value) else "", "best": value == best})
-    return {"title": title, "note": note, "head": ["matcher", *(h for h, _ in kept)], "rows": rows}
+    return {"title": title, "note": note, "head": ["matcher", *(h for h, _ in shown)], "rows": rows}
 
 
 def _accuracy(names: Sequence[str], summaries: Sequence[Summary]) -> dict:
@@ -158,12 +200,12 @@ def _matching(names: Sequence[str], summaries: Sequence[Summary]) -> dict:
 
 
 def _intervals(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> dict:
-    found = [intervals([s for s in run.scores if (s.method, s.factor) == (m.method, m.factor)]) for run, m in rows]
-    head = list(dict.fromkeys(name for row in found for name in row))
+    ranges = [intervals([s for s in run.scores if (s.method, s.factor) == (m.method, m.factor)]) for run, m in rows]
+    head = list(dict.fromkeys(name for row in ranges for name in row))
     cells = [
         [{"text": name, "best": False}]
         + [{"text": f"{r[h][0]:.1f} to {r[h][1]:.1f}" if h in r else "", "best": False} for h in head]
-        for name, r in zip(names, found, strict=True)
+        for name, r in zip(names, ranges, strict=True)
     ]
     note = "Over resampled pairs, 1000 times, seed 0."
     return {"title": "95 % bootstrap intervals", "note": note, "head": ["matcher", *head], "rows": cells}
@@ -173,9 +215,9 @@ def _plots(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> list[di
     errors: dict[str, dict[str, np.ndarray]] = {}
     for name, (run, summary) in zip(names, rows, strict=True):
         for kind in _LIMITS:
-            found = [s.error for s in run.scores if (s.method, s.factor, s.type) == (summary.method, summary.factor, kind)]
-            if found:
-                errors.setdefault(kind, {})[name] = np.array(found)
+            values = [s.error for s in run.scores if (s.method, s.factor, s.type) == (summary.method, summary.factor, kind)]
+            if values:
+                errors.setdefault(kind, {})[name] = np.array(values)
     plots = []
     for kind, by_name in errors.items():
         figure = Figure(figsize=(11, 4), layout="constrained")
@@ -184,7 +226,7 @@ def _plots(names: Sequence[str], rows: Sequence[tuple[Run, Summary]]) -> list[di
         _draw_histogram(histogram, by_name, _LIMITS[kind])
         for axes in (curve, histogram):
             axes.set_xlabel(_UNITS[kind])
-        note = "Left: share of the pairs within an error. Right: how the errors are spread; the last bar is all beyond."
+        note = "Left: share of the pairs within an error. Right: histogram of the errors; the last bar is everything larger."
         plots.append({"title": f"Errors, {_TITLES[kind]}", "svg": _svg(figure), "note": note})
     figure = Figure(figsize=(7, 4.2), layout="constrained")
     axes = figure.subplots()
@@ -234,5 +276,5 @@ def _picture(example: Example, figure: Figure) -> dict:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="jpeg", dpi=90)
     score = example.score
-    note = f"{score.a} and {score.b} ({example.why}): {_said(score)}, {score.matches} matches, {score.inliers} inliers"
+    note = f"{score.a} and {score.b} ({example.why}): {_error_text(score)}, {score.matches} matches, {score.inliers} inliers"
     return {"note": note, "data": base64.b64encode(buffer.getvalue()).decode()}

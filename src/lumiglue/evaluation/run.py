@@ -1,7 +1,7 @@
-"""Evaluation in one call: which methods, over which pairs, with results that an interrupted run resumes from."""
+"""Evaluation in one call: methods over the pairs of a folder, with a file of scores that an interrupted run resumes."""
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -9,26 +9,32 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
+from lumiglue.evaluation import METHODS
 from lumiglue.evaluation.baselines import BASELINES, Matcher
 from lumiglue.evaluation.formats import read_upright
-from lumiglue.evaluation.pairs import PairScore, Protocol, evaluate
+from lumiglue.evaluation.pairs import GroundTruthPair, only_groups, read_pairs
 from lumiglue.evaluation.report import Example
 from lumiglue.evaluation.scores import ScoresFile
-from lumiglue.extractors import Extractor
+from lumiglue.evaluation.scoring import PairScore, Protocol, score_pairs
 from lumiglue.geometry.robust import estimate
 from lumiglue.pipeline.pipeline import Pipeline
 from lumiglue.visualization import draw_matches
 
-METHODS = ("lumiglue", "nn", "ratio-0.8", "ratio-0.9", "adalam")
-
 
 def matcher_of(pipeline: Pipeline) -> Matcher:
-    """A pipeline's matcher alone, for features that are there already."""
+    """The matcher of a pipeline, as a function of two images' features."""
     return lambda a, b: pipeline.match_features([(a, b)])[0]
 
 
 def methods_of(pipeline: Pipeline, names: Sequence[str] = METHODS) -> dict[str, Matcher]:
-    """The methods by name: lumiglue, lumiglue-full (adaptivity off) and the baselines.
+    """Looks up methods by name.
+
+    Args:
+        pipeline: Its matcher is `lumiglue`, and `lumiglue-full` with adaptivity off.
+        names: `lumiglue`, `lumiglue-full`, or keys of `baselines.BASELINES`.
+
+    Returns:
+        The methods in the order of `names`.
 
     Raises:
         InputError: a name is unknown.
@@ -40,41 +46,95 @@ def methods_of(pipeline: Pipeline, names: Sequence[str] = METHODS) -> dict[str, 
     return {name: known[name] for name in names}
 
 
-def open_scores(
-    out: Path, folder: Path, methods: Sequence[str], protocol: Protocol, matching: Mapping[str, Any]
-) -> ScoresFile:
-    """The .csv of every pair's figures with its record, or what an interrupted evaluation left of it."""
-    record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(methods)}
-    return ScoresFile(out, record | {"matching": dict(matching)}, len(methods) * len(protocol.factors))
+def evaluate(
+    folder: str | Path,
+    pipeline: Pipeline | None = None,
+    *,
+    pairs: Sequence[GroundTruthPair] | None = None,
+    methods: Sequence[str] | Mapping[str, Matcher] = METHODS,
+    groups: Sequence[str] = (),
+    thresholds: Sequence[float] = (1.0,),
+    seeds: Sequence[int] = (0,),
+    out: str | Path | None = None,
+    matching: Mapping[str, Any] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[PairScore]:
+    """Measures matchers on pairs with ground truth, all with the same features.
 
+    `evaluation.scoring.summarise` makes a table of the scores.
 
-def score_pairs(
-    folder: Path,
-    pairs: Sequence[dict[str, Any]],
-    extractor: Extractor,
-    methods: dict[str, Matcher],
-    protocol: Protocol,
-    file: ScoresFile | None = None,
-) -> Iterator[list[PairScore]]:
-    """The scores of each pair, one list a pair; written to `file` as they come."""
-    found = evaluate(folder, pairs, extractor, methods, protocol)
-    for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
-        scores = list(of_pair)
+    Args:
+        folder: Folder that the image files are relative to, and of `pairs.json`.
+        pipeline: Features and matcher; None uses `Pipeline.pretrained()` in fp32.
+        pairs: Pairs of another format, from `evaluation.formats`; None reads `pairs.json`.
+        methods: Names for `methods_of`, or matchers by name.
+        groups: Only pairs whose group starts with one of these; empty takes all.
+        thresholds: Factors of RANSAC's thresholds.
+        seeds: Seeds of RANSAC.
+        out: A .csv file for the scores, with a .json of the protocol beside it. If it exists, what it has is not measured
+            again.
+        matching: How `pipeline` was made, as JSON values, for the .json; None records its features, weights and settings.
+        progress: Called with the pairs that are done and their number, at first for those that `out` has.
+
+    Returns:
+        One score for each pair, method, threshold and seed.
+
+    Raises:
+        InputError: the pairs, a method or `out` cannot be used.
+    """
+    folder = Path(folder)
+    pairs = only_groups(read_pairs(folder) if pairs is None else pairs, groups)
+    pipeline = pipeline or Pipeline.pretrained(precision="fp32")
+    named = dict(methods) if isinstance(methods, Mapping) else methods_of(pipeline, methods)
+    protocol = Protocol(factors=tuple(thresholds), seeds=tuple(seeds))
+    file, scores, missing = None, [], pairs
+    if out is not None:
+        record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(named)}
+        record["matching"] = _record(pipeline) if matching is None else dict(matching)
+        file = ScoresFile(out, record, len(named) * len(protocol.factors) * len(protocol.seeds))
+        scores, missing = list(file.scores), file.missing(pairs)
+    done = len(pairs) - len(missing)
+    if progress is not None:
+        progress(done, len(pairs))
+    fresh = score_pairs(folder, missing, pipeline.extractor, named, protocol)
+    for _, group in groupby(fresh, key=lambda score: (score.a, score.b)):
+        of_pair = list(group)
         if file is not None:
-            file.append(scores)
-        yield scores
+            file.append(of_pair)
+        scores += of_pair
+        done += 1
+        if progress is not None:
+            progress(done, len(pairs))
+    return scores
 
 
-def redraw(folder: Path, pipeline: Pipeline, match: Matcher) -> Callable[[Example], Figure]:
-    """Matches a pair of an evaluation again, and draws it."""
+def _record(pipeline: Pipeline) -> dict[str, Any]:
+    extractor = pipeline.extractor
+    limits = {name: getattr(extractor, name) for name in ("max_keypoints", "resize", "tile") if hasattr(extractor, name)}
+    matcher = {"settings": str(pipeline.settings), "fingerprint": pipeline.fingerprint(), "precision": pipeline.precision}
+    return {"features": extractor.name, "extractor": extractor.config(), **limits, **matcher}
+
+
+def redraw(folder: str | Path, pipeline: Pipeline, match: Matcher) -> Callable[[Example], Figure]:
+    """Makes a function that matches a pair of an evaluation again and draws it.
+
+    Args:
+        folder: Folder that the image files are relative to.
+        pipeline: Its extractor is used.
+        match: The method to draw.
+
+    Returns:
+        A function from an example to its picture, for `report.write_report`.
+    """
 
     def draw(example: Example) -> Figure:
         score = example.score
-        images = [read_upright(folder / name, turns) for name, turns in ((score.a, score.turns_a), (score.b, score.turns_b))]
+        sides = ((score.a, score.turns_a), (score.b, score.turns_b))
+        images = [read_upright(Path(folder) / name, turns) for name, turns in sides]
         features = [pipeline.extractor(image) for image in images]
         matches = match(features[0], features[1])
-        ends = (f.keypoints[matches.pairs[:, side]].numpy() for side, f in enumerate(features))
-        geometry = estimate("homography" if score.type == "homography" else "fundamental", *ends)
+        points = (f.keypoints[matches.pairs[:, side]].numpy() for side, f in enumerate(features))
+        geometry = estimate("homography" if score.type == "homography" else "fundamental", *points)
         return draw_matches(images[0], images[1], features[0], features[1], matches, geometry)
 
     return draw

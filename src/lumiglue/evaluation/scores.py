@@ -1,6 +1,6 @@
-"""Per-pair results on disk: a CSV that grows pair by pair, so that a killed evaluation goes on where it was.
+"""Scores on disk: a CSV file that grows pair by pair, so that an interrupted evaluation can be resumed.
 
-scores.csv has a line for each pair, method and factor; scores.json beside it has the protocol and what was measured.
+scores.csv has a line for each pair, method, factor and seed; scores.json beside it has the protocol and what was measured.
 """
 
 import csv
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.pairs import PairScore
+from lumiglue.evaluation.pairs import GroundTruthPair
+from lumiglue.evaluation.scoring import PairScore
 from lumiglue.io.atomic import replacing
 from lumiglue.io.text import read_json, read_text, reason
 
@@ -22,9 +23,16 @@ _TYPES = {field.name: field.type for field in fields(PairScore)}
 
 
 def read_scores(path: str | Path) -> list[PairScore]:
-    """The scores in a .csv of `lumiglue eval --out`; columns that an older version did not write have their defaults.
+    """Reads a file of scores. Columns that an older version did not write get their defaults.
 
-    Raises InputError where it is missing or not such a file.
+    Args:
+        path: The .csv of `lumiglue eval --out`.
+
+    Returns:
+        The scores.
+
+    Raises:
+        InputError: the file is missing or not a file of scores.
     """
     text = read_text(path, "give the .csv of `lumiglue eval --out`")
     try:
@@ -35,7 +43,17 @@ def read_scores(path: str | Path) -> list[PairScore]:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """What stands in the .json beside the scores; empty where there is none."""
+    """Reads the record of how scores were measured.
+
+    Args:
+        path: The .csv of the scores.
+
+    Returns:
+        The content of the .json beside it; empty if there is none.
+
+    Raises:
+        InputError: the .json is no such record.
+    """
     file = Path(path).with_suffix(".json")
     record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}
     if not isinstance(record, dict):
@@ -44,9 +62,18 @@ def read_record(path: str | Path) -> dict[str, Any]:
 
 
 class ScoresFile:
-    """Opens `path` to go on with it, or begins it. Raises InputError where it holds results of another protocol.
+    """A file of scores that is being written, new or resumed.
 
-    record: JSON values that say how and what is measured. per_pair: scores that a whole pair has.
+    Args:
+        path: The .csv.
+        record: JSON values that say how and what is measured.
+        per_pair: How many scores a complete pair has.
+
+    Attributes:
+        scores: The scores so far, of complete pairs.
+
+    Raises:
+        InputError: the file has results of another record, or is no .csv.
     """
 
     def __init__(self, path: str | Path, record: Mapping[str, Any], per_pair: int) -> None:
@@ -60,9 +87,9 @@ class ScoresFile:
                 raise InputError(
                     f"{path} holds results of another protocol, set or matcher; choose another --out or delete it"
                 )
-            found = read_scores(self.path)
-            whole = Counter((score.a, score.b) for score in found)
-            self.scores = [score for score in found if whole[score.a, score.b] == per_pair]
+            stored = read_scores(self.path)
+            counts = Counter((score.a, score.b) for score in stored)
+            self.scores = [score for score in stored if counts[score.a, score.b] == per_pair]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.with_suffix(".json").write_text(json.dumps(plain, indent=2) + "\n")
         with replacing(self.path) as unfinished, unfinished.open("w", newline="") as file:
@@ -70,10 +97,10 @@ class ScoresFile:
             writer.writeheader()
             writer.writerows(asdict(score) for score in self.scores)
 
-    def missing(self, pairs: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-        """The pairs that are not in the file yet."""
+    def missing(self, pairs: Iterable[GroundTruthPair]) -> list[GroundTruthPair]:
+        """Selects the pairs that are not in the file yet."""
         done = {(score.a, score.b) for score in self.scores}
-        return [pair for pair in pairs if (pair["a"], pair["b"]) not in done]
+        return [pair for pair in pairs if (pair.a, pair.b) not in done]
 
     def append(self, scores: Iterable[PairScore]) -> None:
         """Adds scores; they are on disk when this returns."""

@@ -1,8 +1,8 @@
-"""How fast matchers are, in turns in one process, and how much memory each takes.
+"""Speed of matchers, which take turns in one process, and their memory.
 
-Every contender of a round matches the same input; the order turns from round to round. A ratio is the median over the rounds
-of their times in the same round, so that a machine that slows down slows both. Ours, kornia's and the exports have the same
-weights; transformers' model has random ones of the same size, which cost the same at full depth.
+In each round every contender matches the same input, in an order that rotates. A ratio is the median over the rounds of the
+two times in the same round, so that a machine that slows down slows both. Lumiglue, kornia and the exports have the same
+weights; transformers' model has random weights of the same size, which cost the same at full depth.
 """
 
 import copy
@@ -42,8 +42,13 @@ _NOT_ON_A_CPU = {"kornia half", "graphs", "bf16 graphs"}
 
 @dataclass(frozen=True)
 class Timing:
-    """One contender at one size. milliseconds: of each round, for the whole batch. ratio: its time over ours, median, and
-    lowest and highest of the rounds; above 1 it is slower."""
+    """One contender at one size.
+
+    Attributes:
+        name: The contender.
+        milliseconds: Time of each round, for the whole batch.
+        ratio: Its time over Lumiglue's: median, lowest and highest of the rounds. Above 1 it is slower.
+    """
 
     name: str
     milliseconds: list[float]
@@ -55,10 +60,17 @@ class Timing:
 
 
 def operations(config: LightGlueConfig, n: int) -> float:
-    """Floating-point operations of a pair of n points each at full depth: 2 for each multiplication of a product.
+    """Counts the floating-point operations of a pair at full depth, two for each multiplication of a product.
 
-    A layer has linear maps of 19 d^2 a point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 14 d n^2 (self 4 for
-    each image, bidirectional cross 6); then there is the last head.
+    A layer has linear maps of 19 d^2 per point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 14 d n^2 (self 4
+    for each image, bidirectional cross 6); then there is the last head.
+
+    Args:
+        config: The matcher's config.
+        n: Keypoints of each image.
+
+    Returns:
+        The number of operations.
     """
     d, linear = config.d, 2 * (2 * n)
     layer = linear * 19 * d * d + 14 * d * n * n
@@ -66,7 +78,16 @@ def operations(config: LightGlueConfig, n: int) -> float:
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", rounds: int = 5) -> float:
-    """Operations a second of a large matrix product there, the best of some rounds."""
+    """Measures the rate of a large matrix product.
+
+    Args:
+        dtype: Of the matrices.
+        device: cpu or cuda.
+        rounds: The best of these is taken.
+
+    Returns:
+        Operations per second.
+    """
     size = 1024 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
@@ -80,7 +101,7 @@ def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", rounds:
 
 
 def check_device(device: str) -> None:
-    """Raises InputError where this PyTorch cannot compute on the device."""
+    """Raises InputError if PyTorch cannot compute on the device."""
     try:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError, ImportError):
@@ -88,12 +109,13 @@ def check_device(device: str) -> None:
 
 
 def _finish() -> None:
-    """Waits for what the GPU was asked for."""
+    """Waits until the GPU is idle."""
     if torch.cuda.is_initialized():
         torch.cuda.synchronize()
 
 
 def random_features(n: int, seed: int) -> Features:
+    """Makes n random keypoints with unit descriptors in an image of 480 x 480 pixels."""
     generator = torch.Generator().manual_seed(seed)
     return Features(
         keypoints=torch.rand(n, 2, generator=generator) * 479,
@@ -104,7 +126,18 @@ def random_features(n: int, seed: int) -> Features:
 
 
 def random_matcher(preset: str, seed: int = 0) -> LightGlue:
-    """The preset with random weights; what full depth costs does not depend on them."""
+    """Makes a matcher of a preset's size with random weights; the cost of full depth does not depend on them.
+
+    Args:
+        preset: Name of the preset.
+        seed: Random seed.
+
+    Returns:
+        The matcher.
+
+    Raises:
+        InputError: there is no such preset.
+    """
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; choose from {sorted(PRESETS)}")
     size = PRESETS[preset]
@@ -117,7 +150,17 @@ def random_matcher(preset: str, seed: int = 0) -> LightGlue:
 
 
 def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> MatchingJob:
-    """A random matcher and what it is to match; several pairs have unequal numbers of points, half of n to n."""
+    """Makes a random matcher and pairs to match.
+
+    Args:
+        preset: Size of the matcher.
+        n: Keypoints of each image; with several pairs, n / 2 to n.
+        batch: How many pairs.
+        device: cpu or cuda.
+
+    Returns:
+        The matcher, the pairs, and a description.
+    """
     sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
     images = [random_features(sizes[k % len(sizes)], k).to(device) for k in range(2 * batch)]
     pairs = list(zip(images[0::2], images[1::2], strict=True))
@@ -126,7 +169,19 @@ def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> Matc
 
 
 def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
-    """Trained weights and the sample photos, n points at most each. Raises InputError where the weights are not for SIFT."""
+    """Loads trained weights and the sample photos.
+
+    Args:
+        weights: Weights for SIFT.
+        n: Largest number of keypoints of each photo.
+        device: cpu or cuda.
+
+    Returns:
+        The matcher, the pair, and a description.
+
+    Raises:
+        InputError: the weights are not for SIFT.
+    """
     from lumiglue.pipeline.pipeline import Pipeline
     from lumiglue.samples import sample_pair
 
@@ -136,23 +191,31 @@ def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
     model = pipeline.matcher
     if not isinstance(model, LightGlue):
         raise InputError(f"{weights!r} is not a LightGlue for SIFT")
-    found = model.match(pack([pair], model.config))[0]
-    note = (
-        f"{weights}, adaptive, {len(pair[0])} x {len(pair[1])} points, {found.stop_layer} of {model.config.n_layers} layers"
-    )
-    return model, [pair], note
+    layers = f"{model.match(pack([pair], model.config))[0].stop_layer} of {model.config.n_layers} layers"
+    return model, [pair], f"{weights}, adaptive, {len(pair[0])} x {len(pair[1])} points, {layers}"
 
 
 def contenders(
     names: Sequence[str], model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings
 ) -> dict[str, Job]:
-    """Jobs that match all pairs where the model is, ours in one batch, the others one by one as they offer it.
+    """Makes a job for each contender that matches all pairs, on the model's device.
 
-    Names: "lumiglue", "lumiglue bf16", "one by one" (ours without batches), "in threads" (each pair in a thread of its own,
-    as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "bf16 compiled",
-    "graphs" and "bf16 graphs" (CUDA graphs of single pairs, on a GPU), "onnxruntime", "openvino", "openvino bf16", "int8"
-    (ONNX Runtime), "kornia", "kornia half" (its mixed precision, on a GPU), "transformers". Raises InputError for an unknown
-    name, for one that the device has not, and for a missing package.
+    Names: "lumiglue", "lumiglue bf16", "one by one" (without batches), "in threads" (one thread for each pair, as
+    `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "bf16 compiled", "graphs"
+    and "bf16 graphs" (CUDA graphs of single pairs, on a GPU), "onnxruntime", "openvino", "openvino bf16", "int8" (ONNX
+    Runtime), "kornia", "kornia half" (its mixed precision, on a GPU), "transformers".
+
+    Args:
+        names: The contenders.
+        model: The matcher whose weights they have.
+        pairs: Features to match.
+        settings: Early exit and pruning.
+
+    Returns:
+        Jobs by name.
+
+    Raises:
+        InputError: a name is unknown, does not run on the device, or needs a package that is missing.
     """
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
@@ -181,7 +244,15 @@ def contenders(
 
 
 def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
-    """Times the jobs in turns, after one round that does not count. The first is what the ratios are to."""
+    """Times jobs in turns, after one round that does not count.
+
+    Args:
+        jobs: Jobs by name; ratios are to the first.
+        rounds: How often each is timed.
+
+    Returns:
+        One timing for each job.
+    """
     names = list(jobs)
     times: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
@@ -193,15 +264,25 @@ def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
                 _finish()
                 times[name].append(1000 * (time.perf_counter() - start))
     counted = {name: values[1:] for name, values in times.items()}
-    found = []
+    timings = []
     for name in names:
         ratios = sorted(mine / ours for mine, ours in zip(counted[name], counted[names[0]], strict=True))
-        found.append(Timing(name, counted[name], (statistics.median(ratios), ratios[0], ratios[-1])))
-    return found
+        timings.append(Timing(name, counted[name], (statistics.median(ratios), ratios[0], ratios[-1])))
+    return timings
 
 
 def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
-    """MiB that one match of n x n points at full depth adds to a process of its own, or to the GPU, at its highest."""
+    """Measures the peak memory of one match at full depth, in a process of its own.
+
+    Args:
+        name: The contender.
+        preset: Size of the matcher.
+        n: Keypoints of each image.
+        device: cpu or cuda.
+
+    Returns:
+        MiB that the match adds to the process or to the GPU at its peak.
+    """
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_peak_memory, name, preset, n, device).result()
 
@@ -245,8 +326,8 @@ def _in_threads(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers:
         workers = torch.get_num_threads()
         with pool(workers, one_thread_each=workers > 1) as threads:
             cache = FeatureCache[Features](lambda features: features, threads, 2, lambda _: None)
-            found = match_in_threads(pairs, cache, match, None, workers)
-            return [matched.matches for matched in found if matched is not None]
+            results = match_in_threads(pairs, cache, match, None, workers)
+            return [matched.matches for matched in results if matched is not None]
 
     return job
 
@@ -328,12 +409,12 @@ def _kornia(
 
 
 def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    """transformers' LightGlue of the same size with random weights; its detector is replaced by one that hands it the
-    points, so that the time is the matching's."""
+    """transformers' LightGlue of the same size with random weights; its detector is replaced by one that returns the
+    points, so that only matching is timed."""
     try:
         from transformers import LightGlueConfig as Config
         from transformers import LightGlueForKeypointMatching
-        from transformers.models.superpoint.modeling_superpoint import SuperPointKeypointDescriptionOutput as Found
+        from transformers.models.superpoint.modeling_superpoint import SuperPointKeypointDescriptionOutput as Output
     except ImportError:
         raise InputError("this needs transformers; pip install transformers") from None
     config = model.config
@@ -346,13 +427,13 @@ def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], 
         )  # pyright: ignore[reportCallIssue]
     ).eval()  # fmt: skip
 
-    class Given(nn.Module):
-        def forward(self, *_: object, **__: object) -> Found:
-            return self.found
+    class FixedDetector(nn.Module):
+        def forward(self, *_: object, **__: object) -> Output:
+            return self.output
 
-        found: Found
+        output: Output
 
-    theirs.keypoint_detector = Given()
+    theirs.keypoint_detector = FixedDetector()
     theirs.to(_device(model))
 
     device = _device(model)
@@ -360,18 +441,18 @@ def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], 
 
     def points(n: int) -> dict[str, Any]:
         generator = torch.Generator().manual_seed(0)
-        found = {
+        tensors = {
             "keypoints": torch.rand(2, n, 2, generator=generator),
             "scores": torch.rand(2, n, generator=generator),
             "descriptors": nn.functional.normalize(torch.randn(2, n, 256, generator=generator), dim=-1),
             "mask": torch.ones(2, n, dtype=torch.int32),
         }
-        return {name: value.to(device) for name, value in found.items()}
+        return {name: value.to(device) for name, value in tensors.items()}
 
-    given = [Found(**points(max(map(len, pair)))) for pair in pairs]
+    outputs = [Output(**points(max(map(len, pair)))) for pair in pairs]
 
-    def match(found: Found) -> None:
-        theirs.keypoint_detector.found = found
+    def match(output: Output) -> None:
+        theirs.keypoint_detector.output = output
         theirs(images)
 
-    return lambda: [match(found) for found in given]
+    return lambda: [match(output) for output in outputs]

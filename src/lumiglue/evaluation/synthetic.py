@@ -10,7 +10,15 @@ from lumiglue.errors import InputError
 def turned(
     photo: UInt8[np.ndarray, "h w 3"], degrees: float
 ) -> tuple[UInt8[np.ndarray, "k l 3"], Float64[np.ndarray, "3 3"]]:
-    """The photo turned clockwise about its centre, on a grey canvas that holds all of it, and turned_from_photo."""
+    """Turns a photo clockwise about its centre, on a grey canvas on which all of it is visible.
+
+    Args:
+        photo: h x w x 3.
+        degrees: The angle.
+
+    Returns:
+        The turned photo and the 3 x 3 turned_from_photo.
+    """
     height, width = photo.shape[:2]
     cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
     size = [int(np.ceil(abs(a * cosine) + abs(b * sine))) for a, b in ((width, height), (height, width))]
@@ -25,7 +33,18 @@ def turned(
 def shrunk(
     photo: UInt8[np.ndarray, "h w 3"], factor: float
 ) -> tuple[UInt8[np.ndarray, "k l 3"], Float64[np.ndarray, "3 3"]]:
-    """The photo `factor` times smaller (at least 1), and shrunk_from_photo. Raises InputError for a smaller factor."""
+    """Shrinks a photo.
+
+    Args:
+        photo: h x w x 3.
+        factor: How many times smaller, at least 1.
+
+    Returns:
+        The shrunk photo and the 3 x 3 shrunk_from_photo.
+
+    Raises:
+        InputError: `factor` is less than 1.
+    """
     if factor < 1:
         raise InputError(f"factor is {factor}; give 1 or more, the photo is shrunk by it")
     height, width = photo.shape[:2]

@@ -395,16 +395,16 @@ class Pipeline:
         Raises:
             InputError: An argument is less than 1.
         """
-        matched = self.match_described(
+        matched = self.match_extracted(
             pairs, self.extract, key=_key, workers=workers, batch_tokens=batch_tokens, cached_images=cached_images,
             on_error=on_error,
         )  # fmt: skip
         return (None if p is None else MatchResult(p.features0, p.features1, p.matches, p.seconds) for p in matched)
 
-    def match_described(
+    def match_extracted(
         self,
         pairs: Iterable[tuple[Image, Image]],
-        describe: Callable[[Image], Features],
+        features_of: Callable[[Image], Features],
         *,
         key: Callable[[Image], Hashable | None] = str,
         workers: int | None = None,
@@ -415,8 +415,8 @@ class Pipeline:
         """`match_many` with features from another source.
 
         Args:
-            pairs: Pairs of images, of any type that `describe` accepts.
-            describe: Returns the features of an image.
+            pairs: Pairs of images, of any type that `features_of` accepts.
+            features_of: Returns the features of an image.
             key: Identifies an image in the cache; None if its features should not be kept.
             workers: See `match_many`, also for the other arguments.
             batch_tokens: See there.
@@ -437,7 +437,7 @@ class Pipeline:
         def run() -> Iterator[MatchedPair | None]:
             on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
             with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
-                cache = FeatureCache(describe, threads, max(cached_images, 2), key)
+                cache = FeatureCache(features_of, threads, max(cached_images, 2), key)
                 if on_gpu:
                     yield from match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
                 else:
