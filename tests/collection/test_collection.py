@@ -324,7 +324,8 @@ for step in matching.match_in_parts(features, read_pairs(pairs), make(), out, on
         while len(actors) < 2:  # the second may still be starting
             time.sleep(0.2)
             listed = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True).stdout
-            actors = [int(line.split()[0]) for line in listed.splitlines() if "ray::_Matcher" in line]
+            listed = [line.split() for line in listed.splitlines()]
+            actors = [int(words[0]) for words in listed if words[1].startswith("ray::_Matcher")]  # not this process
         os.kill(actors[0], signal.SIGKILL)
         killed.append(len(actors))
 print(json.dumps({"cores": cores, "actors": killed, "failed": failed}))
