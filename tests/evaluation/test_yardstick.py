@@ -10,10 +10,10 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from lumiglue.training.homographies import ViewSettings, sample_view
 
 from conftest import draw_photo
 from lumiglue.geometry import fundamental_from_pose
-from lumiglue.training.homographies import ViewSettings, sample_view
 
 FILE = Path(__file__).parents[1] / "bench" / "yardstick.py"
 
