@@ -1,7 +1,7 @@
 """Memory over many pairs: `python benchmarks/speed/memory.py --pairs 10000`. Prints the resident memory ten times.
 
-It must not grow. Pairs pass one by one through `match_features`, then through `match_described` in threads, with new features
-each time.
+It must not grow. Pairs pass one by one through `match_features`, then in threads through `match_described`, with new
+features each time.
 """
 
 import argparse
