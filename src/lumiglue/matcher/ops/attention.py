@@ -112,8 +112,8 @@ def choose_path(lengths: Lengths, x: Tensor) -> Literal["dense", "padded", "segm
     unequal segments padded to one length, because a GPU waits for its kernels, not for a few more products. "segments": one
     by one; a CPU gains nothing from batches of more than one pair, and its cache loses.
     """
-    sizes, training = set(segments_of(lengths)), _for_training(x)
-    if len(sizes) == 1 and sizes != {0} and (x.is_cuda or training):
+    sizes, training = segments_of(lengths), _for_training(x)
+    if len(set(sizes)) == 1 and sizes[0] and (x.is_cuda or training):
         return "dense"
     return "padded" if x.is_cuda and len(lengths) > 1 and not training else "segments"
 
@@ -140,8 +140,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | PaddedPair, *
 
 def _by_pair(x: Tensor, lengths: Lengths) -> list[tuple[Tensor, Tensor]]:
     """The tokens of either image of each pair."""
-    parts = iter(x.split(segments_of(lengths)))
-    return list(zip(parts, parts, strict=True))
+    parts = x.split(segments_of(lengths))
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, *, partners: bool) -> Tensor:
