@@ -1,9 +1,9 @@
-"""What a pair takes where other programs want the cores too, by how PyTorch's threads wait for each other.
+"""The time of a pair while other programs use the cores too, by how PyTorch's threads wait for each other.
 
     python benchmarks/speed/busy_cores.py [--points 1024] [--rounds 5]
 
-As many busy loops as there are cores beside the matcher, or none. Each figure is the median over processes that take turns,
-of the median time of a layer of `compact` on that many points in each image.
+The matcher runs alone, or beside as many busy loops as there are cores. Each figure is the median over processes, which take
+turns, of the median time of a layer of `compact` with that many points in each image.
 """
 
 import argparse
@@ -45,25 +45,29 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     print("| threads wait | milliseconds a layer, idle machine | every core busy |\n|---|---|---|")
-    found: dict[tuple[str, bool], list[float]] = {}
+    times: dict[tuple[str, bool], list[float]] = {}
     for _ in range(options.rounds):
         for busy in (False, True):
             with _programs(os.cpu_count() or 1 if busy else 0):
                 for name in WAITS:
-                    found.setdefault((name, busy), []).append(_milliseconds(name, options.points))
+                    times.setdefault((name, busy), []).append(_milliseconds(name, options.points))
     for name in WAITS:
-        columns = [_told(found[name, busy]) for busy in (False, True)]
+        columns = [_spread(times[name, busy]) for busy in (False, True)]
         print(f"| {name} | {' | '.join(columns)} |")
 
 
-def _told(values: list[float]) -> str:
+def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.1f} ({min(values):.1f} to {max(values):.1f})"
 
 
 def _milliseconds(name: str, points: int) -> float:
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))}
     run = subprocess.run(
-        [sys.executable, "-c", _MATCH, str(points)], env={**kept, **WAITS[name]}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", _MATCH, str(points)],
+        env={**environment, **WAITS[name]},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return 1000 * float(run.stdout)
 

@@ -37,7 +37,7 @@ def main() -> None:
             for part, job in _jobs(model, n).items():
                 theirs, ours = _times(job, options.rounds)
                 ratio = statistics.median(theirs) / statistics.median(ours)
-                print(f"| {preset} | {n} | {part} | {_told(theirs)} | {_told(ours)} | {ratio:.1f} |")
+                print(f"| {preset} | {n} | {part} | {_spread(theirs)} | {_spread(ours)} | {ratio:.1f} |")
 
 
 def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
@@ -58,18 +58,18 @@ def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
 
 
 def _times(job: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
-    found: tuple[list[float], list[float]] = ([], [])
+    times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for number in range(2 * rounds + 4):
             with patch.object(kernel, "library", (lambda: "off") if number % 2 == 0 else kernel.library):
                 start = time.perf_counter()
                 job()
                 if number >= 4:
-                    found[number % 2].append(1000 * (time.perf_counter() - start))
-    return found
+                    times[number % 2].append(1000 * (time.perf_counter() - start))
+    return times
 
 
-def _told(values: list[float]) -> str:
+def _spread(values: list[float]) -> str:
     return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 

@@ -3,8 +3,8 @@
     python benchmarks/speed/loop_against_plain.py PHOTOS [--photos 24] [--rounds 7] [--pairs 16] [--points 256]
 
 Both train the same model (`compact`, bf16 autocast) with batches of the same size, on views of the same distribution and
-with the same threads. The plain loop makes each pair anew: it reads the photo, warps two views of it, changes their light
-and extracts SIFT. The dataset's cost is paid once, and is said beside the rates.
+with the same threads. The plain loop makes each pair anew: it reads the photo, warps two views of it, applies photometric
+augmentation and extracts SIFT. The dataset's cost is paid once and printed below the rates.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Batches = Callable[[int], tuple[PackedPairs, Labels]]
 
 
 def plain_batches(source: PhotoViews, config: LightGlueConfig, pairs: int, points: int) -> Batches:
-    """Each pair made anew; photos whose views have too few keypoints are tried and left, as such a loop must."""
+    """Makes each pair anew; photos whose views have too few keypoints are tried and dropped, as such a loop has to."""
     extractor = Sift(max_keypoints=round(1.5 * points), resize=None)
 
     def batch(step: int) -> tuple[PackedPairs, Labels]:
@@ -118,7 +118,7 @@ def main() -> None:
         seconds, batch_seconds = np.median(whole[name]), np.median(drawing[name])
         print(f"| {name} | {flags.pairs / seconds:.2f} | {1000 * seconds:.0f} | {1000 * batch_seconds:.0f} |")
     ratio = np.median(np.array(whole["plain"]) / np.array(whole["dataset"]))
-    print(f"\nbank over plain: {ratio:.2f} x (median of the rounds' ratios)")
+    print(f"\ndataset over plain: {ratio:.2f} x (median of the rounds' ratios)")
     views = 6 * len(source.items)
     print(f"the dataset, once: {1000 * building / views:.0f} ms a view with one process; a plain step pays it twice a pair")
 

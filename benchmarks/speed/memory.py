@@ -1,7 +1,7 @@
-"""Memory over many pairs: `python benchmarks/speed/memory.py --pairs 10000`. Prints the resident memory every so many.
+"""Memory over many pairs: `python benchmarks/speed/memory.py --pairs 10000`. Prints the resident memory ten times.
 
-It must not grow. Pairs go one by one through `match_features`, then through `match_extracted` in threads, with new features
-each time.
+It must not grow. Pairs pass one by one through `match_features`, then in threads through `match_extracted`, with new
+features each time.
 """
 
 import argparse
@@ -52,8 +52,8 @@ def main() -> None:
         pipeline.match_features([(features(n, done), features(n + 3, done + 1))])
         note("one by one", done)
     todo = [(str(k), str(k + 1)) for k in range(options.pairs)]
-    found = pipeline.match_extracted(todo, lambda name: features(sizes[int(name) % len(sizes)], int(name)), workers=2)
-    for done, _ in enumerate(found, start=1):
+    results = pipeline.match_extracted(todo, lambda name: features(sizes[int(name) % len(sizes)], int(name)), workers=2)
+    for done, _ in enumerate(results, start=1):
         note("threads", done)
 
 

@@ -1,11 +1,11 @@
-"""The figures that need a GPU, in one command for a machine that is lent by the half-hour: tests, speed, a matcher.
+"""The figures that need a GPU, in one command of half an hour: tests, speed, a trained matcher.
 
     python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --minutes 15
-    python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --dry-run  # on a CPU, at a toy's size
+    python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --dry-run  # on a CPU, at toy size
 
-Each step has a log in OUT and goes on to the next where it fails; OUT/summary.txt says how each ended. Training first takes
-some steps to see how many pairs a second the chip gives, then fits the recipe `gpu_30min` into the minutes. Its weights
-are left in pieces of at most 15 MiB: cat OUT/weights.* > weights.safetensors
+Each step writes a log to OUT; a step that fails does not stop the next one, and OUT/summary.txt has the exit codes. Training
+first runs some steps to measure the pairs per second, then fits the recipe `gpu_30min` into the minutes. Its weights
+are written in pieces of at most 15 MiB: cat OUT/weights.* > weights.safetensors
 """
 
 import argparse
@@ -24,7 +24,14 @@ STEPS = ("tests", "speed", "train")
 
 @dataclass(frozen=True)
 class Job:
-    """out: folder of logs. datasets: for training. minutes: of it. dry_run: on the CPU, small."""
+    """What to run.
+
+    Attributes:
+        out: Folder of the logs.
+        datasets: Datasets for training.
+        minutes: Length of the training.
+        dry_run: On the CPU, at toy size.
+    """
 
     out: Path
     datasets: tuple[str, ...]
@@ -32,7 +39,7 @@ class Job:
     dry_run: bool
 
     def tests(self) -> None:
-        """What is marked gpu."""
+        """Tests marked gpu."""
         self._run("tests", "pytest", "-q", "-m", "gpu")
 
     def speed(self) -> None:
@@ -51,7 +58,7 @@ class Job:
             self._run("speed-graphs-adaptive", *bench, "--sizes", *sizes[:3], "--adaptive", "--against", *graphs)
 
     def train(self) -> None:
-        """As many pairs as fit."""
+        """Trains on as many pairs as fit."""
         if not self.datasets:
             raise SystemExit("training needs --datasets")
         recipe = ("--recipe", "gpu_30min")

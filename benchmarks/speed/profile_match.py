@@ -47,10 +47,10 @@ def main() -> None:
         model.match(pairs, FULL, layers=layers)
         times.append(1000 * (time.process_time() - start))
     print(f"{min(times):.0f} ms of processor time (median {sorted(times)[4]:.0f})")
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
         for _ in range(3):
             model.match(pairs, FULL, layers=layers)
-    rows = sorted(found.key_averages(), key=lambda row: -row.self_cpu_time_total)
+    rows = sorted(profiled.key_averages(), key=lambda row: -row.self_cpu_time_total)
     total = sum(row.self_cpu_time_total for row in rows)
     for row in rows[:12]:
         print(f"| {row.key} | {100 * row.self_cpu_time_total / total:.1f} % |")

@@ -2,7 +2,7 @@
 
     python benchmarks/speed/pruning.py [--preset compact] [--points 1024]
 
-A pair's layer is run on all points, and on those that are left after taking a share of them out; medians, in turns.
+A pair's layer runs on all points, and on those that remain after dropping a share of them; medians, in turns.
 """
 
 import argparse
@@ -32,19 +32,19 @@ def main() -> None:
 
         def layer(share: float) -> Callable[[], object]:
             left = int(n * (1 - share))
-            kept = torch.cat([torch.arange(left), torch.arange(n, n + left)])
+            rows = torch.cat([torch.arange(left), torch.arange(n, n + left)])
 
             def run() -> object:
                 if share == 0.0:
                     return model.layers[1](x, rotation, [(n, n)])
-                states, cosine, sine, _ = (t[kept] for t in tensors)
+                states, cosine, sine, _ = (t[rows] for t in tensors)
                 return model.layers[1](states, (cosine, sine), [(left, left)])
 
             return run
 
         def drop() -> object:
-            kept = (torch.arange(2 * n) % 20 != 0).nonzero()[:, 0]
-            return [t[kept] for t in tensors]
+            rows = (torch.arange(2 * n) % 20 != 0).nonzero()[:, 0]
+            return [t[rows] for t in tensors]
 
         jobs = {f"layer after dropping {100 * s:g} %": layer(s) for s in SHARES} | {"dropping 5 % alone": drop}
         times: dict[str, list[float]] = {name: [] for name in jobs}

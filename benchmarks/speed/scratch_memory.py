@@ -41,13 +41,13 @@ def main() -> None:
     print("| points | precision | ms without | ms with | faults without | faults with |\n|---|---|---|---|---|---|")
     for n in options.points:
         for precision in ("fp32", "bf16"):
-            found: dict[str, list[tuple[float, ...]]] = {"without": [], "with": []}
+            measured: dict[str, list[tuple[float, ...]]] = {"without": [], "with": []}
             for _ in range(options.rounds):
-                for how, values in found.items():
+                for how, values in measured.items():
                     command = [sys.executable, "-c", _MATCH, how, str(n), precision]
                     run = subprocess.run(command, capture_output=True, text=True, check=True)
                     values.append(tuple(map(float, run.stdout.split())))
-            columns = [[statistics.median(v[k] for v in found[how]) for how in found] for k in (0, 1)]
+            columns = [[statistics.median(v[k] for v in measured[how]) for how in measured] for k in (0, 1)]
             (a, b), (c, d) = columns
             print(f"| {n} | {precision} | {a:.1f} | {b:.1f} | {c:.0f} | {d:.0f} |", flush=True)
 

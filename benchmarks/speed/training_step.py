@@ -92,7 +92,7 @@ class Stopwatch:
 def parts_of_a_step(dataset: Path | None, packed: PackedPairs, labels: Labels, rounds: int) -> dict[str, list[float]]:
     """Seconds of each part, for each round; those that begin with "of layers" are parts of the layers' forward pass."""
     step = Step("bf16")
-    found: dict[str, list[float]] = defaultdict(list)
+    times: dict[str, list[float]] = defaultdict(list)
     sampler = None
     if dataset is not None:
         sampler = PairSampler(
@@ -117,8 +117,8 @@ def parts_of_a_step(dataset: Path | None, packed: PackedPairs, labels: Labels, r
         watch.around("layers, backward", torch.autograd.backward)(states, [x.grad for x in leaves])
         watch.around("clip and AdamW", lambda: (nn.utils.clip_grad_norm_(step.parameters, 1.0), step.optimizer.step()))()
         for name, seconds in watch.seconds.items():
-            found[name].append(seconds)
-    return found
+            times[name].append(seconds)
+    return times
 
 
 def head_losses(model: LightGlue, states: list[torch.Tensor], labels: Labels) -> torch.Tensor:

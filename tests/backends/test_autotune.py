@@ -10,7 +10,7 @@ import torch
 
 from helpers import draw_photo
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, Pipeline
-from lumiglue.backends import autotune as fastest_module
+from lumiglue.backends import autotune as autotune_module
 from lumiglue.backends.autotune import Match, autotune, default_precision
 from lumiglue.cli import main
 from lumiglue.cli.flags import PipelineFlags
@@ -26,7 +26,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 
 def makers(opened: list[str], seconds: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> dict[str, Callable[[], Match]]:
-    """Matchers that take so many seconds of a clock that stands still otherwise."""
+    """Matchers that advance a clock by so many seconds; nothing else does."""
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
 
@@ -58,20 +58,20 @@ def test_the_fastest_is_taken_and_remembered(opened: list[str], monkeypatch: pyt
 
 def test_the_precision_is_measured_once_a_machine(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     cpu = torch.device("cpu")
-    monkeypatch.setattr(fastest_module, "multiplies_tiles", lambda: False)
+    monkeypatch.setattr(autotune_module, "multiplies_tiles", lambda: False)
     measured: list[str] = ["bf16", "fp32"]
-    monkeypatch.setattr(fastest_module, "faster_precision", lambda device: measured.pop(0))
+    monkeypatch.setattr(autotune_module, "faster_precision", lambda device: measured.pop(0))
     assert [default_precision(cpu) for _ in range(3)] == ["bf16"] * 3
     assert measured == ["fp32"]
     monkeypatch.undo()
     monkeypatch.setattr(precision, "multiplies_tiles", lambda: True)  # with AMX there is nothing to measure
     monkeypatch.setattr(precision, "product_seconds", lambda dtype: pytest.fail("measured"))
-    monkeypatch.setattr(fastest_module, "multiplies_tiles", lambda: True)
+    monkeypatch.setattr(autotune_module, "multiplies_tiles", lambda: True)
     assert default_precision(cpu) == "bf16"
 
 
 def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What may be continued on another machine, and figures, must not depend on this one."""
+    """Files that another machine may continue, and figures, must not depend on this machine."""
     for chosen in ("bf16", "fp32"):
         monkeypatch.setattr("lumiglue.pipeline.pipeline.default_precision", lambda device, chosen=chosen: chosen)
         dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}

@@ -1,5 +1,5 @@
-"""Layers that are replayed give what layers give that run. Without a GPU a stand-in replays them: like a graph it computes,
-for shapes fixed when it was recorded, whatever lies in the memory of its inputs, into one output."""
+"""Replayed layers give the results of layers that run. Without a GPU a substitute replays them: like a graph it has the
+shapes of the recording and computes from the present content of its inputs' memory into one output."""
 
 import copy
 import pickle
@@ -66,7 +66,7 @@ def same(a: Matches, b: Matches) -> bool:
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("ablation", [None, "full-cross-attention"])
 def test_replayed_layers_match_as_layers_do(settings: MatchSettings, ablation: str | None) -> None:
-    """Small pairs after large ones, so that what those left in memory would be seen; early exit and pruning in between."""
+    """Small pairs after large ones, so that leftovers in memory would show; early exit and pruning in between."""
     recorder = Recorder()
     model = make_model(2, ablation=ablation)
     layers = ReplayedLayers(model.layers, recorder)
@@ -150,7 +150,7 @@ def test_cuda_graphs_match_as_the_gpu_does_without(settings: MatchSettings, capl
 
 
 def test_layers_that_were_changed_are_recorded_again() -> None:
-    """A graph reads weights where they lay when it was recorded."""
+    """A graph reads weights from where they were when it was recorded."""
     recorder = Recorder()
     model, pair, settings = make_model(2), related(100, 90, 3), MatchSettings()
     layers = ReplayedLayers(model.layers, recorder)

@@ -166,7 +166,7 @@ def test_states_that_gradients_are_asked_of_are_left_alone() -> None:
     assert rotated(x.unflatten(1, (4, 64)), torch.ones(8, 32), torch.zeros(8, 32)) is None
 
 
-_SAYS = "from lumiglue.matcher.ops.kernel import library; print(library())"
+_PRINT_LIBRARY = "from lumiglue.matcher.ops.kernel import library; print(library())"
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_it_can_be_switched_off() -> None:
     environment = {**os.environ, "LUMIGLUE_KERNEL": "0"}
-    run = subprocess.run([sys.executable, "-c", _SAYS], env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run([sys.executable, "-c", _PRINT_LIBRARY], env=environment, capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "LUMIGLUE_KERNEL is 0"
 
 
@@ -200,9 +200,9 @@ def test_no_compiler_and_a_compiler_that_fails(
         broken = tmp_path / "cc"
         broken.write_text("#!/bin/sh\necho 'cc: unknown option -mamx-tile' >&2\nexit 1\n")
         broken.chmod(0o755)
-        said = library()
-        assert isinstance(said, str)
-        assert said.endswith("cannot compile kernel.c: cc: unknown option -mamx-tile")
+        message = library()
+        assert isinstance(message, str)
+        assert message.endswith("cannot compile kernel.c: cc: unknown option -mamx-tile")
         assert list(own_cache.iterdir()) == []
         assert fused_attention(*_qkv(8, 8, 32)) is None
     finally:
@@ -211,15 +211,15 @@ def test_no_compiler_and_a_compiler_that_fails(
 
 
 @needs_kernel
-def test_it_is_compiled_once_and_mended(own_cache: Path) -> None:
-    def said() -> str:
-        return subprocess.run([sys.executable, "-c", _SAYS], capture_output=True, text=True, check=True).stdout
+def test_it_is_compiled_once_and_again_if_damaged(own_cache: Path) -> None:
+    def printed() -> str:
+        return subprocess.run([sys.executable, "-c", _PRINT_LIBRARY], capture_output=True, text=True, check=True).stdout
 
-    assert "CDLL" in said()
+    assert "CDLL" in printed()
     (file,) = own_cache.iterdir()
     written = file.stat().st_mtime_ns
-    assert "CDLL" in said()
+    assert "CDLL" in printed()
     assert file.stat().st_mtime_ns == written
     file.write_bytes(b"not a library")
-    assert "CDLL" in said()
+    assert "CDLL" in printed()
     assert file.stat().st_size > 1000

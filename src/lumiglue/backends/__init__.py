@@ -1,1 +1,1 @@
-"""What runs a matcher: PyTorch, CUDA graphs, ONNX Runtime, OpenVINO, and which is fastest here."""
+"""What runs a matcher: PyTorch, CUDA graphs, ONNX Runtime or OpenVINO, and which is fastest on this machine."""

@@ -1,4 +1,4 @@
-"""Which backend and precision match fastest on this machine: measured once, then remembered."""
+"""Which backend and precision match fastest on this machine: measured once, then read from the cache folder."""
 
 import hashlib
 import json
@@ -28,43 +28,57 @@ _POINTS, _ROUNDS = 1024, 5
 
 
 def autotune(makers: Mapping[Name, Callable[[], Match]], config: LightGlueConfig, about: Sequence[object]) -> Name:
-    """The name of the matcher that takes least for a pair of 1024 points.
+    """Finds the matcher that takes the least time for a pair of 1,024 points each.
 
-    makers: what opens each matcher; they are run in turns, a few seconds in all. about: what the answer depends on beside
-    the processor, PyTorch's threads, versions and `config`; the answer is kept under all of that in the cache folder.
+    Args:
+        makers: For each name a function that opens a matcher. The matchers run in turns, a few seconds in all.
+        config: The config of the matcher.
+        about: JSON values on which the answer depends besides the processor, PyTorch's threads, versions and `config`. The
+            answer is cached under all of these.
+
+    Returns:
+        The name of the fastest matcher.
     """
     if len(makers) == 1:
         return next(iter(makers))
     file, key = cache_folder() / "backends.json", _key([config.__class__.__name__, asdict(config), *about, sorted(makers)])
-    known = _read(file)
+    cached = _read(file)
     for name in makers:
-        if name == known.get(key):
+        if name == cached.get(key):
             return name
     seconds = _race({name: make() for name, make in makers.items()}, config)
     best = min(seconds, key=lambda name: seconds[name])
-    shown = ", ".join(f"{name} {1000 * took:.0f} ms" for name, took in seconds.items())
-    _log.info("a pair of %d points: %s; %s is used here from now on (%s)", _POINTS, shown, best, file)
-    _write(file, {**known, key: best})
+    times = ", ".join(f"{name} {1000 * taken:.0f} ms" for name, taken in seconds.items())
+    _log.info("a pair of %d points: %s; %s is used from now on (%s)", _POINTS, times, best, file)
+    _write(file, {**cached, key: best})
     return best
 
 
 def default_precision(device: torch.device) -> Precision:
-    """bf16 where the device multiplies it faster (`faster_precision`), else fp32. What must be measured is measured once a
-    machine, so that its matches are the same each time."""
+    """bf16 if the device multiplies it faster (`faster_precision`), else fp32.
+
+    A machine is measured once and the answer is cached, so that its matches are the same each time.
+
+    Args:
+        device: Where the matcher is to run.
+
+    Returns:
+        "bf16" or "fp32".
+    """
     if device.type != "cpu" or multiplies_tiles():
         return faster_precision(device)
     file, key = cache_folder() / "backends.json", _key(["precision"])
-    known = _read(file)
+    cached = _read(file)
     for precision in get_args(Precision):
-        if precision == known.get(key):
+        if precision == cached.get(key):
             return precision
-    chosen = faster_precision(device)
-    _write(file, {**known, key: chosen})
-    return chosen
+    faster = faster_precision(device)
+    _write(file, {**cached, key: faster})
+    return faster
 
 
 def about_matching(settings: MatchSettings, precision: Precision) -> list[object]:
-    """What a backend's time depends on beside the model."""
+    """What the time of a backend depends on besides the model."""
     return [asdict(settings), precision]
 
 
@@ -107,16 +121,16 @@ def _version(package: str) -> str:
 
 def _read(file: Path) -> dict[str, str]:
     try:
-        found = json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return content if isinstance(content, dict) else {}
 
 
-def _write(file: Path, known: Mapping[str, str]) -> None:
+def _write(file: Path, content: Mapping[str, str]) -> None:
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with replacing(file, shared=True) as unfinished:
-            unfinished.write_text(json.dumps(known, indent=1))
+            unfinished.write_text(json.dumps(content, indent=1))
     except OSError as error:
-        _log.warning("%s cannot be written (%s), so this is measured again next time", file, error.strerror)
+        _log.warning("%s cannot be written (%s), so backends are measured again next time", file, error.strerror)

@@ -1,8 +1,8 @@
-"""CUDA graphs: on a GPU a layer of one pair is some forty small kernels, and starting them takes longer than they run.
+"""CUDA graphs: on a GPU a layer of one pair is some forty small kernels, and starting them takes longer than running them.
 
-A graph starts them all at once, but for fixed shapes. So the pair's images are padded to one of a few numbers of points
-and what was filled in is masked; early exit and pruning happen between the layers, as always. Larger images, and several
-pairs at a time, which keep a GPU busy by themselves, run as they do without.
+A graph starts all of them at once, but has fixed shapes. So the pair's images are padded to one of a few numbers of points,
+and the padding is masked. Early exit and pruning happen between the layers, as always. Larger images, and several pairs at a
+time, keep a GPU busy by themselves and run without graphs.
 """
 
 import copy
@@ -23,20 +23,20 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.ops.attention import PaddedPair
 from lumiglue.matcher.packed import Lengths
 
-# Computes the same again, of whatever its inputs' memory holds by then, into the same output; returns both.
+# A function that computes the same again from the present content of its inputs' memory, and the output that it overwrites.
 Recorded = tuple[Callable[[], Any], Tensor]
 Record = Callable[[Callable[[], Tensor]], Recorded]
 Run = Callable[..., Tensor]  # a layer
 
-# Up to so many points images are padded to a multiple of so many; beyond the last they are not.
+# (limit, step): images of up to `limit` points are padded to a multiple of `step`; larger ones are not padded.
 STEPS = ((512, 128), (2048, 256), (4096, 512))
-# PyTorch records one graph of a process at a time.
+# A process can record one graph at a time.
 _recording = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
 def padded_length(points: int) -> int | None:
-    """How many points an image of so many is padded to; None where it is too large to be worth it."""
+    """How many points an image of that many is padded to; None if it is too large to profit."""
     for limit, step in STEPS:
         if points <= limit:
             return -(-points // step) * step
@@ -65,20 +65,20 @@ def replayed_layers(model: nn.Module, layers: Layers | None = None) -> "Replayed
 
 
 def record_cuda_graph(device: torch.device) -> Record:
-    """Records on that GPU. All records of one recorder share their scratch memory, so they take turns."""
+    """A recorder on that GPU. The graphs of one recorder share scratch memory, so they must not run at the same time."""
     pool = torch.cuda.graph_pool_handle()
     with torch.cuda.device(device):
-        aside = torch.cuda.Stream()  # of this GPU: the one that PyTorch would take is the first GPU's that recorded
+        stream = torch.cuda.Stream()  # of this GPU: PyTorch's own is on the first GPU that recorded
 
     def record(run: Callable[[], Tensor]) -> Recorded:
         graph = torch.cuda.CUDAGraph()
         with _recording, torch.cuda.device(device):
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):  # libraries set themselves up at their first call, which cannot be recorded
+            stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(stream):  # libraries initialise themselves in the first call, which cannot be recorded
                 for _ in range(2):
                     run()
-            torch.cuda.current_stream().wait_stream(aside)
-            with torch.cuda.graph(graph, pool=pool, stream=aside, capture_error_mode="thread_local"):
+            torch.cuda.current_stream().wait_stream(stream)
+            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 output = run()
 
         def replay() -> None:
@@ -92,7 +92,7 @@ def record_cuda_graph(device: torch.device) -> Record:
 
 @dataclass(frozen=True, eq=False)
 class _Inputs:
-    """Where the recorded layers of one filled length find their input: 2n tokens, and how many of either image are real."""
+    """The input memory of the recorded layers of one padded length: 2n tokens, and how many of either image are real."""
 
     x: Float[Tensor, "t d"]
     cosine: Float[Tensor, "t q"]
@@ -101,7 +101,7 @@ class _Inputs:
 
     def fill(self, x: Tensor, rotation: tuple[Tensor, Tensor], sizes: tuple[int, int]) -> None:
         n, first = self.pair.n, sizes[0]
-        self.x.zero_()  # what is filled in must be finite, as the mask multiplies it by 0
+        self.x.zero_()  # padding must be finite, because the mask multiplies it by 0
         for memory, values in ((self.x, x), (self.cosine, rotation[0]), (self.sine, rotation[1])):
             memory[:first].copy_(values[:first])
             memory[n : n + sizes[1]].copy_(values[first:])
@@ -116,7 +116,7 @@ class ReplayedLayers:
         """Records nothing yet.
 
         Args:
-            layers: The layers of LightGlue that are recorded; they run as they are what a graph cannot hold.
+            layers: LightGlue's layers. Pairs that a graph cannot hold run through them directly.
             record: Records one call, see `record_cuda_graph`.
             device: The only device that `record` records on; None is any.
         """
@@ -153,7 +153,7 @@ class ReplayedLayers:
         n = padded_length(max(sizes))
         if n is None or not self._recordable:
             return None
-        # Memory made in inference mode could not be filled outside of it.
+        # Memory allocated in inference mode could not be filled outside of it.
         with self._lock, torch.inference_mode(False), torch.no_grad():
             if (weights := _location(self._layers)) != self._weights:  # moved or replaced: graphs read from the old memory
                 self._recorded.clear()
@@ -161,7 +161,7 @@ class ReplayedLayers:
                 self._weights = weights
             if self._device not in (None, x.device):
                 return None
-            if self._done is not None:  # another stream may still be reading what is filled next
+            if self._done is not None:  # another stream may still be reading the inputs
                 torch.cuda.current_stream(x.device).wait_event(self._done)
             inputs = self._inputs.get(n) or self._inputs.setdefault(n, _inputs_like(x, rotation, n))
             inputs.fill(x, rotation, sizes)

@@ -1,4 +1,4 @@
-"""What runs a matcher beside PyTorch, and which of them is fastest here."""
+"""Backends other than PyTorch, and which backend is fastest on this machine."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,13 +23,22 @@ if TYPE_CHECKING:
 
 
 def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
-    """A matcher that runs on ONNX Runtime or OpenVINO, of weights or of an .onnx file.
+    """A matcher that runs on ONNX Runtime or OpenVINO.
 
-    Raises InputError for another backend, for bf16, for a model other than LightGlue, and where a package is missing.
+    Args:
+        file: Weights, or an .onnx file.
+        backend: "onnxruntime" or "openvino".
+        precision: "fp32".
+
+    Returns:
+        The matcher.
+
+    Raises:
+        InputError: The backend, the precision or the model is another one, or a package is missing.
     """
     if backend not in get_args(Backend):
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
-    if precision == "bf16":  # OpenVINO rounds positions, scores and rows along with the layers: 72 % of the matches are left
+    if precision == "bf16":  # OpenVINO rounds positions, scores and rows too: 72 % of the matches remain
         raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
     if backend in ("torch", "cudagraphs"):
         raise InputError(f"{file} runs on onnxruntime or openvino, not on {backend}; choose one, or give .safetensors")
@@ -45,7 +54,17 @@ def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMat
 
 
 def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
-    """Of the backends that are installed and know the precision, the fastest."""
+    """The fastest of the installed backends that support the precision.
+
+    Args:
+        file: Weights, or an .onnx file.
+        settings: Thresholds, on which the time depends.
+        precision: "fp32" or "bf16".
+        device: Where PyTorch would run the matcher; on a GPU it is always chosen.
+
+    Returns:
+        The name of the backend.
+    """
     makers: dict[Backend, Callable[[], Match]] = {}
     runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
     for backend in runtimes:
@@ -53,7 +72,7 @@ def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, d
             makers[backend] = partial(_opened, file, backend, precision, settings)
     if file.suffix == ".onnx":
         if not makers:
-            return "onnxruntime"  # which says what to install
+            return "onnxruntime"  # its error names what to install
         config = onnx_matcher(file, next(iter(makers)), precision).config
     else:
         model = load_weights(file)

@@ -4,7 +4,7 @@
              = 2 S_ij - row_lse_i - column_lse_j + log sigma_i + log sigma_j
 
 A pair is a match where P_ij > tau is the maximum of its row and of its column. Matches need only the log-sum-exp and
-the best entry of each row and column, so S is taken in blocks of rows that stay in the cache; large S is never held.
+the best entry of each row and column, so S is computed in blocks of rows that fit in the cache; large S is never stored.
 """
 
 from collections.abc import Iterator
@@ -16,16 +16,25 @@ from torch import Tensor, nn
 
 from lumiglue.matcher.ops.exponent import MIN_SUM, exponent_offset
 
-# S of up to this many entries (64 MiB in float32) is kept between the two passes; beyond, it is computed twice.
+# S of up to this many entries (64 MiB in float32) is stored between the two passes; a larger one is computed twice.
 MAX_ENTRIES = 2**24
-# Entries of a block: on the CPU half a megabyte, which stays in a core's cache.
+# Entries of a block on the CPU: half a megabyte, which fits in a core's cache.
 BLOCK_ENTRIES = 2**17
 
 
 def log_assignment(
     similarity: Float[Tensor, "*b m n"], matchability0: Float[Tensor, "*b m"], matchability1: Float[Tensor, "*b n"]
 ) -> Float[Tensor, "*b m n"]:
-    """log P of the paper's Equation 8; matchabilities are logits."""
+    """log P of the paper's Equation 8.
+
+    Args:
+        similarity: S.
+        matchability0: Logits of sigma of the rows.
+        matchability1: Logits of sigma of the columns.
+
+    Returns:
+        log P_ij, without a dustbin.
+    """
     rows = similarity.logsumexp(-1) - F.logsigmoid(matchability0)
     columns = similarity.logsumexp(-2) - F.logsigmoid(matchability1)
     return 2 * similarity - rows.unsqueeze(-1) - columns.unsqueeze(-2)
@@ -39,10 +48,18 @@ def assign(
     threshold: float,
     block: int | None = None,
 ) -> tuple[Int[Tensor, "k 2"], Float[Tensor, " k"]]:
-    """Matches (rows in 0 and 1, in order of the first) and their scores P_ij > threshold.
+    """Mutual maxima of P above a threshold. Of equal maxima the first counts.
 
-    similarity is features0 @ features1^T in float32. block: rows of it at a time; by default what suits the device. Of equal
-    maxima the first counts.
+    Args:
+        features0: S is features0 @ features1^T, in float32.
+        features1: See `features0`.
+        matchability0: Logits of sigma of the points of image 0.
+        matchability1: Logits of sigma of the points of image 1.
+        threshold: tau; matches have P_ij above it.
+        block: Rows of S at a time; None takes what suits the device.
+
+    Returns:
+        Matches as rows in image 0 and image 1, in order of the first, and their scores P_ij.
     """
     features0, features1 = features0.float(), features1.float()
     m, n = len(features0), len(features1)
@@ -56,10 +73,10 @@ def assign(
     columns = column_lse - F.logsigmoid(matchability1.float())
     row_best, partner, column_best = blocks.best(rows, columns)
     scores = row_best.clamp(max=0).exp()  # rounding may lift log P above 0
-    kept = ((column_best[partner] == row_best) & (scores > threshold)).nonzero()[:, 0]
-    first = torch.full((n,), m, device=kept.device).scatter_reduce(0, partner[kept], kept, "amin")
-    kept = kept[first[partner[kept]] == kept]
-    return torch.stack([kept, partner[kept]], dim=1), scores[kept]
+    rows0 = ((column_best[partner] == row_best) & (scores > threshold)).nonzero()[:, 0]
+    first = torch.full((n,), m, device=rows0.device).scatter_reduce(0, partner[rows0], rows0, "amin")
+    rows0 = rows0[first[partner[rows0]] == rows0]
+    return torch.stack([rows0, partner[rows0]], dim=1), scores[rows0]
 
 
 class _Blocks:
@@ -68,14 +85,14 @@ class _Blocks:
     def __init__(self, features0: Tensor, features1: Tensor, rows: int) -> None:
         self.parts, self.features1 = features0.split(rows), features1.mT.contiguous()
         self.features0 = features0
-        keep = len(features0) * len(features1) <= MAX_ENTRIES
-        self.kept = [part @ self.features1 for part in self.parts] if keep else None
+        store = len(features0) * len(features1) <= MAX_ENTRIES
+        self.stored = [part @ self.features1 for part in self.parts] if store else None
 
     def __iter__(self) -> Iterator[Tensor]:
-        yield from self.kept if self.kept is not None else (part @ self.features1 for part in self.parts)
+        yield from self.stored if self.stored is not None else (part @ self.features1 for part in self.parts)
 
     def log_sum_exps(self) -> tuple[Float[Tensor, " m"], Float[Tensor, " n"]]:
-        """Of each row and each column: by one exponential for both, or exactly where that would lose the small ones."""
+        """Of each row and each column: by one exponential for both, or exactly if that would lose the small ones."""
         offset = exponent_offset(self.features0, self.features1.mT)
         if offset is not None:
             row_sums, column_sums = [], self.features1.new_zeros(self.features1.shape[1])
@@ -118,16 +135,16 @@ class MatchAssignment(nn.Module):
         self.matchability = nn.Linear(d, 1) if matchability else None
 
     def features(self, x: Float[Tensor, "t d"]) -> Float[Tensor, "t d"]:
-        """What S_ij = <f_i, f_j> is the inner product of: the projection times d^-1/4 on either side.
+        """The f of S_ij = <f_i, f_j>: the projection of the states times d^-1/4.
 
-        Scaled in float32, in which S is to be taken: bfloat16 would blur close scores.
+        The scaling is in float32, as S has to be: bfloat16 would blur close scores.
         """
         features = self.projection(x)
         features = features.float() if features.dtype.itemsize < 4 else features
         return features * x.shape[-1] ** -0.25
 
     def matchability_logits(self, x: Float[Tensor, "t d"]) -> Float[Tensor, " t"]:
-        """sigma_i = sigmoid of these; 1 throughout where matchability is left out."""
+        """The logits of sigma_i; 1 for all points in the ablation without matchability."""
         if self.matchability is None:
             return torch.full_like(x[:, 0], 30.0)
         return self.matchability(x).squeeze(-1)

@@ -1,4 +1,4 @@
-"""From features to a matcher's input: positions normalised, pairs packed."""
+"""From features to a matcher's input: normalises positions and packs pairs."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, runtime_checkable
@@ -11,31 +11,30 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.types import Features
 
-# Beyond this a descriptor is a mistake, and sums over it overflow. SIFT's own numbers go to 255.
+# A larger descriptor is a mistake, and sums over it overflow. SIFT's own numbers reach 255.
 LARGEST_DESCRIPTOR = 1e6
-# Image sizes that a keypoint may lie outside of its image; pixels of a scale, radians of an orientation, a detector's score.
-FARTHEST = 1e6
-LARGEST_NUMBER = 1e12
+FARTHEST = 1e6  # how far a keypoint may be from the origin, in sizes of its image
+LARGEST_NUMBER = 1e12  # of a scale in pixels, an orientation in radians, a detector's score
 PositionInput = Literal["xy", "xy-scale-orientation", "xy-logscale-angle", "xy-score"]
 
 
 @runtime_checkable
 class MatcherConfig(Protocol):
-    """What `pack` asks of a matcher's config."""
+    """What `pack` needs of a matcher's config."""
 
     @property
     def extractor(self) -> str:
-        """Name of the features it was trained for; "" accepts any of the right size."""
+        """Name of the features that the matcher was trained for; "" accepts any of the right width."""
         ...
 
     @property
     def descriptor_dim(self) -> int:
-        """Their width."""
+        """Channels of a descriptor."""
         ...
 
     @property
     def encoding(self) -> PositionInput:
-        """What it sees of a keypoint beside the descriptor."""
+        """What the matcher sees of a keypoint besides its descriptor."""
         ...
 
 
@@ -48,10 +47,23 @@ def normalize_positions(
     orientations: Float[Tensor, " n"] | None = None,
     scores: Float[Tensor, " n"] | None = None,
 ) -> Float[Tensor, "n p"]:
-    """What the matcher sees of each keypoint: n x 2, n x 3 with the score, or n x 4 with scale and orientation.
+    """What the matcher sees of each keypoint besides its descriptor.
 
-    p = (pixel - size / 2) / (max(size) / 2), size being the (width, height) of the keypoint's image. Raises InputError
-    where scale, orientation or score is needed and missing.
+    p = (pixel - size / 2) / (max(size) / 2), size being the (width, height) of the keypoint's image.
+
+    Args:
+        keypoints: Pixels (x, y).
+        image_sizes: Width and height in pixels of each keypoint's image.
+        encoding: What the matcher sees.
+        scales: In pixels; the encodings with scale and orientation need them.
+        orientations: In radians; the encodings with scale and orientation need them.
+        scores: The detector's; "xy-score" needs them.
+
+    Returns:
+        n x 2, n x 3 with the score, or n x 4 with scale and orientation.
+
+    Raises:
+        InputError: The encoding needs scales, orientations or scores, and they are missing.
     """
     xy = (keypoints - image_sizes / 2) / (image_sizes.amax(1, keepdim=True) / 2)
     if encoding == "xy":
@@ -70,18 +82,26 @@ def positions_of(features: Features, encoding: PositionInput) -> Float[Tensor, "
     """`normalize_positions` of one image's keypoints, in float32."""
     size = torch.tensor([features.image_size], dtype=torch.float32, device=features.keypoints.device)
     names = ("scales", "orientations", "scores")
-    known = {name: value.float() for name in names if (value := getattr(features, name)) is not None}
-    return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), encoding, **known)
+    optional = {name: value.float() for name in names if (value := getattr(features, name)) is not None}
+    return normalize_positions(features.keypoints.float(), size.expand(len(features), 2), encoding, **optional)
 
 
 def check_features(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> None:
-    """Raises InputError where there are none, or they are not the features that a matcher was made for."""
+    """Checks that features fit a matcher.
+
+    Args:
+        pairs: At least one pair.
+        config: The config of the matcher.
+
+    Raises:
+        InputError: There is no pair, or the features are not those that the matcher was made for.
+    """
     if not pairs:
         raise InputError("there are no pairs to match; give at least one")
     for number, pair in enumerate(pairs):
         if not (isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(side, Features) for side in pair)):
-            said = f"({', '.join(type(x).__name__ for x in pair)})" if isinstance(pair, Sequence) else type(pair).__name__
-            raise InputError(f"pair {number} is {said}; give a list of pairs (Features, Features)")
+            types = f"({', '.join(type(x).__name__ for x in pair)})" if isinstance(pair, Sequence) else type(pair).__name__
+            raise InputError(f"pair {number} is {types}; give a list of pairs (Features, Features)")
     needs_scale = config.encoding in ("xy-scale-orientation", "xy-logscale-angle")
     for features in (features for pair in pairs for features in pair):
         if config.extractor and features.extractor and features.extractor != config.extractor:
@@ -110,7 +130,18 @@ def _check_range(features: Features) -> None:
 
 
 def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:
-    """Packs pairs of features for a matcher. Raises InputError where they are not the features it was made for."""
+    """Packs pairs of features for a matcher.
+
+    Args:
+        pairs: Features of image 0 and image 1 of each pair; images without keypoints are legal.
+        config: The config of the matcher.
+
+    Returns:
+        The input of `LightGlue.match` and `SuperGlue.match`.
+
+    Raises:
+        InputError: There is no pair, or the features are not those that the matcher was made for.
+    """
     check_features(pairs, config)
     images = [features for pair in pairs for features in pair]
     return PackedPairs(

@@ -25,22 +25,31 @@ from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings
 from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
 
-# Tokens that a CPU takes at a time. More leave its cache, and a batch of large pairs is slower than the pairs one by one.
+# Tokens that a CPU computes at a time. More do not fit in its cache: a batch of large pairs would take longer than the pairs
+# one by one.
 CPU_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightGlueConfig:
-    """The shape of a matcher.
+    """The shape of a LightGlue matcher. The defaults are the paper's model.
 
-    extractor: name of the features it was trained for; "" accepts any of the right size.
-    descriptor_dim: their width; project_input: map descriptors to d by a linear layer (needed where the widths differ).
-    d, heads, n_layers: width, attention heads, layers. The paper's model: 256, 4, 9.
-    encoding: what the rotary encoding sees. "xy": normalised position. "xy-scale-orientation": also scale in pixels and
-        orientation in radians, as they come (the released SIFT models). "xy-logscale-angle": also log scale, and the
-        orientation with integer frequencies, which keeps it periodic (359 and 1 degree are neighbours).
-    ablation: "no-matchability": P is the double softmax alone. "absolute-positions": an MLP of the positions is added to the
-        descriptors once, as in SuperGlue. "full-cross-attention": queries and keys of their own instead of one for both.
+    Attributes:
+        extractor: Name of the features that the matcher was trained for; "" accepts any of the right width.
+        descriptor_dim: Channels of a descriptor.
+        d: Width of the states.
+        heads: Attention heads.
+        n_layers: Layers.
+        encoding: What the rotary encoding sees. "xy": the normalised position. "xy-scale-orientation": also scale in pixels
+            and orientation in radians, unchanged (the released SIFT models). "xy-logscale-angle": also log scale, and the
+            orientation with integer frequencies, which keeps it periodic (359 and 1 degree are neighbours).
+        project_input: Map descriptors to d by a linear layer; needed if the widths differ.
+        ablation: None, or what differs from the paper's model. "no-matchability": P is the double softmax alone.
+            "absolute-positions": an MLP of the positions is added to the descriptors once, as in SuperGlue.
+            "full-cross-attention": queries and keys of their own instead of one for both.
+
+    Raises:
+        InputError: The values do not fit together.
     """
 
     extractor: str = ""
@@ -66,9 +75,9 @@ class LightGlueConfig:
 
 
 class RotaryEncoding(nn.Module):
-    """R(p): plane k of each head turns by the angle b_k^T p with learned b_k (Equation 3), shared by layers and heads.
+    """R(p): rotates plane k of each head by the angle b_k^T p with learned b_k (Equation 3), shared by layers and heads.
 
-    With "xy-logscale-angle" the orientation enters plane k with a fixed integer frequency instead of a learned one.
+    With "xy-logscale-angle" the orientation has a fixed integer frequency in plane k instead of a learned one.
     """
 
     INTEGER_FREQUENCIES = (0, 0, 1, 2)
@@ -106,17 +115,17 @@ class AbsoluteEncoding(nn.Module):
 
     def forward(self, positions: Float[Tensor, "t p"]) -> tuple[Float[Tensor, "t q"], Float[Tensor, "t q"]]:
         """No rotation."""
-        still = positions.new_ones(len(positions), self.planes)
-        return still, torch.zeros_like(still)
+        cosine = positions.new_ones(len(positions), self.planes)
+        return cosine, torch.zeros_like(cosine)
 
 
 PositionEncoding = RotaryEncoding | AbsoluteEncoding
 
 
 def rotate(x: Float[Tensor, "t h c"], cosine: Float[Tensor, "t q"], sine: Float[Tensor, "t q"]) -> Float[Tensor, "t h c"]:
-    """Turns plane k, the channels (k, k + c/2), of each head by its token's angle."""
-    if (turned := rotated(x, cosine, sine)) is not None:
-        return turned
+    """Rotates plane k, the channels (k, k + c/2), of each head by its token's angle."""
+    if (result := rotated(x, cosine, sine)) is not None:
+        return result
     a, b = x.chunk(2, dim=-1)
     cosine, sine = (table.to(x.dtype).unsqueeze(1) for table in (cosine, sine))
     return torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=-1)
@@ -158,7 +167,10 @@ class SelfAttention(nn.Module):
 class CrossAttention(nn.Module):
     """x_i <- x_i + MLP([x_i | m_i]), m_i attends to the other image; one key per point (Equation 5).
 
-    full: an ablation, in which a point asks with a query of its own; attention is then computed for each direction.
+    Args:
+        d: Width of the states.
+        heads: Attention heads.
+        full: An ablation: points have queries besides keys, and attention is computed for each direction.
     """
 
     def __init__(self, d: int, heads: int, full: bool = False) -> None:
@@ -194,7 +206,11 @@ class Layer(nn.Module):
 
 
 class LightGlue(nn.Module):
-    """The matcher: L layers, a head after each, a confidence classifier after each but the last."""
+    """The matcher: L layers, an assignment head after each, a confidence classifier after each but the last.
+
+    Args:
+        config: Its shape.
+    """
 
     default_threshold = 0.1
 
@@ -209,7 +225,7 @@ class LightGlue(nn.Module):
         else:
             self.position_encoding = RotaryEncoding(config.encoding, channels)
         full, matchability = config.ablation == "full-cross-attention", config.ablation != "no-matchability"
-        # A ModuleList registers what it holds; the cast tells readers and type checkers what that is.
+        # The casts tell readers and type checkers what the lists contain.
         self.layers = cast(Sequence[Layer], nn.ModuleList(Layer(d, config.heads, full) for _ in range(config.n_layers)))
         self.heads = cast(
             Sequence[MatchAssignment], nn.ModuleList(MatchAssignment(d, matchability) for _ in range(config.n_layers))
@@ -226,13 +242,13 @@ class LightGlue(nn.Module):
         """
         config = self.config
         if isinstance(self.input_projection, nn.Linear):
-            # Where the projection narrows, a share d / descriptor_dim of the squared norm is left: made up for.
+            # A narrowing projection keeps a share d / descriptor_dim of the squared norm; the gain restores it.
             nn.init.orthogonal_(self.input_projection.weight, math.sqrt(max(config.d, config.descriptor_dim)))
             nn.init.zeros_(self.input_projection.bias)
         for module in self.modules():
             if isinstance(module, CrossAttention):
                 nn.init.orthogonal_(module.qk.weight)
-                if module.query is not None:  # begins as the one key does
+                if module.query is not None:  # starts equal to the key
                     module.query.load_state_dict(module.qk.state_dict())
             if isinstance(module, AbsoluteEncoding):
                 last = module.mlp[3]
@@ -252,8 +268,16 @@ class LightGlue(nn.Module):
             nn.init.zeros_(confidence.bias)
 
     def begin(self, pairs: PackedPairs) -> tuple[Float[Tensor, "t d"], tuple[Tensor, Tensor]]:
-        """The states before the first layer, and the rotations that every self-attention applies. In float32 under autocast
-        too: half precision would round positions to two pixels of a thousand, and all states to those of the first."""
+        """States before the first layer, and the rotations that every self-attention applies.
+
+        In float32 under autocast too: half precision would round positions to two pixels in a thousand, and all states.
+
+        Args:
+            pairs: The input.
+
+        Returns:
+            The T x d states, and cosine and sine of the T x c/2 angles.
+        """
         with torch.autocast(pairs.positions.device.type, enabled=False):
             x = self.input_projection(pairs.descriptors)
             if isinstance(self.position_encoding, AbsoluteEncoding):
@@ -261,7 +285,7 @@ class LightGlue(nn.Module):
             return x, self.position_encoding(pairs.positions)
 
     def exit_threshold(self, layer: int) -> float:
-        """lambda_l of Equation 11; layer counts from 0."""
+        """lambda_l of Equation 11: how confident a point must be; layers count from 0."""
         return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
 
     def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:

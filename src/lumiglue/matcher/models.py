@@ -1,4 +1,4 @@
-"""The matchers that there are, by name."""
+"""Matchers and presets by name."""
 
 import hashlib
 from collections.abc import Mapping
@@ -30,19 +30,30 @@ def model_name(config: ModelConfig) -> str:
 
 
 def build(config: ModelConfig) -> MatcherModel:
-    """A fresh matcher of that shape; its weights depend on PyTorch's random state."""
+    """A new matcher of that shape; its weights depend on PyTorch's random state."""
     return LightGlue(config) if isinstance(config, LightGlueConfig) else SuperGlue(config)
 
 
 def config_from(name: str, values: object) -> ModelConfig:
-    """The config of the matcher of that name, from what a file says. Raises ValueError where that is not one."""
+    """The config of a matcher from the values in a file.
+
+    Args:
+        name: "lightglue" or "superglue".
+        values: What the file has: fields and their values.
+
+    Returns:
+        The config.
+
+    Raises:
+        ValueError: There is no such matcher, or the values are not a config of it.
+    """
     if name not in CONFIGS:
         raise ValueError(f"unknown matcher {name!r}; choose from {sorted(CONFIGS)}")
     if not isinstance(values, dict):
         raise ValueError("it holds no names and values")
-    usual = CONFIGS[name]()
+    defaults = CONFIGS[name]()
     given: dict[str, Any] = {str(key): tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    known = {field.name: getattr(usual, field.name) for field in fields(usual)}
+    known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
     for key, value in given.items():
         if key not in known:
             raise ValueError(f"{key!r} is unknown")
@@ -56,18 +67,28 @@ def config_from(name: str, values: object) -> ModelConfig:
 
 
 def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherModel:
-    """A matcher in evaluation mode with these tensors, each of which must be there and fit. Raises ValueError.
+    """A matcher in evaluation mode with these tensors.
 
-    Shapes are compared before memory is taken: a small file may claim a huge matcher.
+    Shapes are compared before memory is allocated, because a small file may claim a huge matcher.
+
+    Args:
+        config: The shape of the matcher.
+        tensors: Its state, by name.
+
+    Returns:
+        The matcher.
+
+    Raises:
+        ValueError: A tensor is missing, unknown, of another shape, or not finite.
     """
     if config.n_layers > len(tensors):
         raise ValueError(f"it holds {len(tensors)} tensors, too few for {config.n_layers} layers")
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
-            wanted = {key: tensor.shape for key, tensor in build(config).state_dict().items()}
-        if wrong := sorted(wanted.keys() ^ tensors.keys()):
-            raise ValueError(f"{wrong[0]} is {'missing' if wrong[0] in wanted else 'not of this matcher'}")
-        for key, shape in wanted.items():
+            shapes = {key: tensor.shape for key, tensor in build(config).state_dict().items()}
+        if wrong := sorted(shapes.keys() ^ tensors.keys()):
+            raise ValueError(f"{wrong[0]} is {'missing' if wrong[0] in shapes else 'not of this matcher'}")
+        for key, shape in shapes.items():
             if tensors[key].shape != shape:
                 raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(shape)}")
             if tensors[key].is_complex() or not bool(torch.isfinite(tensors[key]).all()):
@@ -78,7 +99,7 @@ def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherMode
 
 
 def weights_sha256(model: nn.Module) -> str:
-    """Of the names and values of a model's tensors, on any device."""
+    """SHA-256 of the names and float32 values of a model's tensors; it does not depend on the device."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
@@ -88,7 +109,13 @@ def weights_sha256(model: nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """Width, attention heads, layers (of SuperGlue: pairs of a self- and a cross-attention layer)."""
+    """The size of a preset.
+
+    Attributes:
+        d: Width of the states.
+        heads: Attention heads.
+        n_layers: Layers; of SuperGlue, pairs of a self- and a cross-attention layer.
+    """
 
     d: int
     heads: int
@@ -98,12 +125,25 @@ class Size:
 PRESETS: dict[str, Size] = {
     "base": Size(256, 4, 9),  # the papers' size: LightGlue has 11.9 M parameters
     "compact": Size(128, 4, 5),  # for CPUs: LightGlue has 1.7 M, and 14 times fewer operations than `base`
-    "deep": Size(128, 4, 9),  # as narrow, with all layers of `base`, of which adaptivity runs what a pair needs: 3.0 M
+    "deep": Size(128, 4, 9),  # as narrow, with the layers of `base`, of which adaptivity runs as many as a pair needs: 3.0 M
 }
 
 
 def preset(name: str, extractor: str, descriptor_dim: int, encoding: Encoding) -> LightGlueConfig:
-    """LightGlue in the preset of that name. Raises InputError for an unknown one."""
+    """The config of LightGlue in a preset.
+
+    Args:
+        name: A key of `PRESETS`.
+        extractor: Name of the features.
+        descriptor_dim: Channels of a descriptor.
+        encoding: What the rotary encoding sees.
+
+    Returns:
+        The config.
+
+    Raises:
+        InputError: There is no such preset.
+    """
     size = _size(name)
     return LightGlueConfig(
         extractor=extractor, descriptor_dim=descriptor_dim, project_input=True, encoding=encoding,
@@ -112,7 +152,19 @@ def preset(name: str, extractor: str, descriptor_dim: int, encoding: Encoding) -
 
 
 def superglue_preset(name: str, extractor: str, descriptor_dim: int) -> SuperGlueConfig:
-    """SuperGlue in the preset of that name. Raises InputError for an unknown one."""
+    """The config of SuperGlue in a preset.
+
+    Args:
+        name: A key of `PRESETS`.
+        extractor: Name of the features.
+        descriptor_dim: Channels of a descriptor.
+
+    Returns:
+        The config.
+
+    Raises:
+        InputError: There is no such preset.
+    """
     size = _size(name)
     return SuperGlueConfig(
         extractor=extractor, descriptor_dim=descriptor_dim, project_input=True,

@@ -1,10 +1,10 @@
-"""Packed tokens: any number of pairs, with any numbers of keypoints, as one tensor without padding.
+"""Packed (varlen) tokens: any number of pairs, with any numbers of keypoints, as one tensor without padding.
 
 Shape letters: P pairs, T tokens in all, n tokens of a segment, d channels, h heads, c = d / h channels of a head.
 A batch holds 2P segments in the order A0 B0 A1 B1 ...; segment s and its partner s ^ 1 are the two images of a pair.
-Whatever runs over tokens (linear layers, norms) runs once over T; attention runs inside a segment or between partners.
-On a CPU a kernel is chosen by a pair's own sizes alone, so that a pair's result never depends on what else is in its batch;
-on a GPU pairs of like size are padded and masked for attention, so that it does not but for rounding.
+Operations on single tokens (linear layers, norms) run once over T; attention runs inside a segment or between partners.
+On a CPU a pair's own sizes alone choose the kernel, so a pair's result never depends on what else is in its batch. On a GPU
+pairs of similar size are padded and masked for attention, so the result differs by rounding at most.
 """
 
 from collections.abc import Sequence
@@ -20,10 +20,12 @@ Lengths = Sequence[tuple[int, int]]  # tokens of either image of each pair
 
 @dataclass(frozen=True, eq=False)
 class PackedPairs:
-    """The matcher's input: P pairs of unequal images.
+    """The matcher's input: P pairs of images with any numbers of keypoints.
 
-    descriptors: T x descriptor_dim. positions: T x 2 or T x 4, see `matcher.inputs.positions_of`.
-    lengths: tokens of either image of each pair; zeros are legal.
+    Attributes:
+        descriptors: T x descriptor_dim.
+        positions: T x 2, T x 3 or T x 4, see `matcher.inputs.normalize_positions`.
+        lengths: Tokens of either image of each pair; zeros are legal.
     """
 
     descriptors: Float[Tensor, "t d"]
@@ -32,10 +34,11 @@ class PackedPairs:
 
     @property
     def n_pairs(self) -> int:
+        """P."""
         return len(self.lengths)
 
     def split(self, tokens: int) -> "list[PackedPairs]":
-        """The same pairs in order, in parts of at most `tokens` tokens or of one pair."""
+        """The same pairs, in order, in parts of at most `tokens` tokens or of one pair."""
         parts: list[list[tuple[int, int]]] = []
         room = 0
         for lengths in self.lengths:
@@ -49,7 +52,7 @@ class PackedPairs:
         return [PackedPairs(descriptors, positions, tuple(part)) for descriptors, positions, part in tensors]
 
     def to(self, device: torch.device | str, dtype: torch.dtype) -> "PackedPairs":
-        """On `device`, with descriptors in `dtype`; positions stay float32, where half precision would lose pixels."""
+        """On `device`, with descriptors in `dtype`; positions remain float32, because half precision would lose pixels."""
         return PackedPairs(self.descriptors.to(device, dtype), self.positions.to(device), self.lengths)
 
 

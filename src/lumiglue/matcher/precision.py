@@ -1,4 +1,4 @@
-"""Which number format a device multiplies matrices in fastest."""
+"""The number format in which a device multiplies matrices fastest."""
 
 import functools
 import statistics
@@ -9,22 +9,28 @@ from torch import Tensor
 
 from lumiglue.matcher.settings import Precision
 
-# Tokens of a batch and channels of a layer: what most of the matcher's time goes into.
+# Tokens of a batch and channels of a layer; most of a matcher's time goes into such products.
 _TOKENS, _CHANNELS, _ROUNDS = 4096, 256, 7
 
 
 def lowered(x: Tensor, weights: Tensor) -> Tensor:
-    """x in the precision of the weights that it is multiplied by, where theirs is the lower one."""
+    """x in the precision of the weights that it is multiplied by, if that is lower."""
     return x.to(weights.dtype) if weights.dtype.itemsize < x.dtype.itemsize else x
 
 
 def faster_precision(device: torch.device) -> Precision:
-    """The format that the device multiplies matrices faster in.
+    """The format in which the device multiplies matrices faster.
 
-    bf16 on a CPU with AMX, which is made for it. Measured on another, in a few milliseconds: processors that know bfloat16
-    instructions may run them at half the rate of float32 (a 2-core Xeon with AVX512-BF16: 83 against 150 GFLOP/s a core) or
-    at twice (an EPYC). It must take less than three quarters of the time, as numbers are converted on the way. A GPU is
-    asked whether it has them.
+    bf16 on a CPU with AMX. Other CPUs are measured, in a few milliseconds: bfloat16 instructions may run at half the rate
+    of float32 (a 2-core Xeon with AVX512-BF16: 83 against 150 GFLOP/s a core) or at twice the rate (an EPYC). bf16
+    has to take less than three quarters of the time, because numbers are converted on the way. A GPU reports whether it has
+    bfloat16.
+
+    Args:
+        device: Where the matcher is to run.
+
+    Returns:
+        "bf16" or "fp32".
     """
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
@@ -37,7 +43,7 @@ def faster_precision(device: torch.device) -> Precision:
 
 
 def product_rate(dtype: torch.dtype) -> float:
-    """Operations a second on the CPU of the product that `product_seconds` times."""
+    """Floating-point operations per second on the CPU of the product that `product_seconds` measures."""
     return 2 * _TOKENS * _CHANNELS * _CHANNELS / product_seconds(dtype)
 
 

@@ -5,12 +5,12 @@ from typing import Literal
 
 from lumiglue.errors import InputError
 
-# The names that settings are chosen by. They lie here, without PyTorch, so that the command line explains itself at once.
+# Names of settings. This module does not import PyTorch, so that command-line help appears at once.
 Precision = Literal["bf16", "fp32"]
-# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; on a GPU it can replay CUDA graphs; the others run
-# its ONNX form.
+# What runs the matcher. PyTorch runs on CPU and GPU and is the reference; "cudagraphs" is PyTorch with CUDA graphs on a GPU;
+# the others run the exported ONNX graph.
 Backend = Literal["torch", "cudagraphs", "onnxruntime", "openvino"]
-# What LightGlue's rotary encoding can see of a keypoint; SuperGlue's MLP sees the detector's score beside the position.
+# What LightGlue's rotary encoding can see of a keypoint; SuperGlue's MLP sees the detector's score besides the position.
 Encoding = Literal["xy", "xy-scale-orientation", "xy-logscale-angle"]
 # The paper's ablations (Table 3): each leaves out one thing.
 Ablation = Literal["no-matchability", "absolute-positions", "full-cross-attention"]
@@ -18,11 +18,12 @@ Ablation = Literal["no-matchability", "absolute-positions", "full-cross-attentio
 
 @dataclass(frozen=True, kw_only=True)
 class MatchSettings:
-    """How to match; None means off.
+    """Thresholds of matching (Sections 3.2 and 3.3 of the LightGlue paper). All are between 0 and 1.
 
-    score_threshold: tau, matches need P_ij above it; None takes the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue.
-    exit_ratio: alpha, a pair is done when more than this share of its
-    points is confident. prune_below: beta, confident points of lower matchability leave the later layers.
+    Attributes:
+        score_threshold: tau; matches need P_ij above it. None takes the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue.
+        exit_ratio: alpha; a pair exits when more than this share of its points is confident. None turns early exit off.
+        prune_below: beta; confident points of lower matchability are pruned. None turns pruning off.
     """
 
     score_threshold: float | None = None

@@ -1,4 +1,4 @@
-"""SuperGlue (Sarlin, DeTone, Malisiewicz, Rabinovich, CVPR 2020) on packed tokens: what LightGlue is compared with.
+"""SuperGlue (Sarlin, DeTone, Malisiewicz, Rabinovich, CVPR 2020) on packed tokens, for comparison with LightGlue.
 
 Shape letters as in `lightglue`: P pairs, T tokens in all, d channels, h heads, c = d / h; m and n points of a pair.
 Section and equation numbers are the SuperGlue paper's.
@@ -24,19 +24,26 @@ from lumiglue.matcher.settings import MatchSettings
 from lumiglue.system.device import keep_scratch_memory
 from lumiglue.types import Matches
 
-# Its positions are pixels about the centre over 0.7 max(size); ours are over max(size) / 2.
+# SuperGlue divides positions about the centre by 0.7 max(size), `pack` by max(size) / 2.
 _POSITION_SCALE = 0.5 / 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
 class SuperGlueConfig:
-    """The shape of a SuperGlue matcher.
+    """The shape of a SuperGlue matcher. The defaults are the paper's model.
 
-    extractor: name of the features it was trained for; "" accepts any of the right size.
-    descriptor_dim: their width; project_input: map descriptors to d by a linear layer (needed where the widths differ).
-    d, heads, n_layers: width, attention heads, pairs of a self- and a cross-attention layer. The paper's: 256, 4, 9.
-    encoder_widths: hidden widths of the keypoint encoder.
-    sinkhorn_iterations: at test time; training takes half as many.
+    Attributes:
+        extractor: Name of the features that the matcher was trained for; "" accepts any of the right width.
+        descriptor_dim: Channels of a descriptor.
+        d: Width of the states.
+        heads: Attention heads.
+        n_layers: Pairs of a self- and a cross-attention layer.
+        encoder_widths: Hidden widths of the keypoint encoder.
+        sinkhorn_iterations: In matching; training takes half as many.
+        project_input: Map descriptors to d by a linear layer; needed if the widths differ.
+
+    Raises:
+        InputError: The values do not fit together.
     """
 
     extractor: str = ""
@@ -52,8 +59,8 @@ class SuperGlueConfig:
         if self.d < 1 or self.heads < 1 or self.d % self.heads:
             raise InputError(f"d is {self.d} with {self.heads} heads; d must be a multiple of heads")
         if self.n_layers < 1 or not 1 <= self.sinkhorn_iterations <= 10_000:
-            given = f"n_layers is {self.n_layers}, sinkhorn_iterations {self.sinkhorn_iterations}"
-            raise InputError(f"{given}; give at least 1, and at most 10,000 iterations")
+            values = f"n_layers is {self.n_layers}, sinkhorn_iterations {self.sinkhorn_iterations}"
+            raise InputError(f"{values}; give at least 1, and at most 10,000 iterations")
         if not self.encoder_widths or min(self.encoder_widths) < 1:
             raise InputError(f"encoder_widths is {self.encoder_widths}; give at least one width, each at least 1")
         if self.descriptor_dim != self.d and not self.project_input:
@@ -68,9 +75,16 @@ class SuperGlueConfig:
 def log_sinkhorn(
     scores: Float[Tensor, "*b m n"], row_marginals: Tensor, column_marginals: Tensor, iterations: int
 ) -> Float[Tensor, "*b m n"]:
-    """log of diag(u) exp(scores) diag(v) whose rows and columns sum to the marginals, given as logs (Cuturi 2013).
+    """log of diag(u) exp(scores) diag(v) whose rows and columns sum to the marginals (Cuturi 2013).
 
-    After the last iteration the columns' sums are exact and the rows' nearly.
+    Args:
+        scores: The logarithm of what is scaled.
+        row_marginals: Logarithms of the sums of the rows.
+        column_marginals: Logarithms of the sums of the columns.
+        iterations: After the last one the sums of the columns are exact and those of the rows nearly.
+
+    Returns:
+        The scaled matrix, as logarithms.
     """
     u, v = torch.zeros_like(row_marginals), torch.zeros_like(column_marginals)
     for _ in range(iterations):
@@ -85,6 +99,14 @@ def log_optimal_transport(
     """log P with a dustbin row and column, m + 1 by n + 1 (Section 3.2, Equations 8-10).
 
     Each point has mass 1, each dustbin as much as the other image has points: a = [1 ... 1, n], b = [1 ... 1, m].
+
+    Args:
+        similarity: S of m points and n points.
+        dustbin: The score of the dustbins.
+        iterations: Of Sinkhorn's algorithm.
+
+    Returns:
+        log P; the last row and column are the dustbins.
     """
     m, n = similarity.shape[-2:]
     batch = similarity.shape[:-2]
@@ -122,7 +144,11 @@ class AttentionLayer(nn.Module):
 
 
 class SuperGlue(nn.Module):
-    """The matcher: keypoint encoder, alternating self- and cross-attention, one optimal transport at the end."""
+    """The matcher: keypoint encoder, alternating self- and cross-attention, one optimal transport at the end.
+
+    Args:
+        config: Its shape.
+    """
 
     default_threshold = 0.2
 
@@ -139,7 +165,7 @@ class SuperGlue(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Updates begin at zero, as in `lightglue.LightGlue`, so that both start from the descriptors' similarity."""
+        """Updates start at zero, as in `lightglue.LightGlue`, so both start from the similarity of the descriptors."""
         if isinstance(self.input_projection, nn.Linear):
             gain = math.sqrt(max(self.config.d, self.config.descriptor_dim))
             nn.init.orthogonal_(self.input_projection.weight, gain)
@@ -153,7 +179,15 @@ class SuperGlue(nn.Module):
         nn.init.zeros_(self.projection.bias)
 
     def features(self, pairs: PackedPairs, layers: Layers | None = None) -> Float[Tensor, "t d"]:
-        """What the similarity S_ij = <f_i, f_j> is the inner product of: the last states, projected, over d^1/4."""
+        """The f of S_ij = <f_i, f_j>: the projection of the last states times d^-1/4.
+
+        Args:
+            pairs: The input.
+            layers: As for `match`.
+
+        Returns:
+            One row for each token.
+        """
         positions = pairs.positions * pairs.positions.new_tensor([_POSITION_SCALE, _POSITION_SCALE, 1.0])
         with torch.autocast(positions.device.type, enabled=False):  # as in LightGlue
             x = self.input_projection(pairs.descriptors)

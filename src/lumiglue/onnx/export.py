@@ -22,13 +22,18 @@ METADATA_KEY = "lumiglue"
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxSettings:
-    """What an exported file holds beside the weights.
+    """What is fixed in an exported file besides the weights.
 
-    layout: names and shapes of inputs and outputs. "lumiglue": keypoints in pixels. "opencv": what `cv2.LightGlueMatcher`
-        feeds, at full depth, as its engine cannot run a graph whose sizes change. "colmap": COLMAP's SIFT_LIGHTGLUE and
-        ALIKED_LIGHTGLUE.
-    precision: "fp16": weights and states; "int8": the layers' linear maps, with activations quantized as they come.
-    match: thresholds and adaptivity, fixed in the file.
+    Attributes:
+        layout: Names and shapes of inputs and outputs. "lumiglue": keypoints in pixels. "opencv": what
+            `cv2.LightGlueMatcher` feeds, at full depth, because its engine cannot run a graph whose sizes change. "colmap":
+            COLMAP's SIFT_LIGHTGLUE and ALIKED_LIGHTGLUE.
+        precision: "fp32"; "fp16": weights and states; "int8": the layers' linear maps, with activations quantized
+            dynamically.
+        match: Thresholds and adaptivity.
+
+    Raises:
+        InputError: The layout or the precision is unknown.
     """
 
     layout: Layout = "lumiglue"
@@ -36,22 +41,22 @@ class OnnxSettings:
     match: MatchSettings = field(default_factory=MatchSettings)
 
     def __post_init__(self) -> None:
-        for name, known in (("layout", get_args(Layout)), ("precision", get_args(OnnxPrecision))):
-            if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}; choose from {list(known)}")
+        for name, choices in (("layout", get_args(Layout)), ("precision", get_args(OnnxPrecision))):
+            if getattr(self, name) not in choices:
+                raise InputError(f"unknown {name} {getattr(self, name)!r}; choose from {list(choices)}")
 
 
 def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | None = None) -> None:
-    """Writes the file. Raises InputError for a matcher, or a layout, that cannot be exported.
+    """Writes a matcher as an ONNX file.
 
-    The "lumiglue" layout, n0 and n1 being any numbers, 0 included, and d the width of the descriptors:
+    The "lumiglue" layout, where n is any number, 0 included, and d the width of the descriptors:
 
     | input | shape | |
     |---|---|---|
     | keypoints0, keypoints1 | (n, 2) float32 | pixels (x, y), centre of the top-left pixel at (0, 0) |
     | descriptors0, descriptors1 | (n, d) float32 | |
     | image_size0, image_size1 | (2,) float32 | width, height |
-    | scales0, scales1, orientations0, orientations1 | (n,) float32 | where the matcher's encoding sees them |
+    | scales0, scales1, orientations0, orientations1 | (n,) float32 | if the matcher's encoding sees them |
 
     | output | shape | |
     |---|---|---|
@@ -59,12 +64,20 @@ def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | 
     | scores | (k,) float32 | P_ij |
     | stop_layer | () int64 | layers that ran |
     | layers0, layers1 | (n,) int64 | layers that each point went through |
+
+    Args:
+        model: A LightGlue matcher.
+        path: The .onnx file to write; its folder is created if it does not exist.
+        settings: Layout, precision and thresholds; None takes the defaults.
+
+    Raises:
+        InputError: The matcher cannot be exported, or not in this layout, or the file is not named .onnx.
     """
     settings, path = settings or OnnxSettings(), Path(path)
     if not isinstance(model, LightGlue):
         raise InputError(f"only LightGlue is exported, not {model_name(model.config)}")
     if path.suffix != ".onnx":
-        raise InputError(f"{path} is no .onnx file; name it so")
+        raise InputError(f"{path} does not end in .onnx; rename it")
     exported = build(model, settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     ir.save(exported, path)
@@ -76,25 +89,35 @@ def build(model: LightGlue, settings: OnnxSettings) -> ir.Model:
 
 
 def read_onnx_metadata(path: str | Path) -> dict:
-    """What a file of `export_onnx` says of itself: config, settings, layout, pixels. Raises InputError for other files."""
+    """The metadata of a file that `export_onnx` wrote.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Model, config, layout, precision, thresholds and the pixel convention.
+
+    Raises:
+        InputError: The file does not exist, or `export_onnx` did not write it.
+    """
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path} does not exist; write one with `lumiglue export onnx`")
     try:
-        said = json.loads(ir.load(path).metadata_props[METADATA_KEY])
-    except Exception as error:  # protobuf and onnx_ir raise what they like
-        said = type(error).__name__
-    if not isinstance(said, dict):
-        raise InputError(f"{path} was not written by `lumiglue export onnx` ({said}); export it again")
-    return said
+        metadata = json.loads(ir.load(path).metadata_props[METADATA_KEY])
+    except Exception as error:  # protobuf and onnx_ir document no exceptions
+        metadata = type(error).__name__
+    if not isinstance(metadata, dict):
+        raise InputError(f"{path} was not written by `lumiglue export onnx` ({metadata}); export it again")
+    return metadata
 
 
 def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
-    said = {
+    metadata = {
         "model": "lightglue", "config": asdict(model.config), "layout": settings.layout,
         "precision": settings.precision, "match": asdict(settings.match), "pixels": PIXELS,
     }  # fmt: skip
-    return {METADATA_KEY: json.dumps(said)}
+    return {METADATA_KEY: json.dumps(metadata)}
 
 
 def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[graph.Builder, graph.LightGlueGraph]:
@@ -122,23 +145,23 @@ def _lumiglue(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     for side in (0, 1):
         n = f"n{side}"
         keypoints = graph.tensor_input(f"keypoints{side}", graph.FLOAT, (n, 2))
-        described = graph.tensor_input(f"descriptors{side}", graph.FLOAT, (n, model.config.descriptor_dim))
+        descriptor = graph.tensor_input(f"descriptors{side}", graph.FLOAT, (n, model.config.descriptor_dim))
         size = graph.tensor_input(f"image_size{side}", graph.FLOAT, (2,))
-        inputs += [keypoints, described, size]
+        inputs += [keypoints, descriptor, size]
         xy = _normalised(g, keypoints, size)
         if model.config.encoding != "xy":
-            more = [graph.tensor_input(f"{name}{side}", graph.FLOAT, (n,)) for name in ("scales", "orientations")]
-            inputs += more
-            xy = _with_scale(g, model, xy, *more)
+            optional = [graph.tensor_input(f"{name}{side}", graph.FLOAT, (n,)) for name in ("scales", "orientations")]
+            inputs += optional
+            xy = _with_scale(g, model, xy, *optional)
         positions.append(xy)
-        descriptors.append(described)
-    found = writer.assignment(g, positions, descriptors)
+        descriptors.append(descriptor)
+    assignment = writer.assignment(g, positions, descriptors)
     outputs = [
-        graph.as_output(g, found.pairs, "matches", graph.INT64, ("k", 2)),
-        graph.as_output(g, found.scores, "scores", graph.FLOAT, ("k",)),
-        graph.as_output(g, found.stop_layer, "stop_layer", graph.INT64, ()),
-        graph.as_output(g, found.layers0, "layers0", graph.INT64, ("n0",)),
-        graph.as_output(g, found.layers1, "layers1", graph.INT64, ("n1",)),
+        graph.as_output(g, assignment.pairs, "matches", graph.INT64, ("k", 2)),
+        graph.as_output(g, assignment.scores, "scores", graph.FLOAT, ("k",)),
+        graph.as_output(g, assignment.stop_layer, "stop_layer", graph.INT64, ()),
+        graph.as_output(g, assignment.layers0, "layers0", graph.INT64, ("n0",)),
+        graph.as_output(g, assignment.layers1, "layers1", graph.INT64, ("n1",)),
     ]
     return graph.finish(g, inputs, outputs, _metadata(model, settings))
 
@@ -147,17 +170,17 @@ def _opencv(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     """kpts (1, n, 2) normalised, desc (1, n, d) -> matches0 (k, 2), mscores0 (k).
 
     OpenCV divides x by half the width and y by half the height, where LightGlue divides both by half the longer side. Only
-    differences of positions count, so `setPairInfo` with the longer side for width and height gives the right ones.
+    differences of positions matter, so `setPairInfo` with the longer side as width and height gives the right ones.
     """
     settings = replace(settings, match=replace(settings.match, exit_ratio=None, prune_below=None))
     if model.config.encoding != "xy":
-        raise InputError("cv2.LightGlueMatcher knows positions alone; this matcher also takes scales and orientations")
+        raise InputError("cv2.LightGlueMatcher passes positions only; this matcher also needs scales and orientations")
     g, writer = _writer(model, settings)
     inputs, (positions, descriptors) = _batched_inputs(g, 1, 2, model.config.descriptor_dim)
-    found = writer.assignment(g, positions, descriptors)
+    assignment = writer.assignment(g, positions, descriptors)
     outputs = [
-        graph.as_output(g, found.pairs, "matches0", graph.INT64, ("k", 2)),
-        graph.as_output(g, found.scores, "mscores0", graph.FLOAT, ("k",)),
+        graph.as_output(g, assignment.pairs, "matches0", graph.INT64, ("k", 2)),
+        graph.as_output(g, assignment.scores, "mscores0", graph.FLOAT, ("k",)),
     ]
     return graph.finish(g, inputs, outputs, _metadata(model, settings))
 
@@ -166,25 +189,25 @@ def _colmap(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     """kpts (1, n, 2) pixels, desc (1, n, d), image_size (1, 2), for SIFT scales and oris (1, n) -> for each point of image 0
     matches0 (n), its row in image 1 or -1, and mscores0 (n)."""
     g, writer = _writer(model, settings)
-    inputs, (keypoints, descriptors) = _batched_inputs(g, "b", "two", "d")  # COLMAP insists that none is stated
+    inputs, (keypoints, descriptors) = _batched_inputs(g, "b", "two", "d")  # COLMAP requires that no size is fixed
     sizes = [graph.tensor_input(f"image_size{side}", graph.FLOAT, ("b", "two")) for side in (0, 1)]
     inputs += sizes
     flat = [g("Squeeze", size, g.integers(0)) for size in sizes]
     positions = [_normalised(g, k, size) for k, size in zip(keypoints, flat, strict=True)]
     if model.config.encoding != "xy":
-        more = [
+        optional = [
             [graph.tensor_input(f"{name}{side}", graph.FLOAT, ("b", f"n{side}")) for side in (0, 1)]
             for name in ("scales", "oris")
         ]
-        inputs += [value for pair in more for value in pair]
-        scales, angles = ([g("Squeeze", value, g.integers(0)) for value in pair] for pair in more)
+        inputs += [value for pair in optional for value in pair]
+        scales, angles = ([g("Squeeze", value, g.integers(0)) for value in pair] for pair in optional)
         positions = [_with_scale(g, model, *values) for values in zip(positions, scales, angles, strict=True)]
-    found = writer.assignment(g, positions, descriptors)
-    rows, partners = (g("Gather", found.pairs, g.number(side), axis=1) for side in (0, 1))
-    count = g("Shape", found.layers0)
+    assignment = writer.assignment(g, positions, descriptors)
+    rows, partners = (g("Gather", assignment.pairs, g.number(side), axis=1) for side in (0, 1))
+    count = g("Shape", assignment.layers0)
     none = g("Expand", g.number(-1), count)
     matches = g("ScatterElements", none, rows, partners, axis=0)
-    scores = g("ScatterElements", g("Expand", g.constant(0.0), count), rows, found.scores, axis=0)
+    scores = g("ScatterElements", g("Expand", g.constant(0.0), count), rows, assignment.scores, axis=0)
     outputs = [
         graph.as_output(g, matches, "matches0", graph.INT64, ("n0",)),
         graph.as_output(g, scores, "mscores0", graph.FLOAT, ("n0",)),

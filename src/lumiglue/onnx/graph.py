@@ -1,8 +1,8 @@
-"""LightGlue as an ONNX graph with its adaptive depth and width inside (Section 3.3): a pair that is done skips the layers
-that are left, and pruned points leave the tensors.
+"""LightGlue as an ONNX graph with its adaptive depth and width inside (Section 3.3): a pair that is done skips the remaining
+layers, and pruned points are taken out of the tensors.
 
-Each layer is an If on `done`: one branch passes the state through, the other computes. Both images stay apart, so every
-shape is a plain n0 or n1. Sizes are dynamic, zero included.
+Each layer is an If on `done`: one branch passes the state through, the other computes. The two images have tensors of their
+own, so every shape is a plain n0 or n1. Sizes are dynamic, zero included.
 """
 
 import math
@@ -25,7 +25,7 @@ FLOAT, INT64 = ir.DataType.FLOAT, ir.DataType.INT64
 
 
 class Builder:
-    """Appends nodes to a graph, or to a branch of one; constants go to the outermost graph, where every branch sees them."""
+    """Appends nodes to a graph, or to a branch of it. Constants go to the outermost graph, which every branch can read."""
 
     def __init__(self, root: "Builder | None" = None) -> None:
         self.tape = Tape()
@@ -40,7 +40,7 @@ class Builder:
         return self.tape.op_multi_out(op, inputs, attributes, num_outputs=count)
 
     def constant(self, value: Any, dtype: Any = np.float32) -> ir.Value:
-        """One initializer for each value, however often it is asked for."""
+        """The initializer of a value; equal values share one."""
         array = np.asarray(value.detach().float().cpu().numpy() if isinstance(value, Tensor) else value).astype(dtype)
         root, key = self.root, (array.dtype.str, array.tobytes(), array.shape)
         if key not in root.constants:
@@ -72,7 +72,7 @@ class Branch:
 
 @dataclass
 class Side:
-    """One image's points that are still in play: states, rotation, their rows in the input; layers of all its points."""
+    """The active points of one image: states, rotation, rows in the input; `layers` is of all its points."""
 
     x: ir.Value
     cosine: ir.Value
@@ -87,7 +87,15 @@ class Side:
 
 @dataclass(frozen=True)
 class Assignment:
-    """pairs (k, 2) and scores (k); layers each point went through; layers that ran."""
+    """The outputs of the graph.
+
+    Attributes:
+        pairs: (k, 2) rows in image 0 and image 1.
+        scores: (k,) P_ij.
+        layers0: (n0,) layers that each point of image 0 went through.
+        layers1: (n1,) the same of image 1.
+        stop_layer: () layers that ran.
+    """
 
     pairs: ir.Value
     scores: ir.Value
@@ -99,8 +107,12 @@ class Assignment:
 class LightGlueGraph:
     """Writes a matcher into a graph.
 
-    half: weights and states in float16; positions, S and the tests stay float32. integer: products of the layers' linear
-    maps in int8, with a scale for each channel of the weights and one for the activations, found as they come.
+    Args:
+        model: The matcher.
+        settings: Thresholds and adaptivity.
+        half: Weights and states in float16; positions, S, exit and pruning tests remain float32.
+        integer: Products of the layers' linear maps in int8, with one scale for each channel of the weights and a dynamic
+            one for the activations.
     """
 
     def __init__(self, model: LightGlue, settings: MatchSettings, *, half: bool = False, integer: bool = False) -> None:
@@ -110,7 +122,19 @@ class LightGlueGraph:
         self.heads, self.channels, self.d = config.heads, config.d // config.heads, config.d
 
     def assignment(self, g: Builder, positions: Sequence[ir.Value], descriptors: Sequence[ir.Value]) -> Assignment:
-        """Of images 0 and 1, from normalised positions (n, p) and descriptors (n, descriptor_dim)."""
+        """Adds the whole matcher.
+
+        Args:
+            g: The graph.
+            positions: Of image 0 and image 1, (n, p), normalised.
+            descriptors: Of image 0 and image 1, (n, descriptor_dim).
+
+        Returns:
+            The outputs.
+
+        Raises:
+            InputError: The matcher has absolute positions.
+        """
         sides = [self._begin(g, p, d) for p, d in zip(positions, descriptors, strict=True)]
         totals = [self._length(g, side.rows) for side in sides]
         done = g("Equal", g("Mul", *totals), g.number(0))
@@ -125,9 +149,9 @@ class LightGlueGraph:
                 Branch(b, self._typed([b("Identity", value) for value in values]))  # a branch owns its outputs
                 for b, values in ((passed, state), (computed, after))
             ]
-            found = self._typed(g.choose(done, *branches))
-            sides = [Side(*found[:5]), Side(*found[5:10])]
-            done, stop = found[10:]
+            state = self._typed(g.choose(done, *branches))
+            sides = [Side(*state[:5]), Side(*state[5:10])]
+            done, stop = state[10:]
         return self._assign(g, sides, stop)
 
     def _full_depth(self, g: Builder, sides: Sequence[Side], empty: ir.Value) -> Assignment:
@@ -141,7 +165,7 @@ class LightGlueGraph:
         return self._assign(g, sides, stop)
 
     def _typed(self, state: Sequence[ir.Value]) -> Sequence[ir.Value]:
-        """States types and ranks, which OpenCV does not infer."""
+        """Declares types and ranks, which OpenCV does not infer."""
         floats = ir.DataType.FLOAT16 if self.dtype == np.float16 else FLOAT
         side = [(floats, 2), (floats, 3), (floats, 3), (INT64, 1), (INT64, 1)]
         for value, (dtype, rank) in zip(state, [*side, *side, (ir.DataType.BOOL, 0), (INT64, 0)], strict=True):
@@ -173,7 +197,7 @@ class LightGlueGraph:
             x = self._through(g, x, model.input_projection)
         encoding = model.position_encoding
         if not isinstance(encoding, RotaryEncoding):
-            raise InputError("a matcher with absolute positions is an ablation; it is not exported")
+            raise InputError("a matcher with absolute positions cannot be exported; it is an ablation")
         frequencies = encoding.frequencies.detach().float()
         matrix = frequencies.new_zeros(frequencies.shape[0], frequencies.shape[1] + int(encoding.periodic))
         matrix[:, : frequencies.shape[1]] = frequencies
@@ -272,12 +296,12 @@ class LightGlueGraph:
         if settings.prune_below is None or matchability is None:
             return done, list(states)
         below, pruned = g.constant(settings.prune_below), []
-        for state, sure in zip(states, confident, strict=True):
-            leaves = g("And", sure, g("Less", self._probability(g, state[0], matchability), below))
-            kept = g("Or", g("Not", leaves), done)
+        for state, flags in zip(states, confident, strict=True):
+            prune = g("And", flags, g("Less", self._probability(g, state[0], matchability), below))
+            mask = g("Or", g("Not", prune), done)
             x, cosine, sine, rows, count = state
-            tables = [g("Compress", table, kept, axis=1) for table in (cosine, sine)]
-            pruned.append([g("Compress", x, kept, axis=0), *tables, g("Compress", rows, kept, axis=0), count])
+            tables = [g("Compress", table, mask, axis=1) for table in (cosine, sine)]
+            pruned.append([g("Compress", x, mask, axis=0), *tables, g("Compress", rows, mask, axis=0), count])
         lengths = [self._length(g, state[3]) for state in pruned]
         emptied = g("Equal", g("Mul", *lengths), g.number(0))
         return g("Or", done, emptied), pruned
@@ -287,7 +311,7 @@ class LightGlueGraph:
         return g("Sigmoid", g("Cast", logits, to=FLOAT) if self.dtype == np.float16 else logits)
 
     def _assign(self, g: Builder, sides: Sequence[Side], stop: ir.Value) -> Assignment:
-        """The head of the last layer that ran. A row and a column of -inf keep the maxima of empty images defined."""
+        """The head of the last layer that ran. A row and a column of -inf define the maxima of empty images."""
         model, settings = self.model, self.settings
         last = g("Max", g("Sub", stop, g.number(1)), g.number(0))
         root = self.d**-0.25
@@ -315,10 +339,10 @@ class LightGlueGraph:
                 logits = g("Cast", logits, to=FLOAT) if self.dtype == np.float16 else logits
                 log_sigma = g("Neg", g("Softplus", g("Neg", logits)))
                 log_p = g("Add", log_p, log_sigma if axis == 1 else g("Transpose", log_sigma, perm=[1, 0]))
-        # Joined, not padded: OpenVINO (2026.4) pads wrongly the first time that a compiled model runs.
+        # Concat, not Pad: OpenVINO (2026.4) pads wrongly the first time that a compiled model runs.
         for axis, side in ((0, sides[1]), (1, sides[0])):
             length = g("Unsqueeze", self._length(g, side.rows), g.integers(0))
-            length = g("Add", length, g.integers(axis))  # the column reaches past the row
+            length = g("Add", length, g.integers(axis))  # the column includes the entry of the row
             edge = g("Expand", g.constant(-np.inf), length)
             log_p = g("Concat", log_p, g("Unsqueeze", edge, g.integers(axis)), axis=axis)
         best = g("ReduceMax", log_p, axes=[1], keepdims=0)
@@ -337,7 +361,7 @@ class LightGlueGraph:
 
 
 def finish(g: Builder, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], metadata: dict[str, str]) -> ir.Model:
-    """The model with its inputs, outputs and metadata; every value gets a name of its own."""
+    """The model with its inputs, outputs and metadata; every value gets a unique name."""
     graph = ir.Graph(
         inputs, outputs, nodes=g.tape.nodes, initializers=g.tape.initializers, opset_imports={"": OPSET}, name="lumiglue"
     )
@@ -348,11 +372,12 @@ def finish(g: Builder, inputs: Sequence[ir.Value], outputs: Sequence[ir.Value], 
 
 
 def tensor_input(name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
+    """A graph input."""
     return ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
 
 
 def as_output(g: Builder, value: ir.Value, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> ir.Value:
-    """The value under that name, with a stated type and shape."""
+    """The value under that name, with a declared type and shape."""
     output = g("Identity", value)
     output.name, output.type, output.shape = name, ir.TensorType(dtype), ir.Shape(shape)
     return output

@@ -25,10 +25,12 @@ Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 
 class OnnxMatcher:
-    """Matches features with the graph of a model, or of a file in the "lumiglue" layout.
+    """Matches features with ONNX Runtime or OpenVINO. Any number of threads may match at once.
 
-    A file has its thresholds fixed; a model is exported in memory for each settings that are asked for. Any number of
-    threads may match at once.
+    Attributes:
+        source: The model or the file.
+        config: The config of the matcher.
+        fixed: The thresholds of a file; None for a model, which is exported in memory for each settings.
     """
 
     def __init__(
@@ -39,9 +41,18 @@ class OnnxMatcher:
         precision: Precision = "fp32",
         quantized: bool = False,
     ) -> None:
-        """precision: bf16 is OpenVINO's, which rounds positions, scores and rows too, so that matches are lost: it is for
-        comparing times. quantized: of a model, int8 linear maps; a file is what it is. Raises InputError for a file that is
-        not ours or of another layout, and where the runtime is not installed."""
+        """Reads the config.
+
+        Args:
+            source: A model, or a file of `export_onnx` in the "lumiglue" layout.
+            runtime: What runs the graph.
+            precision: "bf16" is OpenVINO's. It rounds positions, scores and rows too and loses matches: use it to compare
+                times.
+            quantized: Export a model with int8 linear maps; no effect on a file.
+
+        Raises:
+            InputError: The file was not written by `export_onnx` or has another layout, or the runtime is not installed.
+        """
         require("onnx_ir", runtime)
         self.source, self.runtime = source, runtime
         self.precision: Precision = precision
@@ -50,20 +61,20 @@ class OnnxMatcher:
         if isinstance(source, LightGlue):
             self.config = source.config
         else:
-            said = read_onnx_metadata(source)
-            if said.get("layout") != "lumiglue":
-                raise InputError(f"{source} has the layout {said.get('layout')!r}; export it with the layout 'lumiglue'")
+            metadata = read_onnx_metadata(source)
+            if metadata.get("layout") != "lumiglue":
+                raise InputError(f"{source} has the layout {metadata.get('layout')!r}; export it with the layout 'lumiglue'")
             try:
-                config = config_from("lightglue", said.get("config"))
+                config = config_from("lightglue", metadata.get("config"))
                 assert isinstance(config, LightGlueConfig)
-                self.config, self.fixed = config, MatchSettings(**said.get("match", {}))
+                self.config, self.fixed = config, MatchSettings(**metadata.get("match", {}))
             except (TypeError, ValueError) as error:
-                raise InputError(f"{source} says of itself what cannot be ({reason(error)}); export it again") from None
+                raise InputError(f"{source} has invalid metadata ({reason(error)}); export it again") from None
         self._sessions: dict[tuple[MatchSettings, int], Session] = {}
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy, or what arrives in another process, opens sessions of its own."""
+        """Copies, in this or another process, open sessions of their own."""
         return {name: value for name, value in vars(self).items() if name not in ("_sessions", "_lock")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -73,7 +84,18 @@ class OnnxMatcher:
     def match_features(
         self, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings | None = None
     ) -> list[Matches]:
-        """Each pair's matches, as `LightGlue.match` finds them. Raises InputError for settings other than a file's."""
+        """Matches each pair as `LightGlue.match` does.
+
+        Args:
+            pairs: Features of image 0 and image 1 of each pair.
+            settings: Thresholds; None takes those of the file, or the defaults.
+
+        Returns:
+            One result for each pair, in order.
+
+        Raises:
+            InputError: The settings are not those of the file, or the features do not fit.
+        """
         check_features(pairs, self.config)
         session = self._session(settings or self.fixed or MatchSettings())
         return [self._match(session, *pair) for pair in pairs]
@@ -87,7 +109,7 @@ class OnnxMatcher:
     def _session(self, settings: MatchSettings) -> Session:
         if self.fixed is not None and settings != self.fixed:
             raise InputError(f"{self.source} was exported with {self.fixed}; export it again to match with {settings}")
-        key = (settings, torch.get_num_threads())  # as many threads as whoever asks
+        key = (settings, torch.get_num_threads())  # the threads of the caller
         with self._lock:
             if key not in self._sessions:
                 self._sessions[key] = self._open(*key)
@@ -121,16 +143,16 @@ class OnnxMatcher:
             feed[f"descriptors{side}"] = features.descriptors.detach().float().cpu().numpy()
             feed[f"image_size{side}"] = np.array(features.image_size, np.float32)
             if self.config.encoding != "xy":
-                assert features.scales is not None  # check_features has looked
+                assert features.scales is not None  # checked by check_features
                 assert features.orientations is not None
                 feed[f"scales{side}"] = features.scales.detach().float().cpu().numpy()
                 feed[f"orientations{side}"] = features.orientations.detach().float().cpu().numpy()
         try:
-            found = session(feed)
+            outputs = session(feed)
             pairs, scores, layers0, layers1 = (
-                torch.from_numpy(np.array(found[name])) for name in ("matches", "scores", "layers0", "layers1")
+                torch.from_numpy(np.array(outputs[name])) for name in ("matches", "scores", "layers0", "layers1")
             )
-            stop_layer = int(found["stop_layer"])
+            stop_layer = int(outputs["stop_layer"])
         except Exception as error:  # each runtime raises its own
             raise self._unusable(error) from None
         return Matches(pairs, scores.clamp(max=1), stop_layer, layers0, layers1)  # rounding may lift a score above 1
@@ -152,8 +174,8 @@ def _onnxruntime(model: bytes, threads: int, precision: Precision) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    chosen = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in _providers()]
-    session: Any = onnxruntime.InferenceSession(model, options, providers=chosen)
+    providers = [name for name in ("CUDAExecutionProvider", "CPUExecutionProvider") if name in _providers()]
+    session: Any = onnxruntime.InferenceSession(model, options, providers=providers)
     names = [output.name for output in session.get_outputs()]
     return lambda feed: dict(zip(names, session.run(names, dict(feed)), strict=True))
 
@@ -174,8 +196,8 @@ def _openvino(model: bytes, threads: int, precision: Precision) -> Session:
     names = [output.any_name for output in compiled.outputs]
 
     def run(feed: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        request = compiled.create_infer_request()  # one each, so that threads do not share buffers
-        found = request.infer(dict(feed))
-        return {name: found[name].copy() for name in names}
+        request = compiled.create_infer_request()  # one for each call, so that threads do not share buffers
+        outputs = request.infer(dict(feed))
+        return {name: outputs[name].copy() for name in names}
 
     return run

@@ -14,12 +14,12 @@ from lumiglue.matcher.ops.kernel import fused_attention
 from lumiglue.matcher.packed import Lengths, segments_of
 from lumiglue.matcher.precision import multiplies_tiles
 
-# Attention of h x n x m scores up to this many is computed with the scores in memory, on the CPU: by bfloat16 without AMX
-# (4 heads x 2048 x 2048), and by training (4 x 512 x 512), which is as fast as the fused kernel and its backward pass at 512
-# keypoints and, on AVX2 without AMX, takes 1.4 times as long at 1,024.
+# On the CPU, attention of up to so many h x n x m scores is computed with the scores in memory: in bfloat16 without AMX
+# (4 heads x 2048 x 2048), and in training (4 x 512 x 512). In training this is as fast as the fused kernel and its backward
+# pass at 512 keypoints and, on AVX2 without AMX, takes 1.4 times as long at 1,024.
 MAX_SCORES_IN_MEMORY = 2**24
 MAX_SCORES_IN_TRAINING = 2**20
-# Scores of a head at a time in the CPU's bidirectional attention: they stay in the cache.
+# Scores of a head at a time in the CPU's bidirectional attention: they fit in the cache.
 BLOCK_SCORES = 2**17
 
 
@@ -27,8 +27,9 @@ BLOCK_SCORES = 2**17
 class PaddedPair:
     """The lengths of one pair whose images are padded to n tokens each, tokens 0 to n and n to 2n.
 
-    counts: how many of either are real; the first ones. They lie on the device, so that nothing that is computed depends on
-    them by its shape.
+    Attributes:
+        n: Tokens of an image, padding included.
+        counts: How many tokens of either image are real, the first ones. On the device, so that no shape depends on them.
     """
 
     n: int
@@ -44,21 +45,50 @@ class PaddedPair:
 def self_attention(
     q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
 ) -> Float[Tensor, "t h c"]:
-    """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1)."""
+    """softmax(q k^T / sqrt(c)) v inside each segment (Section 3.1).
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        lengths: Tokens of either image of each pair.
+
+    Returns:
+        The message to each token.
+    """
     return _attention(q, k, v, lengths, partners=False)
 
 
 def partner_attention(
     q: Float[Tensor, "t h c"], k: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
 ) -> Float[Tensor, "t h c"]:
-    """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner."""
+    """softmax(q k^T / sqrt(c)) v with the queries of each segment and the keys and values of its partner.
+
+    Args:
+        q: Queries.
+        k: Keys.
+        v: Values.
+        lengths: Tokens of either image of each pair.
+
+    Returns:
+        The message to each token; zero if the partner is empty.
+    """
     return _attention(q, k, v, lengths, partners=True)
 
 
 def cross_attention(
     qk: Float[Tensor, "t h c"], v: Float[Tensor, "t h c"], lengths: Lengths | PaddedPair
 ) -> Float[Tensor, "t h c"]:
-    """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1)."""
+    """Bidirectional attention between partners: one similarity matrix serves both directions (Section 3.1).
+
+    Args:
+        qk: Queries, which are the keys too.
+        v: Values.
+        lengths: Tokens of either image of each pair.
+
+    Returns:
+        The message to each token; zero if the partner is empty.
+    """
     if isinstance(lengths, PaddedPair) or (path := choose_path(lengths, qk)) == "padded":
         return _attention(qk, qk, v, lengths, partners=True)
     if path == "dense":
@@ -82,8 +112,8 @@ def choose_path(lengths: Lengths, x: Tensor) -> Literal["dense", "padded", "segm
     unequal segments padded to one length, because a GPU waits for its kernels, not for a few more products. "segments": one
     by one; a CPU gains nothing from batches of more than one pair, and its cache loses.
     """
-    sizes, training = set(segments_of(lengths)), _for_training(x)
-    if len(sizes) == 1 and sizes != {0} and (x.is_cuda or training):
+    sizes, training = segments_of(lengths), _for_training(x)
+    if len(set(sizes)) == 1 and sizes[0] and (x.is_cuda or training):
         return "dense"
     return "padded" if x.is_cuda and len(lengths) > 1 and not training else "segments"
 
@@ -110,17 +140,17 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | PaddedPair, *
 
 def _by_pair(x: Tensor, lengths: Lengths) -> list[tuple[Tensor, Tensor]]:
     """The tokens of either image of each pair."""
-    parts = iter(x.split(segments_of(lengths)))
-    return list(zip(parts, parts, strict=True))
+    parts = x.split(segments_of(lengths))
+    return list(zip(parts[::2], parts[1::2], strict=True))
 
 
 def _attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, *, partners: bool) -> Tensor:
-    """Attention of each (n, h, c) segment to itself or to its partner, by a call for each group of pairs of like size, whose
-    segments are padded to the longest of the group; what was filled in is masked and never attended to."""
+    """Attention of each (n, h, c) segment to itself or to its partner, by one call for each group of pairs of similar size.
+    Segments are padded to the longest of the group; the padding is masked and never attended to."""
     out = torch.zeros_like(q)
     counts = torch.tensor(lengths, device=q.device)  # (P, 2)
     starts = (counts.flatten().cumsum(0) - counts.flatten()).view(-1, 2)
-    for pairs in _pairs_of_like_size(lengths):
+    for pairs in _pairs_of_similar_size(lengths):
         column = torch.arange(max(max(lengths[pair]) for pair in pairs), device=q.device)
         group = torch.tensor(pairs, device=q.device)
         real = column < counts[group].view(-1, 1)  # (2P, n)
@@ -132,16 +162,16 @@ def _attend_padded(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, *, partner
 
 def _attend_masked(q: Tensor, k: Tensor, v: Tensor, real: Tensor, *, partners: bool) -> Tensor:
     """(2P, n, h, c) messages to the (2P, h, n, c) queries of segments from the (2P, n) real tokens of them or partners."""
-    seen = real
+    mask = real
     if partners:
-        k, v, seen = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
-    some = seen.any(1)  # a row of the softmax that sees nothing would be NaN: an empty partner sends no message
-    mask = (seen | ~some[:, None])[:, None, None]  # (2P, 1, 1, n), the same for all heads and queries
+        k, v, mask = (x.unflatten(0, (-1, 2)).flip(1).flatten(0, 1) for x in (k, v, real))
+    nonempty = mask.any(1)  # a fully masked row of the softmax would be NaN: an empty partner sends no message
+    mask = (mask | ~nonempty[:, None])[:, None, None]  # (2P, 1, 1, n), the same for all heads and queries
     message = F.scaled_dot_product_attention(q, k, v, attn_mask=mask).transpose(1, 2)
-    return message * some[:, None, None, None]
+    return message * nonempty[:, None, None, None]
 
 
-def _pairs_of_like_size(lengths: Lengths) -> list[list[int]]:
+def _pairs_of_similar_size(lengths: Lengths) -> list[list[int]]:
     """Pairs by the power of two above their longer side, so that padding no more than doubles that."""
     groups: dict[int, list[int]] = {}
     for pair, sides in enumerate(lengths):
@@ -155,7 +185,7 @@ def _for_training(x: Tensor) -> bool:
 
 
 def _in_memory(q: Tensor, m: int) -> bool:
-    """Whether scores of the queries over m keys are to be held."""
+    """Whether the scores of the queries over m keys are to be stored."""
     heads, n = q.shape[-3:-1]
     if q.is_cuda:
         return False
@@ -185,7 +215,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor]:
-    """Messages (..., h, n, c) to A from B and to B from A; where one side is empty the other's message is zero."""
+    """Messages (..., h, n, c) to A from B and to B from A; if one side is empty, the other's message is zero."""
     n, channels = qk_a.shape[-2:]
     m = qk_b.shape[-2]
     if n == 0 or m == 0:
@@ -197,15 +227,15 @@ def _attend_both(qk_a: Tensor, qk_b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[
         b_from_a = similarity.softmax(-2).to(v_a.dtype).mT @ v_a
         return a_from_b, b_from_a
     if not qk_a.is_cuda and not _for_training(qk_a) and qk_a.dtype == torch.float32:
-        found = _attend_both_in_blocks(qk_a * root, qk_b * root, v_a, v_b)
-        if found is not None:
-            return found
+        messages = _attend_both_in_blocks(qk_a * root, qk_b * root, v_a, v_b)
+        if messages is not None:
+            return messages
     return _attend(qk_a, qk_b, v_b), _attend(qk_b, qk_a, v_a)
 
 
 def _attend_both_in_blocks(a: Tensor, b: Tensor, v_a: Tensor, v_b: Tensor) -> tuple[Tensor, Tensor] | None:
     """`_attend_both` of scaled (h, n, c) and (h, m, c) with one product and one exponential for both directions, in blocks
-    of rows; None where one offset cannot serve all rows and columns (`exponent`)."""
+    of rows; None if one offset cannot serve all rows and columns (`exponent`)."""
     offset = exponent_offset(a, b)
     if offset is None:
         return None
