@@ -245,7 +245,7 @@ KILLED = """
 import time
 from lumiglue.collection import matching
 from lumiglue.collection.pairs import read_pairs
-from lumiglue.pipeline.pipeline.pipeline import Pipeline
+from lumiglue.pipeline.pipeline import Pipeline
 matching.PAIRS_IN_A_PART = 3
 for step in matching.match_collection(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
     said.send(step.done)
