@@ -44,7 +44,7 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
     Args:
         name: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class".
         device: Where a network runs; other extractors ignore it.
-        settings: Parameters of a built-in extractor; of your own, `max_keypoints` and `resize`, which apply whether or not
+        **settings: Parameters of a built-in extractor; of your own, `max_keypoints` and `resize`, which apply whether or not
             the class supports them (see `OwnExtractor`).
 
     Raises:

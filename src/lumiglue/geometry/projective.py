@@ -71,7 +71,7 @@ def epipolar_distances(
     """Distances of points to epipolar lines, for all pairs of m points of image 0 and n points of image 1.
 
     Returns:
-        Two m x n tensors in pixels: from each point of image 0 to the epipolar line of each point of image 1, and from each
+        Two m x n tensors of pixels, from each point of image 0 to the epipolar line of each point of image 1 and from each
         point of image 1 to the line of each point of image 0.
     """
     x0, x1 = (torch.nn.functional.pad(points, (0, 1), value=1.0) for points in (points0, points1))
