@@ -644,7 +644,7 @@ REFUSALS: list[tuple[str, str]] = [
     ("DATA PLAIN", "has features .* and .*; train on datasets with the same features"),
     (
         "DATA",
-        r"no training pair of .* has 256 keypoints in both views; half of them have at least (\d+): set --points to \1 or less",
+        r"no training pair of .* has 256 keypoints in both views; half .* have at least (\d+): set --points to \1 or less",
     ),
     (
         "DATA --points 40",
