@@ -43,10 +43,10 @@ def synthetic(photos: Path, pairs: int, teacher: Extractor, labelled: Extractor)
     source, found = SyntheticScenes.of_folder(photos, settings=settings, texture_side=480), []
     for number in range(pairs):
         rng = np.random.default_rng(number)
-        world, views = build_scene(rng, source.textures(rng), settings), []
+        scene, views = build_scene(rng, source.textures(rng), settings), []
         for _ in range(2):
             camera = aim_camera(rng, settings)
-            rendering = render(world, camera)
+            rendering = render(scene, camera)
             features = labelled(rendering.image)
             depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
             views.append((teacher(rendering.image), features, depths, camera.intrinsics, camera.camera_from_world))

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("photos", type=Path, nargs="?", help="by default scikit-image's")
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--pairs", type=int, default=4)
-    parser.add_argument("--first", type=int, default=0, help="number of the first world")
+    parser.add_argument("--first", type=int, default=0, help="number of the first scene")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         source = SyntheticScenes.of_folder(
@@ -59,7 +59,7 @@ def draw_pair(source: SyntheticScenes, number: int, scratch: Path) -> np.ndarray
     )
     true = Matches(labels.matches[:, 1:], torch.ones(len(labels.matches)))
     unmatchable = int(labels.unmatchable0.sum()), int(labels.unmatchable1.sum())
-    title = f"world {number}: {len(true)} true matches, unmatchable {unmatchable[0]} and {unmatchable[1]}"
+    title = f"scene {number}: {len(true)} true matches, unmatchable {unmatchable[0]} and {unmatchable[1]}"
     save_figure(draw_matches(image0, image1, features0, features1, true, title=title), scratch)
     return read_image(scratch)
 

@@ -331,8 +331,8 @@ def synthetic(dataset: Path) -> Path:
     source = SyntheticScenes.of_folder(
         dataset.parent / "photos", count=4, n_views=3, settings=SceneSettings(size=(160, 120))
     )
-    finish(build_dataset(source, dataset.parent / "worlds.h5", Sift(max_keypoints=80), SMALL_DATASET, workers=1))
-    return dataset.parent / "worlds.h5"
+    finish(build_dataset(source, dataset.parent / "scenes.h5", Sift(max_keypoints=80), SMALL_DATASET, workers=1))
+    return dataset.parent / "scenes.h5"
 
 
 def test_batches_are_a_function_of_the_step(dataset: Path) -> None:
@@ -348,7 +348,7 @@ def test_batches_are_a_function_of_the_step(dataset: Path) -> None:
     assert not torch.equal(a.keypoints0, other.keypoints0)
     related = torch.cat([samplers[0].batch(s, 16, 24).related for s in range(10)])
     assert 0.15 < float((~related).float().mean()) < 0.45
-    with pytest.raises(DatasetError, match="has 5000 keypoints each; train with fewer points"):
+    with pytest.raises(DatasetError, match="has 5000 keypoints in both views"):
         samplers[0].batch(0, 4, 5000)
 
 
@@ -512,7 +512,7 @@ def test_labels_where_a_corner_lies_behind_the_camera(dataset: Path) -> None:
 
 
 def test_scenes_make_no_negative_pairs(synthetic: Path, dataset: Path) -> None:
-    """Dozens of the photos hang in each world, so that two synthetic scenes, or a world and a photo, may show the same."""
+    """A synthetic scene has dozens of the photos, so two of them, or a scene and a photo, may show the same place."""
     alone = PairSampler([FeatureDataset(synthetic)], SIFT, split="training", seed=0, negative_pair_ratio=0.9).batch(
         0, 16, 24
     )

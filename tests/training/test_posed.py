@@ -305,7 +305,7 @@ def rotation(matrix: list[list[float]]) -> list[list[float]]:
         ),
         ({"camera_from_world": rotation([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])}, r"mirrors \(determinant -1.000\)"),
         ({"camera_from_world": (2 * np.eye(4) - np.diag([1, 1, 1, 0])).tolist()}, "last row"),
-        ({"camera_from_world": np.full((4, 4), np.nan).tolist()}, "holds NaN"),
+        ({"camera_from_world": np.full((4, 4), np.nan).tolist()}, "has NaN"),
         ({"camera_from_world": None, "world_from_camera": np.zeros((4, 4)).tolist()}, "has no inverse"),
     ],
 )
@@ -558,7 +558,7 @@ def test_pairs_are_capped_alike_over_overlaps() -> None:
 
 
 def test_settings_that_hold_no_pair_are_refused() -> None:
-    with pytest.raises(InputError, match=r"0.5 to 0.5 hold no pair"):
+    with pytest.raises(InputError, match=r"no pair has an overlap from 0.5 to 0.5"):
         OverlapSettings(min_overlap=0.5, max_overlap=0.5)
     with pytest.raises(InputError, match="max_pairs is 0"):
         OverlapSettings(max_pairs=0)
@@ -792,7 +792,7 @@ def test_a_model_that_cannot_be_used_is_one_sentence(
     write_model(tmp_path, shots, 0.0)
     from lumiglue.training.data.from_colmap import SfmSettings, posed_from_sfm
 
-    with pytest.raises(InputError, match="holds no COLMAP model"):
+    with pytest.raises(InputError, match="has no COLMAP model"):
         list(posed_from_sfm(tmp_path / "photos", tmp_path / "photos", tmp_path / "out"))
     with pytest.raises(InputError, match=r"none of the model's 4 photos can be read in .*sub/1.png"):
         list(posed_from_sfm(tmp_path / "model", tmp_path, tmp_path / "out"))
@@ -803,7 +803,7 @@ def test_a_model_that_cannot_be_used_is_one_sentence(
         main(["dataset", "from-colmap", str(tmp_path / "model"), str(tmp_path / "photos"), "-o", str(tmp_path / "out")]) == 0
     )
     printed = capsys.readouterr()
-    assert "2 photos, depth on" in printed.out
+    assert "2 photos, depth at" in printed.out
     assert "2 photos could not be read" in printed.err
     assert len(read_posed(tmp_path / "out").frames) == 2
     save(tmp_path / "photos/sub/1.png", np.zeros((10, 10, 3), np.uint8))

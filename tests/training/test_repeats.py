@@ -96,9 +96,9 @@ def twins(source: PhotoViews | SyntheticScenes, item: int) -> float:
 
 def test_a_share_is_asked_for(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for settings in (ViewSettings, SceneSettings):
-        with pytest.raises(InputError, match=r"repeats is 1\.5; give a share between 0 and 1"):
+        with pytest.raises(InputError, match=r"repeats is 1\.5; give a number from 0 to 1"):
             settings(repeats=1.5)
-        with pytest.raises(InputError, match=r"any_roll is -0\.1; give a share between 0 and 1"):
+        with pytest.raises(InputError, match=r"any_roll is -0\.1; give a number from 0 to 1"):
             settings(any_roll=-0.1)
     assert main(["dataset", "homographies", str(photos), "-o", str(tmp_path / "dataset.h5"), "--repeats", "-1"]) == 2
     assert "repeats is -1" in capsys.readouterr().err

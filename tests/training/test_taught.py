@@ -88,9 +88,9 @@ def scene_pair(seed: int) -> tuple[list[Rendering], list[np.ndarray], np.ndarray
     """Two renderings of a synthetic scene; intrinsics; camera 1 from camera 0; random points and their depths."""
     rng = np.random.default_rng(seed)
     settings = SceneSettings(size=SIZE, any_roll=0.0, spread=9.0)
-    world = build_scene(rng, cycle([draw_photo(k, 160, 120) for k in range(8)]), settings)
+    scene = build_scene(rng, cycle([draw_photo(k, 160, 120) for k in range(8)]), settings)
     cameras = [aim_camera(rng, settings) for _ in range(2)]
-    renderings = [render(world, camera) for camera in cameras]
+    renderings = [render(scene, camera) for camera in cameras]
     points = [rng.uniform([2, 2], np.array(SIZE) - 3, (1500, 2)) for _ in range(2)]
     depths = [depths_at(rendering, place) for rendering, place in zip(renderings, points, strict=True)]
     known = [np.isfinite(depth) for depth in depths]

@@ -135,7 +135,7 @@ class TrainSettings:
         """Each number of keypoints per image that the run needs, and the name of the setting that it comes from."""
         if self.lengths is not None:
             return dict.fromkeys(sorted(self.lengths), "lengths")
-        return {self.late_points: "long_points"} | {self.points: "points"}
+        return dict(sorted(({self.late_points: "long_points"} | {self.points: "points"}).items()))
 
     def stage_at(self, step: int) -> int:
         """1 (correspondences) or 2 (exit classifier)."""
