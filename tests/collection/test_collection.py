@@ -23,7 +23,7 @@ import lumiglue
 from helpers import draw_photo
 from lumiglue import InputError, Pipeline, Sift, collection
 from lumiglue.cli import main
-from lumiglue.collection import features as bulk_features
+from lumiglue.collection import features as features_module
 from lumiglue.collection.features import extract_in_parts
 from lumiglue.collection.hloc import FeaturesFile, MatchesReader
 from lumiglue.collection.matching import in_threads, match_in_parts
@@ -177,7 +177,7 @@ def test_features_are_in_hlocs_layout(photos: Path, described: Path) -> None:
 def test_description_goes_on_and_leaves_out_broken_images(
     photos: Path, described: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bulk_features, "IMAGES_IN_A_PART", 2)
+    monkeypatch.setattr(features_module, "IMAGES_IN_A_PART", 2)
     (photos / "east" / "00b.png").write_bytes(b"no image")
     names, out = image_names(photos), tmp_path / "again.h5"
     steps = extract_in_parts(photos, names, Sift(max_keypoints=200), out, workers=2)
@@ -187,7 +187,7 @@ def test_description_goes_on_and_leaves_out_broken_images(
     steps.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     read: list[str] = []
     monkeypatch.setattr(
-        bulk_features, "read_image", lambda path, real=bulk_features.read_image: read.append(path.name) or real(path)
+        features_module, "read_image", lambda path, real=features_module.read_image: read.append(path.name) or real(path)
     )
     rest = list(extract_in_parts(photos, names, Sift(max_keypoints=200), out))
     assert rest[0].done == 3  # four were done, one of them broken

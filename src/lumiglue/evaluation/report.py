@@ -45,7 +45,8 @@ class Run:
         swept = {name: tuple(stored[name]) for name in ("factors", "seeds") if name in stored}  # lists in JSON
         protocol = Protocol(**{**stored, **swept})
         size = f"long side {matching['resize']} px" if matching.get("resize") else "full size"
-        features = f"{matching.get('max_keypoints', '?')} {matching.get('features', '')} keypoints, {size}"
+        name = self.record.get("features") or matching.get("features", "")
+        features = f"{matching.get('max_keypoints', '?')} {name} keypoints, {size}"
         return f"{features}; {protocol}" if self.record else "Protocol not recorded."
 
 

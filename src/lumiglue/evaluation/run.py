@@ -90,6 +90,7 @@ def evaluate(
     file, scores, missing = None, [], pairs
     if out is not None:
         record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(named)}
+        record["features"] = pipeline.extractor.name
         record["matching"] = _record(pipeline) if matching is None else dict(matching)
         file = ScoresFile(out, record, len(named) * len(protocol.factors) * len(protocol.seeds))
         scores, missing = list(file.scores), file.missing(pairs)
