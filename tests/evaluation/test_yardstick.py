@@ -1,4 +1,4 @@
-"""The yardstick's ground truth (bench/yardstick.py): consensus of two routes, and views whose homography is exact."""
+"""The yardstick's ground truth: consensus of two routes, and views whose homography is exact."""
 
 import importlib.util
 import json
@@ -10,12 +10,12 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from lumiglue.training.homographies import ViewSettings, sample_view
 
-from conftest import draw_photo
+from helpers import draw_photo
 from lumiglue.geometry import fundamental_from_pose
+from lumiglue.training.data.homographies import ViewSettings, sample_view
 
-FILE = Path(__file__).parents[1] / "bench" / "yardstick.py"
+FILE = Path(__file__).parents[2] / "benchmarks" / "accuracy" / "yardstick.py"
 
 
 @pytest.fixture(scope="module")

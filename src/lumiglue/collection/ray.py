@@ -112,7 +112,7 @@ def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: in
                 yield MatchChunk(chunk, matches, tuple(failed))
         finally:
             for actor in workers:
-                ray.kill(actor)
+                ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
     return run
 
