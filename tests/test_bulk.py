@@ -64,12 +64,12 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(drawn: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(drawn / "photos", tmp_path / "photos")
+    return Path(shutil.copytree(drawn / "photos", tmp_path / "photos"))
 
 
 @pytest.fixture
 def described(drawn: Path, tmp_path: Path) -> Path:
-    return shutil.copy(drawn / "features.h5", tmp_path / "features.h5")
+    return Path(shutil.copy(drawn / "features.h5", tmp_path / "features.h5"))
 
 
 def contents(path: Path) -> dict[str, np.ndarray]:
@@ -275,7 +275,7 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
             kills += 1
         process.join()
         heard.close()
-    assert process.exitcode == 0
+        assert process.exitcode == 0 or not out.exists()
     assert kills == 3
     assert counts == sorted(counts)
     assert counts[-1] > 0
