@@ -66,7 +66,7 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def photos(drawn: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(drawn / "photos", tmp_path / "photos")
+    return Path(shutil.copytree(drawn / "photos", tmp_path / "photos"))
 
 
 @pytest.fixture

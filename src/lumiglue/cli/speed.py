@@ -52,7 +52,7 @@ def bench(
     cpu = f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads"
     say(
         f"{cpu if device == 'cpu' else torch.cuda.get_device_name(device)}, torch {torch.__version__}; "
-        f"products {peak / 1e9:.0f} GFLOP/s in float32, {bf16_peak / 1e9:.0f} in bfloat16"
+        f"products {peak / 1e9:.4g} GFLOP/s in float32, {bf16_peak / 1e9:.4g} in bfloat16"
     )
     names = (speed.OURS, *against)
     for size in sizes:
