@@ -182,7 +182,7 @@ def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
         ({"image_size": None}, "neither 'image_size'"),
         ({"keypoints": None}, "image1 has no 'keypoints'"),
         ({"descriptors": a["descriptors"][0]}, "give B x N x"),
-        ({"image_size": torch.tensor([[640.5, 480.0]])}, "give whole pixels"),
+        ({"image_size": torch.tensor([[640.5, 480.0]])}, "give the whole pixels"),
         ({"oris": None, "scales": None}, "needs scales and orientations"),
     ):
         image = {name: value for name, value in {**a, **wrong}.items() if value is not None}
@@ -190,5 +190,5 @@ def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
             matcher({"image0": a, "image1": image})
     with pytest.raises(InputError, match="no 'image1'"):
         matcher({"image0": a})
-    with pytest.raises(InputError, match="image0 holds 1 images and image1 2"):
+    with pytest.raises(InputError, match="image0 has 1 images and image1 2"):
         matcher({"image0": a, "image1": batch([make_features(20, 0, dim=128)] * 2)})

@@ -299,7 +299,7 @@ def test_photos_of_any_name_go_through_lists(name: str, tmp_path: Path) -> None:
     assert read_image(tmp_path / "photos" / name).shape == (30, 40, 3)
     pairs = [(name, "other.png")]
     if "\t" in name or name.startswith("#"):
-        with pytest.raises(InputError, match="do not fit on a line of a list; rename the file"):
+        with pytest.raises(InputError, match="cannot be written on a line of a list; rename the file"):
             write_pairs(tmp_path / "pairs.txt", pairs)
     else:
         write_pairs(tmp_path / "pairs.txt", pairs)

@@ -162,7 +162,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["train", "lost.h5", "-o", "run"], "lost.h5 does not exist; build it"),
         (["eval", "photos"], "pairs.json does not exist"),
         (["weights", "import", "text.jpg", "-o", "w.safetensors"], "cannot be read as tensors"),
-        (["weights", "show", "lost"], "lost does not exist"),
+        (["weights", "show", "lost"], "lost is neither a file nor the name of weights"),
     ]
 
 

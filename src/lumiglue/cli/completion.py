@@ -129,6 +129,9 @@ def _bare(hint: Any) -> tuple[Any, tuple[str, ...]]:
     if get_origin(hint) is Annotated:
         hint, *marks = get_args(hint)
         aliases = tuple(alias for mark in marks for alias in getattr(mark, "aliases", None) or ())
+        for mark in marks:  # tyro's arg(constructor=...): the dataclass that flags are read into
+            if factory := getattr(mark, "constructor_factory", None):
+                hint = factory()
     return hint, aliases
 
 
