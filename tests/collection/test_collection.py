@@ -346,7 +346,13 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, desc
     assert said["cores"] == said["actors"][0] == 2
     reason = f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`"
     assert said["failed"] == [["east/00.png gone.png", reason]]
-    assert same(contents(out), contents(whole))
+    on_ray, in_threads_alone = contents(out), contents(whole)
+    assert on_ray.keys() == in_threads_alone.keys()
+    for key, values in in_threads_alone.items():
+        if key.endswith("matches0"):
+            assert np.array_equal(on_ray[key], values), key
+        else:  # scores agree within 1e-5, and are stored as float16
+            np.testing.assert_allclose(on_ray[key].astype(float), values.astype(float), rtol=1e-3, atol=1e-5, err_msg=key)
 
 
 # -- pairs -------------------------------------------------------------------------------------------------------------

@@ -362,7 +362,7 @@ def test_broken_tum_lists_are_one_sentence(tmp_path: Path, shots: list[Shot]) ->
     write_tum(tmp_path, shots)
     truth = tmp_path / "groundtruth.txt"
     for text, message in (
-        ("", "lists nothing"),
+        ("", "is empty; copy it again"),
         ("now 0 0 0 0 0 0 1", "line 1 of .* starts with 'now'"),
         ("10.0 0 0 0 0 0 1", "line 1 of .* has 7 words; it needs 8"),
         ("10.0 0 0 0 1 1 0 1", "quaternion in .* has length 1.732"),

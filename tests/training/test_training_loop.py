@@ -674,7 +674,7 @@ REFUSALS: list[tuple[str, str]] = [
     ("DATA --points 24 --start-from sift --model superglue", "the weights sift are of lightglue, the run is of superglue"),
     (
         "DATA --points 24 --start-from aliked-compact",
-        "the weights aliked-compact do not fit this run: they have .*extractor 'aliked'",
+        "the weights aliked-compact do not fit this run: they have .*extractor 'aliked-n16rot'",
     ),
     (
         "PLAIN --points 24 --encoding xy-logscale-angle",

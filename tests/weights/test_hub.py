@@ -254,8 +254,8 @@ def test_revisions_private_repositories_and_the_cache(
 
 def test_pushes_that_fail_say_so(server: FakeHub, pipeline: Pipeline) -> None:
     for repo, token, message in [
-        ("org/a/b", TOKEN, "not a repository's name"),
-        ("org/a b", TOKEN, "not a repository's name"),
+        ("org/a/b", TOKEN, "not the name of a repository"),
+        ("org/a b", TOKEN, "not the name of a repository"),
         ("org/matcher", "hf_wrong", r"may not do this \(401\)"),
         ("org/matcher", False, r"\(401\)"),
     ]:
@@ -277,7 +277,7 @@ def test_pulls_that_fail_say_so(server: FakeHub, pipeline: Pipeline, tmp_path: P
     server.commits["org/else"] = {"c" * 40: {"README.md": b"# Something else"}}
     server.branches["org/else", "main"] = "c" * 40
     cases: list[tuple[str, dict[str, object], str]] = [
-        ("org/a/b", {}, "not a repository's name"),
+        ("org/a/b", {}, "not the name of a repository"),
         ("org/none", {}, r"no such repository, or it is private .* \(401\)"),
         ("org/else", {}, "has no config.json, so it was not written by"),
         ("org/matcher", {"config.json": 500}, "the server answered 500; try again later"),
