@@ -82,7 +82,7 @@ def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatc
             (PipelineFlags(precision="auto").pipeline(), chosen),
             (PipelineFlags(precision="fp32").pipeline("auto"), "fp32"),
         ):
-            layer = next(pipeline._layers.parameters())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+            layer = next(pipeline._layers.parameters())  # pyright: ignore
             assert layer.dtype == dtypes[expected]
 
 
@@ -122,7 +122,7 @@ def test_automatic_pipelines_match_as_the_default_does(
     assert isinstance(lowest.matcher, LightGlue)  # bfloat16 is PyTorch's alone
     monkeypatch.undo()
     low = Pipeline.pretrained(max_keypoints=200)
-    layer = next(low._layers.parameters())  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
+    layer = next(low._layers.parameters())  # pyright: ignore
     assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[default_precision(torch.device("cpu"))]
     assert main(["match", "--backend", "auto", "--precision", "auto", "nowhere.jpg", "nowhere.jpg"]) == 2
     assert "nowhere.jpg" in capsys.readouterr().err
