@@ -212,7 +212,7 @@ def test_match_with_own_features_and_weights(
     arguments[6] = str(other)
     assert main(arguments) == 2
     assert "error: the weights are for 'kaze' features, the extractor is 'grid'" in capsys.readouterr().err
-    with pytest.raises(WeightsError, match=r"there are no default weights for .* features"):
+    with pytest.raises(WeightsError, match="there are no default weights for"):
         Pipeline.pretrained(f"{grid}:Grid")
 
 
