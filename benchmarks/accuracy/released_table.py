@@ -20,6 +20,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import date
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -266,12 +267,13 @@ def rounds_on(folder: Path, pair: GroundTruthPair, runs: Sequence[Run]) -> Itera
     yield from times.items()
 
 
-def tables(out: Path) -> None:
-    """Prints a table for each number of keypoints and writes the figures to OUT/tables.json."""
+def tables(out: Path, pages: Path | None) -> None:
+    """Prints a table for each number of keypoints, and writes the figures to OUT/tables.json and for the pages."""
     times = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
     files = sorted(out.glob("*-[0-9]*.csv"))
     records = {file: read_record(file) for file in files}
     rows: list[dict[str, Any]] = []
+    pairs: dict[int, int] = {}
     for n in sorted({record["max_keypoints"] for record in records.values()}):
         of_points = {
             record["features"]: read_scores(file) for file, record in records.items() if record["max_keypoints"] == n
@@ -280,6 +282,7 @@ def tables(out: Path) -> None:
         if not done:
             continue
         common = set.intersection(*done.values())
+        pairs[n] = len(common)
         print(f"\n{n:,} keypoints, {len(common)} pairs (done: {', '.join(f'{f} {len(p)}' for f, p in done.items())})\n")
         for setup in SETUPS:
             for row in rows_of([s for s in of_points.get(setup.features, []) if (s.a, s.b) in common]):
@@ -291,6 +294,52 @@ def tables(out: Path) -> None:
     measured_with = {name: record[name] for record in records.values() for name in about}
     timed = {name: value for name, value in times.items() if name != "milliseconds"}
     (out / "tables.json").write_text(json.dumps({**measured_with, "times": timed, "rows": rows}, indent=2) + "\n")
+    if pages is not None:
+        write_pages(rows, measured_with, pairs, pages)
+
+
+def shown(value: Any, digits: int) -> Any:
+    """A figure, or a list of them, with the digits that a page shows."""
+    if isinstance(value, list | tuple):
+        return [shown(one, digits) for one in value]
+    return value if value is None else round(value, digits) if digits else round(value)
+
+
+def write_pages(rows: Sequence[dict[str, Any]], measured_with: dict[str, Any], pairs: dict[int, int], folder: Path) -> None:
+    """Writes the data of the tables in docs/results/accuracy.md: accuracy, and how deep the matchers went."""
+    accuracy = {"P / R / F1 (3 px)": "planar", "corner AUC 1/3/5/10 px": "corner_auc", "pose AUC 5/10/20": "pose_auc"}
+    depth = {
+        "pose, wide": "pose_auc_wide", "epipolar AUC 3/10/20 px": "epipolar_auc", "matches": "matches",
+        "stop layer": "stop_layer", "layers a point": "layers_per_point",
+    }  # fmt: skip
+    digits = {"matches": 0, "stop layer": 2, "layers a point": 2}
+    about = {
+        "processor": f"2 cores of an {measured_with['processor']} ({measured_with['kernels']})",
+        "versions": f"PyTorch {measured_with['torch']}, float32, one thread",
+        "date": date.today().isoformat(),
+        "commands": [
+            "python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT",
+            "python benchmarks/accuracy/released_table.py tables --out OUT --pages docs/results/data",
+        ],
+    }
+    for n, count in pairs.items():
+        note = (
+            f"{count} of the 271 pairs, of all groups evenly: the run was stopped there and resumes." if count < 271 else ""
+        )
+        for name, columns in (("released", accuracy), ("released-depth", depth)):
+            table = {
+                **about,
+                **({"note": note} if note else {}),
+                "columns": [{"name": "features"}, {"name": "matcher"}]
+                + [{"name": column, "digits": digits.get(column, 1)} for column in columns],
+                "rows": [
+                    [row["features"], row["matcher"], *(shown(row[key], digits.get(c, 1)) for c, key in columns.items())]
+                    for row in rows
+                    if row["max_keypoints"] == n
+                ],
+            }
+            file = folder / f"{name}{'' if n == 1024 else f'-{n}'}.json"
+            file.write_text(json.dumps(table, indent=1) + "\n")
 
 
 def rows_of(scores: Sequence[PairScore]) -> list[dict[str, Any]]:
@@ -353,9 +402,10 @@ def main() -> None:
     parser.add_argument("--features", nargs="+", choices=[setup.features for setup in SETUPS], default=None)
     parser.add_argument("--max-keypoints", nargs="+", type=int, default=[1024, LARGEST])
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--pages", type=Path, help="docs/results/data, to rewrite the data of its tables")
     options = parser.parse_args()
     if options.command == "tables":
-        return tables(options.out)
+        return tables(options.out, options.pages)
     if options.folder is None or options.files is None:
         parser.error("give the folder of pairs and --files")
     torch.set_num_threads(options.threads)
