@@ -131,11 +131,6 @@ class NetworkExtractor(ABC):
     def build(*arguments: Any) -> nn.Module:
         """The network without weights."""
 
-    @staticmethod
-    def fetch() -> nn.Module:
-        """The network with the weights that its library downloads, for a network that the registry lacks."""
-        raise NotImplementedError
-
 
 # ALIKED model -> descriptor channels.
 ALIKED_MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
@@ -265,6 +260,7 @@ class SuperPoint(NetworkExtractor):
 
     @staticmethod
     def fetch() -> nn.Module:
+        """The network with the weights that transformers downloads."""
         from transformers import SuperPointForKeypointDetection
 
         return SuperPointForKeypointDetection.from_pretrained("magic-leap-community/superpoint")
@@ -279,9 +275,9 @@ def _load(kind: type[NetworkExtractor], arguments: tuple[Any, ...], model: str, 
     if kind is SuperPoint:
         _log.warning("SuperPoint's weights are licensed for non-commercial research only (Magic Leap's licence)")
     with torch.random.fork_rng(devices=[]):
-        if file is None:
+        if file is None:  # of SuperPoint alone: the registry has the files of the others
             try:
-                return kind.fetch().eval().to(device)
+                return SuperPoint.fetch().eval().to(device)
             except (OSError, RuntimeError) as error:
                 cause = str(getattr(error, "reason", None) or str(error).splitlines()[0])
                 raise WeightsError(
