@@ -9,7 +9,7 @@
         --weights NEW.safetensors --name new
     python benchmarks/accuracy/yardstick.py report SCORES --against nn
 
-What is held out is in benchmarks/accuracy/yardstick-scenes.json (`held_out()`); whatever makes a dataset leaves it out. Classes:
+What is held out is listed in yardstick-scenes.json (`held_out()`); commands that make datasets must leave it out. Classes:
 planar, outdoor (wide baselines), indoor, rotation-scale, low-light, repeats, little-overlap; a pair's group is CLASS/SCENE.
 
 Ground truth:
