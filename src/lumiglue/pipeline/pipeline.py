@@ -68,8 +68,8 @@ class Pipeline:
 
         Args:
             extractor: Computes the features.
-            matcher: A PyTorch model, which is moved and converted in place (do not share it between pipelines), or an
-                ONNX matcher.
+            matcher: A PyTorch model, which is moved to the device in place (do not share it between pipelines), or an ONNX
+                matcher. In bf16 its layers are copied here; weights that change afterwards do not reach the copy.
             settings: How to match; None takes the settings of an ONNX file, or the defaults.
             device: Where a PyTorch matcher runs; None leaves it where it is.
             precision: Arithmetic of a PyTorch matcher.
