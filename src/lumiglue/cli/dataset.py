@@ -1,6 +1,7 @@
 """`lumiglue dataset`: feature datasets from photos, synthetic scenes, posed photos and a teacher."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -13,97 +14,124 @@ if TYPE_CHECKING:
     from lumiglue.training.data.dataset import ViewSource
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetFlags:
+    """Flags of every feature dataset."""
+
+    features: str = "sift"
+    """Local features: sift, aliked, or your own as file.py:Class or module:Class."""
+    max_keypoints: int = 512
+    """Largest number of keypoints per view."""
+    long_side: int = 480
+    """Long side of the views in pixels."""
+    seed: int = 0
+    """Seed of everything random."""
+    workers: int = 0
+    """Number of processes; 0 uses one per core."""
+    device: str | None = None
+    """Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one."""
+
+    @cached_property
+    def usable_device(self) -> str:
+        """The device, checked."""
+        from lumiglue.system.device import usable_device
+
+        return str(usable_device(self.device))
+
+    def build(self, source: "ViewSource", out: Path, unit: str, lacks: str = "could not be read") -> int:
+        """Builds a dataset with a progress bar. unit: what an item is. lacks: why items are skipped."""
+        from lumiglue.extractors import create_extractor
+        from lumiglue.training.data.build import DatasetSettings, build_dataset
+        from lumiglue.training.data.dataset import LabelledSource
+
+        labelled = isinstance(source, LabelledSource)  # every keypoint can be labelled, and an item is a whole scene
+        detected = self.max_keypoints if labelled else round(1.5 * self.max_keypoints)
+        extractor = create_extractor(self.features, device=self.usable_device, max_keypoints=detected, resize=None)
+        settings = DatasetSettings(max_keypoints=self.max_keypoints, items_per_part=1 if labelled else 16)
+        done, skipped = 0, ()
+        with ProgressBar(unit, None) as advance:
+            for part in build_dataset(source, out, extractor, settings, workers=self.workers):
+                advance(part.items_done - done, f"{len(part.skipped)} skipped", part.items)
+                done, skipped = part.items_done, part.skipped
+        say(f"{done - len(skipped)} {unit} -> {out}")
+        if skipped:
+            err.print(f"{len(skipped)} {unit} {lacks} and were left out; the first: {skipped[0]}", markup=False)
+        return 0
+
+
+TAUGHT = DatasetFlags(max_keypoints=2048, long_side=640)
+
+
 def dataset_homographies(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
-    features: str = "sift",
+    flags: Annotated[DatasetFlags, arg(name="")],
     rolls: Literal["any", "upright"] = "any",
     tilt: float | None = None,
     zoom: tuple[float, float] | None = None,
     photometric: float | None = None,
     repeats: float | None = None,
     views: int = 6,
-    max_keypoints: int = 512,
-    long_side: int = 480,
-    seed: int = 0,
-    workers: int = 0,
-    device: str | None = None,
 ) -> int:
     """Build a feature dataset from photos: random homographies of each photo, and their features. Resumable.
 
     Args:
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
-        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        flags: Features, sizes, seed and processes.
         rolls: In-plane rotations by any angle, or up to 45 degrees.
         tilt: Largest angle between camera axis and photo normal, in degrees (60).
         zoom: Smallest and largest magnification (0.6 2.4).
         photometric: Strength of the photometric augmentation: 0 for none, 1 strong (1).
         repeats: Fraction of photos in which a part is repeated, like windows and wallpaper (0).
         views: Views of each photo; any two are a training pair.
-        max_keypoints: Largest number of keypoints per view.
-        long_side: Long side of the views in pixels.
-        seed: Seed of the random views.
-        workers: Number of processes; 0 uses one per core.
-        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.system.device import usable_device
     from lumiglue.training.data.homographies import PhotoViews, view_preset
 
-    where = str(usable_device(device))
-    flags = {"tilt": tilt, "zoom": zoom, "photometric": photometric, "repeats": repeats}
-    settings = replace(view_preset(rolls), **{name: value for name, value in flags.items() if value is not None})
-    source = PhotoViews.of_folder(photos, n_views=views, long_side=long_side, seed=seed, settings=settings, device=where)
-    return _write(source, out, features, max_keypoints, workers, where, "photos")
+    changes = {"tilt": tilt, "zoom": zoom, "photometric": photometric, "repeats": repeats}
+    settings = replace(view_preset(rolls), **{name: value for name, value in changes.items() if value is not None})
+    source = PhotoViews.of_folder(
+        photos, n_views=views, long_side=flags.long_side, seed=flags.seed, settings=settings, device=flags.usable_device
+    )
+    return flags.build(source, out, "photos")
 
 
 def dataset_scenes(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
-    features: str = "sift",
+    flags: Annotated[DatasetFlags, arg(name="")],
     spread: float = 18.0,
     photometric: float = 0.7,
     repeats: float = 0.0,
     views: int = 6,
     scenes: int = 1500,
-    max_keypoints: int = 512,
-    long_side: int = 480,
-    seed: int = 0,
-    workers: int = 0,
-    device: str | None = None,
 ) -> int:
     """Build a feature dataset from synthetic scenes: planes and boxes textured with your photos. Resumable.
 
     Args:
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
-        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        flags: Features, sizes, seed and processes.
         spread: Standard deviation of the cameras' viewing direction, in degrees.
         photometric: Strength of the photometric augmentation: 0 for none, 1 strong.
         repeats: Fraction of photos in which a part is repeated, like windows and wallpaper.
         views: Views of each scene; any two are a training pair.
         scenes: Number of scenes.
-        max_keypoints: Largest number of keypoints per view.
-        long_side: Long side of the views in pixels.
-        seed: Seed of the random scenes and views.
-        workers: Number of processes; 0 uses one per core.
-        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.system.device import usable_device
     from lumiglue.training.data.synthetic_scenes import SceneSettings, SyntheticScenes
 
-    where = str(usable_device(device))
-    settings = SceneSettings(
-        size=(long_side, round(0.75 * long_side)), spread=spread, photometric=photometric, repeats=repeats
+    size = (flags.long_side, round(0.75 * flags.long_side))
+    settings = SceneSettings(size=size, spread=spread, photometric=photometric, repeats=repeats)
+    source = SyntheticScenes.of_folder(
+        photos, count=scenes, n_views=views, seed=flags.seed, settings=settings, device=flags.usable_device
     )
-    source = SyntheticScenes.of_folder(photos, count=scenes, n_views=views, seed=seed, settings=settings, device=where)
-    return _write(source, out, features, max_keypoints, workers, where, "scenes")
+    return flags.build(source, out, "scenes")
 
 
 def dataset_posed(
     folder: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
-    features: str = "sift",
+    flags: Annotated[DatasetFlags, arg(name="")],
     format: Literal["auto", "plain", "megadepth", "tum"] = "auto",
     images: Path | None = None,
     intrinsics: tuple[float, float, float, float] | None = None,
@@ -111,19 +139,14 @@ def dataset_posed(
     min_overlap: float = 0.1,
     max_overlap: float = 0.9,
     max_pairs: int = 5000,
-    max_keypoints: int = 512,
-    long_side: int = 480,
     photometric: float = 0.5,
-    seed: int = 0,
-    workers: int = 0,
-    device: str | None = None,
 ) -> int:
     """Build a feature dataset from photos with known cameras and depth maps (docs/posed-data.md). Resumable.
 
     Args:
         folder: Folder of posed images, or of such folders.
         out: The .h5 file to write.
-        features: Local features: sift, aliked, or your own as file.py:Class or module:Class.
+        flags: Features, sizes, seed and processes.
         format: Format of the folder: plain, MegaDepth's scene_info, or a TUM RGB-D sequence; auto detects it.
         images: Root of the image and depth paths, if it is not the folder.
         intrinsics: fx fy cx cy of a TUM sequence without calibration.txt.
@@ -131,31 +154,19 @@ def dataset_posed(
         min_overlap: Smallest overlap of a pair.
         max_overlap: Largest overlap of a pair.
         max_pairs: Largest number of pairs per scene; low overlaps are as frequent as high ones.
-        max_keypoints: Largest number of keypoints per view.
-        long_side: Photos are shrunk to this long side, in pixels.
         photometric: Strength of the photometric augmentation, 0 for none.
-        seed: Seed of the photometric augmentation and the choice of pairs.
-        workers: Number of processes; 0 uses one per core.
-        device: Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one.
     """
-    from lumiglue.system.device import usable_device
     from lumiglue.training.data.overlap import OverlapSettings
     from lumiglue.training.data.posed import PosedFrames
     from lumiglue.training.data.posed_formats import read_posed
 
     data = read_posed(folder, images, format=format, intrinsics=intrinsics).every(every)
-    pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=seed)
-    where = str(usable_device(device))
+    pairing = OverlapSettings(min_overlap=min_overlap, max_overlap=max_overlap, max_pairs=max_pairs, seed=flags.seed)
     source = PosedFrames(
-        frames=data.frames,
-        overlaps=data.overlaps,
-        long_side=long_side,
-        photometric=photometric,
-        device=where,
-        seed=seed,
-        pairing=pairing,
-    )
-    return _write(source, out, features, max_keypoints, workers, where, "frames")
+        frames=data.frames, overlaps=data.overlaps, long_side=flags.long_side, photometric=photometric,
+        device=flags.usable_device, seed=flags.seed, pairing=pairing,
+    )  # fmt: skip
+    return flags.build(source, out, "frames")
 
 
 def dataset_from_colmap(
@@ -206,13 +217,8 @@ def teach(
     teacher_features: str | None = None,
     teacher_keypoints: int = 2048,
     teacher_matches: Path | None = None,
-    features: str = "sift",
     neighbours: int = 6,
-    max_keypoints: int = 2048,
-    long_side: int = 640,
-    seed: int = 0,
-    workers: int = 0,
-    device: str | None = None,
+    flags: Annotated[DatasetFlags, arg(name="")] = TAUGHT,
 ) -> int:
     """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
 
@@ -223,51 +229,14 @@ def teach(
         teacher_features: Features of the teacher, if its file does not state them (a released checkpoint does not).
         teacher_keypoints: Largest number of the teacher's keypoints per photo.
         teacher_matches: Cache folder for the teacher's matches, which datasets of other features reuse.
-        features: Features to label: sift, aliked, or your own as file.py:Class or module:Class.
         neighbours: Each photo is paired with this many of the most similar photos of its scene.
-        max_keypoints: Largest number of keypoints per photo.
-        long_side: Photos are shrunk to this long side, in pixels.
-        seed: Seed of RANSAC.
-        workers: Number of processes; 0 uses one per core.
-        device: Where the networks run: cpu or cuda; by default the GPU if there is one.
+        flags: Features, sizes, seed and processes.
     """
-    from lumiglue.system.device import usable_device
     from lumiglue.training.data.teacher import Teacher
     from lumiglue.training.data.teaching import TaughtPhotos
 
-    where = str(usable_device(device))
-    matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=where)
+    matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=flags.usable_device)
     source = TaughtPhotos.of_folder(
-        photos, matcher, neighbours=neighbours, long_side=long_side, seed=seed, matches=teacher_matches
+        photos, matcher, neighbours=neighbours, long_side=flags.long_side, seed=flags.seed, matches=teacher_matches
     )
-    return _write(source, out, features, max_keypoints, workers, where, "scenes", lacks="have no overlapping pair")
-
-
-def _write(
-    source: "ViewSource",
-    out: Path,
-    features: str,
-    max_keypoints: int,
-    workers: int,
-    device: str,
-    unit: str,
-    lacks: str = "could not be read",
-) -> int:
-    """Builds a dataset with a progress bar. unit: what an item is. lacks: why items are skipped."""
-    from lumiglue.extractors import create_extractor
-    from lumiglue.training.data.build import DatasetSettings, build_dataset
-    from lumiglue.training.data.dataset import LabelledSource
-
-    labelled = isinstance(source, LabelledSource)  # every keypoint can be labelled, and an item is a whole scene
-    detected = max_keypoints if labelled else round(1.5 * max_keypoints)
-    extractor = create_extractor(features, device=device, max_keypoints=detected, resize=None)
-    settings = DatasetSettings(max_keypoints=max_keypoints, items_per_part=1 if labelled else 16)
-    done, skipped = 0, ()
-    with ProgressBar(unit, None) as advance:
-        for part in build_dataset(source, out, extractor, settings, workers=workers):
-            advance(part.items_done - done, f"{len(part.skipped)} skipped", part.items)
-            done, skipped = part.items_done, part.skipped
-    say(f"{done - len(skipped)} {unit} -> {out}")
-    if skipped:
-        err.print(f"{len(skipped)} {unit} {lacks} and were left out; the first: {skipped[0]}", markup=False)
-    return 0
+    return flags.build(source, out, "scenes", lacks="have no overlapping pair")
