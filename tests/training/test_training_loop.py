@@ -173,6 +173,18 @@ def test_recipes() -> None:
         recipe("fast")
 
 
+def test_points_replace_the_lengths_of_a_recipe() -> None:
+    """Else `--points` would be ignored without a word: all steps take their keypoints from `lengths`."""
+    assert recipe("default").lengths is not None
+    for changes in ({"points": 300}, {"long_points": 300}, {"points": 200, "long_points": 300}):
+        settings = recipe("default", **changes)
+        assert settings == replace(recipe("default"), lengths=None, **changes)
+        assert 300 in {settings.points_at(step) for step in range(settings.steps)}
+    assert recipe("default", lengths=(100, 200), long_points=None).lengths == (100, 200)
+    with pytest.raises(TrainingError, match="points has no effect beside lengths; give one of the two"):
+        recipe("standard", points=300, lengths=(100, 200))
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
@@ -735,8 +747,9 @@ def test_flags_override_the_recipe(dataset: Path, tmp_path: Path, monkeypatch: p
         yield from ()
 
     monkeypatch.setattr(loop, "train", note)
-    assert (
-        main(["train", str(dataset), "-o", str(tmp_path), "--recipe", "laptop", "--points", "100", "--compile", "True"]) == 0
-    )
-    assert taken == [replace(recipe("laptop"), points=100, compile=True)]
+    for name in ("laptop", "default"):
+        words = ["train", str(dataset), "-o", str(tmp_path), "--recipe", name, "--points", "100", "--compile", "True"]
+        assert main(words) == 0
+    expected = [replace(recipe(name), points=100, lengths=None, compile=True) for name in ("laptop", "default")]
+    assert taken == expected
     assert asdict(taken[0])["pairs"] == 16_000

@@ -3,7 +3,7 @@
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import make_dataclass, replace
+from dataclasses import make_dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
@@ -51,7 +51,7 @@ def train(
     changes = {name: value for name, value in vars(settings).items() if value is not None}
     here = join_processes()
     try:
-        return _train(datasets, out, sampling_weights, replace(config.recipe(recipe), **changes), here)
+        return _train(datasets, out, sampling_weights, config.recipe(recipe, **changes), here)
     except (LumiglueError, OSError):
         if here.is_first_to_fail():
             raise

@@ -1,9 +1,8 @@
 """How to train: settings, schedule, and recipes."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from lumiglue.errors import TrainingError
 from lumiglue.matcher.settings import Ablation, Encoding
@@ -256,22 +255,23 @@ def default() -> TrainSettings:
     )  # fmt: skip
 
 
-RECIPES: dict[str, Callable[[], TrainSettings]] = {
-    "default": default,
-    "standard": standard,
-    "laptop": laptop,
-    "comparison": comparison,
-    "gpu_30min": gpu_30min,
-    "paper": paper,
-}
+RECIPES = {recipe.__name__: recipe for recipe in (default, standard, laptop, comparison, gpu_30min, paper)}
 
 
-def recipe(name: str) -> TrainSettings:
+def recipe(name: str, **changes: Any) -> TrainSettings:
     """The settings of a recipe.
 
+    Args:
+        name: A key of `RECIPES`.
+        changes: Settings that differ from the recipe. `points` and `long_points` replace its `lengths`.
+
     Raises:
-        TrainingError: If there is no recipe of that name.
+        TrainingError: If there is no recipe of that name, or the changes exclude each other.
     """
     if name not in RECIPES:
         raise TrainingError(f"unknown recipe {name!r}; choose from {sorted(RECIPES)}")
-    return RECIPES[name]()
+    if given := [key for key in ("points", "long_points") if changes.get(key) is not None]:
+        if changes.get("lengths"):
+            raise TrainingError(f"{given[0]} has no effect beside lengths; give one of the two")
+        changes["lengths"] = None
+    return replace(RECIPES[name](), **changes)
