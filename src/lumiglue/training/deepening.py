@@ -12,17 +12,10 @@ from lumiglue.matcher.models import build
 
 @torch.no_grad()
 def deepened(model: LightGlue, n_layers: int) -> LightGlue:
-    """Copy a matcher and add layers.
+    """Copies a matcher and adds layers, up to `n_layers`. Raises TrainingError if it has more.
 
     Each new layer, head and classifier is a copy of the last one, except that the last linear maps of a new layer are zero.
     A new layer therefore adds nothing to the states, and each new head gives the same assignment as the last one.
-
-    Args:
-        model: A trained matcher.
-        n_layers: Number of layers of the copy.
-
-    Raises:
-        TrainingError: If the model has more layers.
     """
     before = model.config.n_layers
     if n_layers < before:

@@ -39,13 +39,7 @@ class SoftLabels:
     def of_pairs(
         cls, numbered: Sequence[tuple[int, SparseAssignment]], shape: tuple[int, int, int], device: torch.device | str
     ) -> "SoftLabels":
-        """Collect assignments.
-
-        Args:
-            numbered: Number of a pair in the batch, and its assignment.
-            shape: B, m, n.
-            device: Where the tensors are allocated.
-        """
+        """Collects assignments, each with the number of its pair in the batch. shape: B, m, n."""
         entries = [np.zeros((0, 3), np.int64)]
         weights, sides = [np.zeros(0, np.float32)], (np.zeros(shape[:2], np.float32), np.zeros(shape[::2], np.float32))
         for number, assignment in numbered:
@@ -61,14 +55,8 @@ def distillation_loss(
 ) -> Float[Tensor, ""]:
     """One layer's cross-entropy against the teacher, averaged over the pairs with an assignment.
 
-    With P of the teacher and u its unmatchable probabilities, per pair:
-    -(sum P log P_ij / sum P + 1/2 sum u_i log(1 - sigma_i) / sum u_i + 1/2 sum u_j log(1 - sigma_j) / sum u_j).
-
-    Args:
-        similarity: S of each pair.
-        logits0: Matchability logits of the first images.
-        logits1: Matchability logits of the second images.
-        soft: The teacher's assignments.
+    With P of the teacher and u its unmatchable probabilities, per pair: -(sum P log P_ij / sum P + 1/2 sum u_i log(1 -
+    sigma_i) / sum u_i + 1/2 sum u_j log(1 - sigma_j) / sum u_j). The student has similarities S and matchability logits.
     """
     pair, i, j = soft.entries.unbind(1)
     log_p = (

@@ -45,11 +45,7 @@ class Processes:
         )
 
     def part_of(self, batch_size: int) -> slice:
-        """This process's slice of a batch.
-
-        Raises:
-            TrainingError: If the batch cannot be divided evenly.
-        """
+        """This process's slice of a batch. Raises TrainingError if the batch cannot be divided evenly."""
         if batch_size % self.count:
             raise TrainingError(
                 f"batch_size {batch_size} is not divisible by the {self.count} processes; choose a multiple of {self.count}"
@@ -58,11 +54,8 @@ class Processes:
         return slice(self.rank * size, (self.rank + 1) * size)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
-        """Replace float32 tensors by their means over the processes, in one message.
-
-        Raises:
-            TrainingError: If another process stopped.
-        """
+        """Replaces float32 tensors by their means over the processes, in one message. Raises TrainingError if a process
+        stopped."""
         if self.count == 1 or not tensors:
             return
         message = torch.cat([tensor.detach().flatten() for tensor in tensors])
@@ -86,13 +79,13 @@ class Processes:
         return self.store is None or self.store.add("failed", 1) == 1
 
     def leave(self) -> None:
-        """Leave the group of processes."""
+        """Leaves the group of processes."""
         if self.store is not None:
             dist.destroy_process_group()
 
 
 def join_processes() -> Processes:
-    """Join the processes that torchrun started, over NCCL with GPUs, else gloo. Without torchrun this process is alone."""
+    """Joins the processes that torchrun started, over NCCL with GPUs, else gloo. Without torchrun this process is alone."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes()
     from torch.distributed.rendezvous import rendezvous

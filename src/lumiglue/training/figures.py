@@ -12,14 +12,8 @@ from lumiglue.visualization import _GAP, _lines
 
 
 def draw_learning_curves(metrics: str | Path) -> Figure:
-    """Draw the loss, and the recall and precision of each layer, over the pairs seen.
-
-    Args:
-        metrics: The metrics.jsonl of a run.
-
-    Raises:
-        InputError: If the file has no steps yet.
-    """
+    """Draws the loss, and the recall and precision of each layer, over the pairs seen, from the metrics.jsonl of a run.
+    Raises InputError if the file has no steps yet."""
     lines = [json.loads(line) for line in Path(metrics).read_text().splitlines()]
     if not lines:
         raise InputError(f"{metrics} has no steps yet; draw it once training has started")
@@ -49,7 +43,7 @@ def draw_training_matches(
     pairs: Sequence[tuple[np.ndarray, tuple[float, float], np.ndarray, tuple[float, float], np.ndarray, np.ndarray, int]],
     title: str = "",
 ) -> Figure:
-    """Draw the matches of some pairs over the outlines of their views: correct ones green, wrong ones red, others grey.
+    """Draws the matches of some pairs over the outlines of their views: correct ones green, wrong ones red, others grey.
 
     Args:
         pairs: For each pair: keypoints (n x 2) and (width, height) of the first view, then of the second, matches (k x 2

@@ -73,7 +73,7 @@ def train(
     processes: Processes | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainProgress]:
-    """Train a matcher, or resume a run.
+    """Trains a matcher, or resume a run.
 
     Args:
         datasets: Feature datasets, all with the same features.
@@ -228,7 +228,7 @@ class Learner:
         return self.model.config
 
     def update(self, stage: int, rate: float) -> None:
-        """Do one step of a stage's optimiser."""
+        """Does one step of a stage's optimiser."""
         optimizer = self.optimizers[stage - 1]
         for group in optimizer.param_groups:
             group["lr"] = rate
@@ -240,7 +240,7 @@ class Learner:
         self.step += 1
 
     def choose_precision(self, here: Processes) -> None:
-        """Replace "auto" by the precision that the first process measures to be faster; a resumed run keeps its choice."""
+        """Replaces "auto" by the precision that the first process measures to be faster; a resumed run keeps its choice."""
         if self.settings.precision != "auto":
             return
         if "precision" not in self.notes:
@@ -250,7 +250,7 @@ class Learner:
 
     @contextlib.contextmanager
     def averaged(self) -> Iterator[None]:
-        """Use the running mean of the weights, if there is one, inside a `with` block."""
+        """Uses the running mean of the weights, if there is one, inside a `with` block."""
         if self.ema is None:
             yield
             return
@@ -259,7 +259,7 @@ class Learner:
         self._swap()
 
     def settle(self, *, take_ema: bool) -> None:
-        """End stage 1 with the weights or with their running mean."""
+        """Ends stage 1 with the weights or with their running mean."""
         if take_ema:
             self._swap()
         self.ema = None
@@ -280,11 +280,7 @@ class Learner:
         return tensors | {"step": self.step, "notes": self.notes}
 
     def load(self, state: dict[str, Any] | None, run: Path) -> None:
-        """Restore a checkpoint of `run`, if there is one.
-
-        Raises:
-            TrainingError: If the checkpoint does not fit this run.
-        """
+        """Restores a checkpoint of `run`, if there is one. Raises TrainingError if it does not fit this run."""
         if state is None:
             return
         try:
@@ -463,6 +459,6 @@ def _record(
 
 
 def _compile_layers(model: MatcherModel) -> None:
-    """Compile in place, which keeps the names of the weights."""
+    """Compiles in place, which keeps the names of the weights."""
     for layer in model.layers:
         cast(nn.Module, layer).compile(dynamic=False)

@@ -21,12 +21,7 @@ from lumiglue.training.labels import Labels
 
 
 def layer_scores(head: MatchAssignment, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of one layer, in float32, for segments of equal length.
-
-    Args:
-        head: The layer's assignment head.
-        x: States of all points.
-        n_pairs: Number of pairs P.
+    """Scores of one layer, in float32, for P pairs of segments of equal length, from the states of all points.
 
     Returns:
         The similarity S (P, n, n), and the matchability logits of the first and of the second images (P, n).
@@ -43,12 +38,6 @@ def correspondence_loss(
     """One layer's negative log-likelihood (Equation 10 without the sum over layers), averaged over the pairs.
 
     -(1/|M| sum log P_ij + 1/(2|A~|) sum log(1 - sigma_i) + 1/(2|B~|) sum log(1 - sigma_j)). Empty sets add 0.
-
-    Args:
-        similarity: S of each pair.
-        logits0: Matchability logits of the first images.
-        logits1: Matchability logits of the second images.
-        labels: Ground truth.
     """
     n_pairs = len(similarity)
     pair, i, j = labels.matches.unbind(1)
@@ -75,14 +64,10 @@ def log_partial_assignment(model: SuperGlue, pairs: PackedPairs, iterations: int
 
 
 def dustbin_loss(log_p: Float[Tensor, "b r s"], labels: Labels) -> Float[Tensor, ""]:
-    """Negative log-likelihood of the matches, and of the unmatchable points in the dustbins.
+    """Negative log-likelihood of the matches, and of the unmatchable points in the dustbins of log P (P, m + 1, n + 1).
 
     Averaged over the labels of each pair, then over the pairs. SuperGlue's Equation 11 is a sum; with the mean, pairs with
     few labels count as much as others.
-
-    Args:
-        log_p: Log partial assignment with dustbins (P, m + 1, n + 1).
-        labels: Ground truth.
     """
     pair, i, j = labels.matches.unbind(1)
     total = torch.zeros(len(log_p), device=log_p.device).index_add(0, pair, log_p[pair, i, j])
@@ -130,12 +115,8 @@ def matcher_loss(
 
 
 def mutual_best(log_p: Float[Tensor, "b m n"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Mutual best partners.
-
-    Returns:
-        For the first images, the row of each point's mutual best partner, or -1, and its best log P (B, m); then the same
-        for the second images (B, n).
-    """
+    """For the first images, the row of each point's mutual best partner, or -1, and its best log P (B, m); then the same for
+    the second images (B, n)."""
     (best0, partner0), (best1, partner1) = log_p.max(2), log_p.max(1)
     mutual0 = partner1.gather(1, partner0) == torch.arange(partner0.shape[1], device=log_p.device)
     mutual1 = partner0.gather(1, partner1) == torch.arange(partner1.shape[1], device=log_p.device)
@@ -152,16 +133,8 @@ def predictions(
 
 
 def disagreement(first: Int[Tensor, " t"], second: Int[Tensor, " t"], n_pairs: int) -> Float[Tensor, " t"]:
-    """How much two predictions of a pair differ, repeated for each of its points.
-
-    Args:
-        first: Partners of all points, or -1.
-        second: The same from another layer.
-        n_pairs: Number of pairs.
-
-    Returns:
-        Of the points that at least one prediction matches, the fraction on which they differ; 0 if there are none.
-    """
+    """How much two predictions (partners of all points, or -1) of a pair differ, repeated for each of its points: of the
+    points that at least one prediction matches, the fraction on which they differ; 0 if there are none."""
     first, second = first.view(n_pairs, -1), second.view(n_pairs, -1)
     matched = (first >= 0) | (second >= 0)
     share = (first != second).sum(1) / matched.sum(1).clamp_min(1)

@@ -64,11 +64,11 @@ class RunFolder:
             _replace(file, (text + "\n").encode())
 
     def close(self) -> None:
-        """Unlock the folder."""
+        """Unlocks the folder."""
         self.lock.release()
 
     def start_log(self, step: int) -> "RunLog":
-        """Open the log, cut back to its first `step` lines."""
+        """Opens the log, cut back to its first `step` lines."""
         file = self.path / "metrics.jsonl"
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()[:step] if step and file.exists() else []
         with self._saying_when_the_disk_is_full():
@@ -76,25 +76,25 @@ class RunFolder:
             return RunLog(self, file, step)
 
     def write_checkpoint(self, state: Mapping[str, Any]) -> None:
-        """Replace the checkpoint. After a kill or with a full disk, either the old or the new state is there, complete."""
+        """Replaces the checkpoint. After a kill or with a full disk, either the old or the new state is there, complete."""
         buffer = io.BytesIO()  # a full disk is then a plain OSError
         torch.save(dict(state), buffer)
         with self._saying_when_the_disk_is_full():
             _replace(self.path / "checkpoint.pt", buffer.getbuffer())
 
     def write_weights(self, model: MatcherModel, metadata: Mapping[str, Any]) -> None:
-        """Write weights.safetensors, the result."""
+        """Writes weights.safetensors, the result."""
         with self._saying_when_the_disk_is_full():
             save_weights(model, self.path / "weights.safetensors", metadata)
 
     def write_snapshot(self, model: MatcherModel, pairs: int, metadata: Mapping[str, Any]) -> None:
-        """Write snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
+        """Writes snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
         with self._saying_when_the_disk_is_full():
             (self.path / "snapshots").mkdir(exist_ok=True)
             save_weights(model, self.path / "snapshots" / f"pairs-{pairs:09d}.safetensors", metadata)
 
     def write_picture(self, figure: Figure, pairs: int) -> None:
-        """Write matches/pairs-000016000.png: the figure after that many pairs."""
+        """Writes matches/pairs-000016000.png: the figure after that many pairs."""
         with self._saying_when_the_disk_is_full():
             (self.path / "matches").mkdir(exist_ok=True)
             save_figure(figure, self.path / "matches" / f"pairs-{pairs:09d}.png")
@@ -122,7 +122,7 @@ class RunLog:
             self.events = EventLog(folder.path / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Append one step."""
+        """Appends one step."""
         with self.folder._saying_when_the_disk_is_full():
             self.lines.write(json.dumps(line) + "\n")
             self.lines.flush()
@@ -130,7 +130,7 @@ class RunLog:
             self.events.write(line)
 
     def close(self) -> None:
-        """Close the files."""
+        """Closes the files."""
         with contextlib.suppress(OSError):  # lines lost on a full disk; the checkpoint decides where the run resumes
             self.lines.close()
         if self.events is not None:
@@ -138,11 +138,7 @@ class RunLog:
 
 
 def read_checkpoint(run: Path, device: torch.device) -> dict[str, Any] | None:
-    """Read the last state of a run; None if there is none.
-
-    Raises:
-        TrainingError: If it cannot be read.
-    """
+    """The last state of a run; None if there is none. Raises TrainingError if it cannot be read."""
     file = run / "checkpoint.pt"
     if not file.exists():
         return None
@@ -177,19 +173,14 @@ def _without_notes(value: Any) -> Any:
 
 
 class EventLog:
-    """TensorBoard scalars over the pairs seen.
-
-    Args:
-        folder: Where the event files are.
-        step: Steps of earlier starts that count; later events are purged.
-    """
+    """TensorBoard scalars over the pairs seen. Events after `step`, the steps of earlier starts that count, are purged."""
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.step = folder, step
         self.writer: Any = None
 
     def write(self, line: Mapping[str, Any]) -> None:
-        """Add the figures of one step."""
+        """Adds the figures of one step."""
         pairs = line["pairs"]
         if self.writer is None:
             from torch.utils.tensorboard import SummaryWriter
@@ -204,6 +195,6 @@ class EventLog:
                     self.writer.add_scalar(f"validation{'_ema' * (kind == 'ema_layers')}/layer_{layer}/{name}", value, pairs)
 
     def close(self) -> None:
-        """Close the file, if there is one."""
+        """Closes the file, if there is one."""
         if self.writer is not None:
             self.writer.close()

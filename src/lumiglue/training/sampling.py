@@ -200,13 +200,10 @@ class PairSampler:
         return [dataset.pairs[numbers] for dataset, numbers in zip(self.datasets, self.numbers, strict=True)]
 
     def check(self, needed: Mapping[int, str]) -> None:
-        """Check, before a run and not in the middle of it, that enough views have enough keypoints.
+        """Checks, before a run and not in the middle of it, that enough views have enough keypoints.
 
-        Args:
-            needed: Each number of keypoints per image that will be drawn, and the name of the setting that it comes from.
-
-        Raises:
-            DatasetError: If no pair of this split has that many keypoints in both views. The message names the setting.
+        Raises DatasetError if no pair of this split has one of the needed numbers of keypoints in both views. The message
+        names the setting that the number comes from.
         """
         for points, setting in needed.items():
             self._pairs_of(points, setting)
@@ -214,17 +211,9 @@ class PairSampler:
     def batch(
         self, step: int, size: int, points: int, part: slice | None = None, device: torch.device | str = "cpu"
     ) -> Batch:
-        """Draw the batch of a step.
+        """The batch of a step: `size` pairs, of which `part` is returned, with `points` keypoints per image.
 
-        Args:
-            step: Number of the step.
-            size: Pairs in the batch.
-            points: Keypoints per image.
-            part: Which of the pairs to return; all by default.
-            device: Where the tensors are allocated.
-
-        Raises:
-            DatasetError: If no pair has `points` keypoints in both views.
+        Raises DatasetError if no pair has that many keypoints in both views.
         """
         usable = self._pairs_of(points)
         chances = self.chances * [len(pool.pairs) > 0 for pool in usable]

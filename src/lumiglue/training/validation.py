@@ -49,7 +49,7 @@ class LayerPrediction:
 
 @torch.no_grad()
 def predict_layers(model: MatcherModel, batch: Batch, precision: str) -> list[LayerPrediction]:
-    """Run all layers on a batch in evaluation mode; the results are on the CPU. SuperGlue has one prediction, its last."""
+    """Runs all layers on a batch in evaluation mode; the results are on the CPU. SuperGlue has one prediction, its last."""
     device = next(model.parameters()).device
     pairs = batch.pairs.to(device, torch.float32)
     model.eval()
@@ -76,7 +76,7 @@ def _predict_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerPredic
 
 
 def validate(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, stage: int) -> list[dict[str, float]]:
-    """Measure each layer on held-out pairs, the same ones each time.
+    """Measures each layer on held-out pairs, the same ones each time.
 
     Returns:
         Per layer, in percent: recall (of the true matches, those with P above the model's threshold), precision (of the
@@ -136,7 +136,7 @@ def quality(figures: list[dict[str, float]]) -> float:
 
 
 def draw_validation(model: MatcherModel, sampler: PairSampler, settings: TrainSettings, pairs_seen: int) -> Figure:
-    """Draw the last layer's matches of six held-out pairs."""
+    """Draws the last layer's matches of six held-out pairs."""
     batch = sampler.batch(0, 6, settings.validation_points)
     truth, labelled = truth_of(batch)
     matches = predict_layers(model, batch, settings.precision)[-1].matches[:, 0]

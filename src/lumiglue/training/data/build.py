@@ -79,7 +79,7 @@ class DatasetProgress:
 def build_dataset(
     source: ViewSource, out: str | Path, extractor: Extractor, settings: DatasetSettings, *, workers: int = 0
 ) -> Iterator[DatasetProgress]:
-    """Build a dataset. Call again with the same arguments to resume after an interruption.
+    """Builds a dataset. Call again with the same arguments to resume after an interruption.
 
     Views depend on the source and the item only, so neither the number of workers nor a restart changes them.
 

@@ -80,11 +80,7 @@ class ViewSource(Protocol):
         ...
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """Make the views of one item, the same each time.
-
-        Raises:
-            ImageError: If its photo cannot be read.
-        """
+        """The views of one item, the same each time. Raises ImageError if its photo cannot be read."""
         ...
 
     def pairs(self) -> list[tuple[int, int, float]] | None:
@@ -97,7 +93,7 @@ class LabelledSource(ViewSource, Protocol):
     """A source that labels its pairs itself, without homographies or depths."""
 
     def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
-        """Make the views of an item and its pairs, which refer to the views by number."""
+        """Makes the views of an item and its pairs, which refer to the views by number."""
         ...
 
 
@@ -186,11 +182,11 @@ class FeatureDataset:
         return self.plan["extractor"]
 
     def hold_on(self, device: torch.device | str) -> None:
-        """Copy all keypoints to a device, so that `gather` does not wait for a disk or a bus."""
+        """Copies all keypoints to a device, so that `gather` does not wait for a disk or a bus."""
         self._resident = {name: torch.from_numpy(np.array(array)).to(device) for name, array in self._rows.items()}
 
     def gather(self, rows: np.ndarray) -> dict[str, Tensor]:
-        """Read the arrays of some keypoints, given by their row numbers; descriptors are dequantised to float32."""
+        """Reads the arrays of some keypoints, given by their row numbers; descriptors are dequantised to float32."""
         if self._resident:
             index = torch.from_numpy(rows).to(self._resident["keypoints"].device, non_blocking=True)
             tensors = {name: array[index] for name, array in self._resident.items()}
@@ -200,7 +196,7 @@ class FeatureDataset:
         return tensors
 
     def view(self, view: int) -> dict[str, np.ndarray]:
-        """Read all arrays of one view's keypoints, strongest first."""
+        """Reads all arrays of one view's keypoints, strongest first."""
         rows = np.arange(self.offsets[view], self.offsets[view + 1])
         return {name: tensor.cpu().numpy() for name, tensor in self.gather(rows).items()}
 
@@ -211,7 +207,7 @@ def parts_folder(dataset: Path) -> Path:
 
 
 def read_array(file: h5py.File, name: str) -> np.ndarray:
-    """Read a whole HDF5 data set."""
+    """Reads a whole HDF5 data set."""
     dataset: Any = file[name]
     return dataset[...]
 

@@ -69,7 +69,7 @@ class SfmProgress:
 def posed_from_sfm(
     model: str | Path, images: str | Path, out: str | Path, settings: SfmSettings | None = None
 ) -> Iterator[SfmProgress]:
-    """Convert a COLMAP model. Poses and depths keep the model's unit.
+    """Converts a COLMAP model. Poses and depths keep the model's unit.
 
     Args:
         model: Folder with cameras, images and points3D, .bin or .txt.
@@ -106,11 +106,7 @@ def posed_from_sfm(
 
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:
-    """Read a COLMAP model.
-
-    Raises:
-        InputError: If there is none, or fewer than two of its photos have a pose.
-    """
+    """Reads a COLMAP model. Raises InputError if there is none, or fewer than two of its photos have a pose."""
     if not any((folder / f"images{suffix}").exists() for suffix in (".bin", ".txt")):
         raise InputError(f"{folder} has no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
     try:
@@ -123,7 +119,7 @@ def read_model(folder: Path) -> pycolmap.Reconstruction:
 
 
 def trusted_points(reconstruction: pycolmap.Reconstruction, settings: SfmSettings) -> dict[int, np.ndarray]:
-    """Select the points that many photos see, precisely, and from different directions: world position by number."""
+    """Selects the points that many photos see, precisely, and from different directions: world position by number."""
     reconstruction.update_point_3d_errors()
     centres = {number: reconstruction.image(number).projection_center() for number in reconstruction.reg_image_ids()}
     trusted: dict[int, np.ndarray] = {}
@@ -177,11 +173,8 @@ def _convert(
 def undistort(
     pixels: UInt8[np.ndarray, "h w 3"], camera: pycolmap.Camera
 ) -> tuple[UInt8[np.ndarray, "p q 3"], Float64[np.ndarray, "3 3"]]:
-    """Undistort a photo.
-
-    Returns:
-        The photo, without blank pixels, and its camera matrix, where (0, 0) is the centre of the top-left pixel.
-    """
+    """The photo without distortion and blank pixels, and its camera matrix, where (0, 0) is the centre of the top-left
+    pixel."""
     pinhole = pycolmap.undistort_camera(pycolmap.UndistortCameraOptions(), camera)
     x, y = np.meshgrid(np.arange(pinhole.width) + _COLMAP_PIXEL, np.arange(pinhole.height) + _COLMAP_PIXEL)
     rays = np.asarray(pinhole.cam_from_img(np.stack([x.ravel(), y.ravel()], axis=1)))
@@ -199,19 +192,10 @@ def interpolate_depth(
     shape: tuple[int, int],
     settings: SfmSettings,
 ) -> Float[np.ndarray, "h w"]:
-    """Make a depth map from points.
+    """Makes a depth map, 0 where unknown, of (height, width) `shape` from points in the camera frame.
 
     1 / depth is interpolated over small Delaunay triangles of the projected points, which is exact on planes. Each point
     also fills the few pixels around it, so that a tracked keypoint has its depth.
-
-    Args:
-        points: Positions in the camera frame.
-        intrinsics: Camera matrix in pixels.
-        shape: (height, width) of the map.
-        settings: How far to interpolate.
-
-    Returns:
-        z at each pixel; 0 where unknown.
     """
     height, width = shape
     inverse = np.zeros(shape, dtype=np.float64)

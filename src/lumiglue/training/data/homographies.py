@@ -81,11 +81,7 @@ VIEW_PRESETS: dict[str, Callable[[], ViewSettings]] = {"upright": upright, "any"
 
 
 def view_preset(name: str) -> ViewSettings:
-    """The view settings of a name.
-
-    Raises:
-        InputError: If there is no such preset.
-    """
+    """The view settings of a name in `VIEW_PRESETS`. Raises InputError for another name."""
     if name not in VIEW_PRESETS:
         raise InputError(f"unknown views {name!r}; choose from {sorted(VIEW_PRESETS)}")
     return VIEW_PRESETS[name]()
@@ -127,11 +123,7 @@ class PhotoViews:
 
     @classmethod
     def of_folder(cls, folder: str | Path, **settings: Any) -> "PhotoViews":
-        """A source of all photos in a folder and its subfolders.
-
-        Raises:
-            InputError: If there is none.
-        """
+        """A source of all photos in a folder and its subfolders. Raises InputError if there is none."""
         root = Path(folder).resolve()
         return cls(root, photo_names(root), **settings)
 
@@ -146,7 +138,7 @@ class PhotoViews:
         """None: all views of a photo are paired."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """Make the views of one photo. Raises ImageError if it cannot be read."""
+        """Makes the views of one photo. Raises ImageError if it cannot be read."""
         name = self.items[item]
         pixels = resize_long_side(read_image(self.root / name), self.long_side)
         rng = rng_for(self.seed, name)
@@ -166,11 +158,7 @@ class PhotoViews:
 
 
 def photo_names(root: Path) -> list[str]:
-    """Names of all photos in a folder and its subfolders, relative to it.
-
-    Raises:
-        InputError: If there is none.
-    """
+    """Names of all photos in a folder and its subfolders, relative to it. Raises InputError if there is none."""
     return [path.relative_to(root).as_posix() for path in list_images(root)]
 
 
@@ -188,14 +176,9 @@ def rng_for(seed: int, name: str) -> np.random.Generator:
 
 
 def sample_view(rng: np.random.Generator, size: tuple[int, int], settings: ViewSettings) -> Float64[np.ndarray, "3 3"]:
-    """Draw `view_from_photo`, the homography of a random camera.
+    """Draws `view_from_photo`, the homography of a random camera to a view of the photo's own size.
 
     The whole photo is in front of the camera, so the horizon is never inside the photo.
-
-    Args:
-        rng: Random numbers.
-        size: (width, height) of the photo and of the view.
-        settings: Distribution of the views.
     """
     width, height = size
     corners = np.array([[0, 0, 1], [width - 1, 0, 1], [width - 1, height - 1, 1], [0, height - 1, 1]], dtype=np.float64)
@@ -235,7 +218,7 @@ def plane_homography(
 
 
 def warp(image: UInt8[Tensor, "h w c"], view_from_photo: Float64[np.ndarray, "3 3"]) -> UInt8[Tensor, "h w c"]:
-    """Warp an image to a view of the same size. Beyond the image's edge it is mirrored, so that no false edge appears."""
+    """Warps an image to a view of the same size. Beyond the image's edge it is mirrored, so that no false edge appears."""
     height, width = image.shape[:2]
     values = image.permute(2, 0, 1).float()
     zoom_out = np.sqrt(abs(np.linalg.det(view_from_photo[:2, :2])))

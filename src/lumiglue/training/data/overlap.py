@@ -56,7 +56,7 @@ class DepthCamera:
     camera_from_world: Float64[np.ndarray, "4 4"]
 
     def reduced(self, long_side: int = REDUCED_SIDE) -> "DepthCamera":
-        """Reduce the map to at most `long_side` pixels by taking every k-th pixel, which never mixes depths."""
+        """Reduces the map to at most `long_side` pixels by taking every k-th pixel, which never mixes depths."""
         height, width = self.depth.shape
         step = -(-max(height, width) // long_side)
         start_x, start_y = ((size - 1) % step // 2 for size in (width, height))
@@ -77,12 +77,8 @@ class DepthCamera:
         return (in_camera - self.camera_from_world[:3, 3]) @ self.camera_from_world[:3, :3]
 
     def sees(self, points: Float[np.ndarray, "n 3"]) -> tuple[Bool[np.ndarray, " n"], ...]:
-        """Check which world points the camera sees.
-
-        Returns:
-            Three masks: points inside the image and in front of the camera; of these, points at pixels with known depth; of
-            these, points on the same surface, within `AGREE`.
-        """
+        """Which world points are inside the image and in front of the camera; of these, which are at pixels with known
+        depth; of these, which are on the same surface, within `AGREE`."""
         height, width = self.depth.shape
         projection = (self.intrinsics @ self.camera_from_world[:3]).astype(points.dtype)
         mapped = points @ projection[:, :3].T + projection[:, 3]
@@ -97,14 +93,11 @@ class DepthCamera:
 
 
 def overlap_matrix(cameras: Sequence[DepthCamera | None]) -> Float[np.ndarray, "f f"]:
-    """Overlap of each pair of cameras, symmetric, with a diagonal of 1.
+    """Overlap of each pair of cameras, symmetric, with a diagonal of 1; None has no overlap with others.
 
     It is the smaller one, over both directions, of the fraction of one camera's samples that the other sees. This fraction
     is the one of samples inside the other image, times the one of samples that agree in depth among those with known depth:
     unknown depths count neither for nor against.
-
-    Args:
-        cameras: Depth maps with their cameras; None has no overlap with others.
     """
     present = [number for number, camera in enumerate(cameras) if camera is not None]
     known = [camera for camera in cameras if camera is not None]
@@ -130,17 +123,8 @@ def _fractions_seen(camera: DepthCamera, points: np.ndarray, starts: np.ndarray)
 
 
 def choose_pairs(matrix: Float[np.ndarray, "f f"], settings: OverlapSettings, scene: str) -> list[tuple[int, int, float]]:
-    """Choose the pairs of a scene.
-
-    Args:
-        matrix: Overlap of each pair of frames.
-        settings: Which pairs to use. If there are more than `max_pairs`, each tenth of overlap is drawn from equally often,
-            as far as it has pairs.
-        scene: Name of the scene, part of the seed.
-
-    Returns:
-        (row, larger row, overlap) of each pair, sorted.
-    """
+    """Chooses the pairs (row, larger row, overlap) of a scene, sorted. Of more than `max_pairs`, each tenth of overlap is
+    drawn from equally often, as far as it has pairs; the scene's name is part of the seed."""
     first, second = np.triu_indices(len(matrix), 1)
     values = matrix[first, second]
     fitting = np.flatnonzero((values >= settings.min_overlap) & (values <= settings.max_overlap))

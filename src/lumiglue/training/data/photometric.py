@@ -13,13 +13,8 @@ from torch import Tensor
 
 
 def augment_photometric(rng: np.random.Generator, image: UInt8[Tensor, "h w 3"], strength: float) -> UInt8[Tensor, "h w 3"]:
-    """Change colour, saturation, exposure, gamma, shade, dusk, haze, blur, noise and JPEG quality, each at random.
-
-    Args:
-        rng: Random numbers.
-        image: An RGB image.
-        strength: 0 changes nothing, 1 is strong.
-    """
+    """Changes colour, saturation, exposure, gamma, shade, dusk, haze, blur, noise and JPEG quality, each at random. A
+    strength of 0 changes nothing, 1 is strong."""
     if strength <= 0:
         return image
     values = image.permute(2, 0, 1).float() / 255.0  # (3, h, w)
@@ -64,7 +59,7 @@ def gaussian_blur(values: Float[Tensor, "c h w"], sigma: float, reach: float = 4
 
 
 def _correlate(values: Tensor, kernel: np.ndarray) -> Tensor:
-    """Filter each channel (c, h, w) with a small kernel, mirrored at the edge, as a sum of shifted images.
+    """Filters each channel (c, h, w) with a small kernel, mirrored at the edge, as a sum of shifted images.
 
     On CPUs this takes a fifth of the time of a convolution with one channel.
     """

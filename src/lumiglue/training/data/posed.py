@@ -53,11 +53,7 @@ class DepthSource:
             check_intrinsics(self.intrinsics, f"the depth map {self.path}")
 
     def read(self) -> Float[np.ndarray, "h w"]:
-        """Read the map as float32, NaN where unknown.
-
-        Raises:
-            ImageError: If it cannot be read.
-        """
+        """Reads the map as float32, NaN where unknown. Raises ImageError if it cannot be read."""
         stored = _read_stored_depth(self.path)
         if stored.ndim != 2 or 0 in stored.shape:
             raise ImageError(f"{self.path} has shape {stored.shape}; a depth map is height x width")
@@ -92,11 +88,7 @@ class PosedFrame:
         check_rigid(self.camera_from_world, self.name)
 
     def depth_camera(self) -> DepthCamera:
-        """Read the depth map as a camera of its own.
-
-        Raises:
-            ImageError: If the photo or the map cannot be read.
-        """
+        """Reads the depth map as a camera of its own. Raises ImageError if the photo or the map cannot be read."""
         depth = self.depth.read()
         return DepthCamera(
             depth=depth,
@@ -105,15 +97,7 @@ class PosedFrame:
         )
 
     def depths_at(self, points: Float[np.ndarray, "n 2"], size: tuple[int, int]) -> Float[np.ndarray, " n"]:
-        """Read the depths at pixels of the stored photo.
-
-        Args:
-            points: Pixels (x, y).
-            size: (width, height) of the stored photo.
-
-        Returns:
-            z of each point; NaN where unknown or at a depth edge.
-        """
+        """z at pixels (x, y) of the stored photo, which has this (width, height); NaN where unknown or at a depth edge."""
         depth = self.depth.read()
         map_from_image = self._depth_intrinsics(size, depth) @ np.linalg.inv(self.intrinsics)
         return depth_at(depth, points @ map_from_image[:2, :2].T + map_from_image[:2, 2])
@@ -179,11 +163,7 @@ class PosedFrames:
         }  # fmt: skip
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """Make the view of one frame.
-
-        Raises:
-            ImageError: If its photo or depth map cannot be read.
-        """
+        """The view of one frame. Raises ImageError if its photo or depth map cannot be read."""
         frame = self.frames[item]
         size = stored_size(frame.image)
         photo = resize_long_side(read_image(frame.image), self.long_side)
@@ -237,16 +217,10 @@ class PosedFrames:
 def depth_at(
     depth: Float[np.ndarray, "h w"], points: Float[np.ndarray, "n 2"], *, jump: float = 0.03
 ) -> Float[np.ndarray, " n"]:
-    """Interpolate a depth map. 1 / depth is interpolated, which is linear in pixels on a plane.
+    """Interpolates a depth map at pixels (x, y): 1 / depth is linear in pixels on a plane.
 
-    Args:
-        depth: The map, NaN where unknown.
-        points: Pixels (x, y).
-        jump: Largest relative difference of the four pixels around a point. Where it is larger, the point is at a depth edge
-            and may belong to either side.
-
-    Returns:
-        Depth of each point; NaN outside the map, next to unknown pixels, and at depth edges.
+    NaN outside the map, next to unknown pixels, and at depth edges: where the four pixels around a point differ by more than
+    the fraction `jump`, the point may belong to either side.
     """
     height, width = depth.shape
     inside = np.all((points >= -0.5) & (points <= np.array([width, height]) - 0.5), axis=1)
@@ -270,10 +244,9 @@ def scale_intrinsics(intrinsics: Float64[np.ndarray, "3 3"], factors: tuple[floa
 
 
 def stored_size(path: Path) -> tuple[int, int]:
-    """Read the (width, height) of a photo from its header.
+    """The (width, height) of a photo, from its header.
 
-    Raises:
-        ImageError: If it cannot be read, or has an EXIF rotation: poses refer to stored pixels.
+    Raises ImageError if it cannot be read, or has an EXIF rotation: poses refer to stored pixels.
     """
     try:
         with Image.open(path) as image:
@@ -290,11 +263,7 @@ def stored_size(path: Path) -> tuple[int, int]:
 
 
 def check_intrinsics(intrinsics: np.ndarray, name: str) -> None:
-    """Check a 3 x 3 camera matrix.
-
-    Raises:
-        InputError: If it is none.
-    """
+    """Raises InputError unless this is a 3 x 3 camera matrix in pixels."""
     if intrinsics.shape != (3, 3):
         raise InputError(f"K of {name} has shape {intrinsics.shape}; give 3 x 3")
     if not np.isfinite(intrinsics).all():
@@ -306,11 +275,7 @@ def check_intrinsics(intrinsics: np.ndarray, name: str) -> None:
 
 
 def check_rigid(pose: np.ndarray, name: str, *, tolerance: float = 5e-3) -> None:
-    """Check a 4 x 4 rigid transform.
-
-    Raises:
-        InputError: If it is none.
-    """
+    """Raises InputError unless this is a 4 x 4 rigid transform."""
     if pose.shape != (4, 4):
         raise InputError(f"the pose of {name} has shape {pose.shape}; give 4 x 4")
     if not np.isfinite(pose).all():

@@ -46,11 +46,7 @@ class PosedData:
     overlaps: Mapping[str, Float[np.ndarray, "f f"]] = field(default_factory=dict)
 
     def every(self, step: int) -> "PosedData":
-        """Use every N-th frame of each scene.
-
-        Raises:
-            InputError: If `step` is less than 1.
-        """
+        """Every N-th frame of each scene. Raises InputError if `step` is less than 1."""
         if step < 1:
             raise InputError(f"every is {step}; give 1 for all frames, 2 for every second one")
         scenes: dict[str, list[PosedFrame]] = {}
@@ -67,7 +63,7 @@ def read_posed(
     format: PosedFormat = "auto",
     intrinsics: Sequence[float] | None = None,
 ) -> PosedData:
-    """Read a folder of posed images, or its subfolders, each of which is a scene.
+    """Reads a folder of posed images, or its subfolders, each of which is a scene.
 
     Args:
         folder: Folder in one of the three formats, or of such folders.
@@ -99,11 +95,7 @@ def read_posed(
 
 
 def read_plain(folder: Path, images: Path | None = None) -> PosedData:
-    """Read the plain format: `cameras.json`, where keys that all frames share may be at the top level.
-
-    Raises:
-        InputError: If it is damaged.
-    """
+    """Reads the plain format: `cameras.json`, where keys that all frames share may be at the top level."""
     path = folder / "cameras.json"
     content = read_json(path, "see docs/posed-data.md for the format")
     if not isinstance(content, dict) or not isinstance(content.get("frames"), list) or not content["frames"]:
@@ -151,13 +143,10 @@ def _plain_frame(root: Path, folder: Path, entry: dict[str, Any], path: Path) ->
 
 
 def read_megadepth(folder: Path, images: Path | None = None) -> PosedData:
-    """Read MegaDepth with the published scene_info/*.npz.
+    """Reads MegaDepth with the published scene_info/*.npz.
 
     These have image_paths, depth_paths (an entry may be None), intrinsics, poses (camera from world) and overlap_matrix.
     Paths are relative to the folder, or to `images`.
-
-    Raises:
-        InputError: If there is no scene_info, or it is damaged.
     """
     lists = sorted((folder / "scene_info").glob("*.npz")) or sorted(folder.glob("*.npz"))
     if not lists:
@@ -243,11 +232,7 @@ def _read_archive(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_tum(folder: Path, images: Path | None = None, *, intrinsics: Sequence[float] | None = None) -> PosedData:
-    """Read a TUM RGB-D sequence: rgb.txt, depth.txt and groundtruth.txt, associated by the nearest time stamps.
-
-    Raises:
-        InputError: If a list is damaged, no time stamps are close, or the intrinsics are unknown.
-    """
+    """Reads a TUM RGB-D sequence: rgb.txt, depth.txt and groundtruth.txt, associated by the nearest time stamps."""
     camera = _tum_camera(folder, intrinsics)
     rgb_times, rgb = _read_table(folder / "rgb.txt", 2)
     depth_times, depth = _read_table(folder / "depth.txt", 2)
@@ -275,11 +260,7 @@ def read_tum(folder: Path, images: Path | None = None, *, intrinsics: Sequence[f
 
 
 def invert_pose(pose: np.ndarray, name: str) -> np.ndarray:
-    """Invert a pose; whether it is rigid is checked elsewhere.
-
-    Raises:
-        InputError: If it has no inverse.
-    """
+    """Inverts a pose; whether it is rigid is checked elsewhere. Raises InputError if it has no inverse."""
     try:
         return np.linalg.inv(pose)
     except np.linalg.LinAlgError:

@@ -18,12 +18,12 @@ CANDIDATES = 4  # number of random patches, of which the one with the highest co
 def sometimes_repeating(
     rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"], share: float
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Apply `with_repeats` with probability `share`. A share of 0 draws no random number."""
+    """Applies `with_repeats` with probability `share`. A share of 0 draws no random number."""
     return with_repeats(rng, photo) if share and rng.random() < share else photo
 
 
 def with_repeats(rng: np.random.Generator, photo: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    """Copy a photo and fill a rectangle of it with copies of one of its patches."""
+    """Copies a photo and fill a rectangle of it with copies of one of its patches."""
     size = np.array(photo.shape[:2])
     patch = _patch(rng, photo)
     region = np.maximum(np.rint(size * rng.uniform(*REGION, size=2)).astype(int), 1)

@@ -119,14 +119,8 @@ class Rendering:
 def render(
     scene: Sequence[Rectangle], camera: Camera, brightness: Sequence[float] | None = None, background: int = 110
 ) -> Rendering:
-    """Render a scene.
-
-    Args:
-        scene: The rectangles.
-        camera: The camera.
-        brightness: Factor of each rectangle's brightness, which varies with the viewing direction; 1 by default.
-        background: Grey value of the background.
-    """
+    """Renders a scene. brightness: a factor for each rectangle, which varies with the viewing direction; 1 by default.
+    background: its grey value."""
     width, height = camera.size
     image = np.full((height, width, 3), background, np.uint8)
     depth, surface = np.full((height, width), np.inf), np.full((height, width), -1, np.int16)
@@ -204,13 +198,7 @@ def _shrunk_to_fit(
 
 
 def build_scene(rng: np.random.Generator, textures: Iterator[np.ndarray], settings: SceneSettings) -> list[Rectangle]:
-    """Build a scene: a backdrop of photos (a wall, sometimes with a floor and a side wall) and objects near the origin.
-
-    Args:
-        rng: Random numbers.
-        textures: Photos for the rectangles.
-        settings: Distribution of scenes.
-    """
+    """A backdrop of photos (a wall, sometimes with a floor and a side wall) and objects near the origin."""
     depth, tilt = rng.uniform(0.4, 1.2), rng.uniform(-0.3, 0.3)
     scene = _wall(
         textures, np.array([0.0, 0.0, depth]), _rotation(rng.uniform(-0.1, 0.1), tilt, 0.0), rng.uniform(0.8, 1.3), 3, 3
@@ -232,7 +220,7 @@ def build_scene(rng: np.random.Generator, textures: Iterator[np.ndarray], settin
 
 
 def aim_camera(rng: np.random.Generator, settings: SceneSettings) -> Camera:
-    """Draw a camera about one unit in front of the origin that looks near it."""
+    """A random camera about one unit in front of the origin that looks near it."""
     width, height = settings.size
     pitch, yaw = np.radians(settings.spread) * rng.standard_normal(2) * [0.5, 1.0]
     roll = rng.uniform(0, 360) if rng.random() < settings.any_roll else rng.normal(0, settings.roll)
@@ -248,13 +236,8 @@ def aim_camera(rng: np.random.Generator, settings: SceneSettings) -> Camera:
 
 
 def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: int = 2) -> Float64[np.ndarray, " n"]:
-    """Depth at each keypoint; NaN in the background and near depth edges, where a keypoint belongs to neither surface.
-
-    Args:
-        rendering: The view.
-        points: Pixels (x, y).
-        reach: Radius in pixels of the search for depth edges.
-    """
+    """Depth at pixels (x, y); NaN in the background and within `reach` pixels of depth edges, where a keypoint belongs to
+    neither surface."""
     height, width = rendering.depth.shape
     x, y = np.clip(np.rint(points), 0, [width - 1, height - 1]).astype(int).T
     square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
@@ -309,11 +292,7 @@ class SyntheticScenes:
 
     @classmethod
     def of_folder(cls, folder: str | Path, **settings: Any) -> "SyntheticScenes":
-        """A source that textures scenes with the photos of a folder and its subfolders.
-
-        Raises:
-            InputError: If there is no photo.
-        """
+        """Scenes textured with the photos of a folder and its subfolders. Raises InputError if there is none."""
         root = Path(folder).resolve()
         return cls(root, photo_names(root), **settings)
 
@@ -333,17 +312,14 @@ class SyntheticScenes:
         """None: all views of a scene are paired."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """Make the views of one scene. Raises ImageError if no photo can be read."""
+        """The views of one scene. Raises ImageError if no photo can be read."""
         rng = rng_for(self.seed, self.items[item])
         scene = build_scene(rng, self.textures(rng), self.settings)
         return [self._view(self.items[item], scene, extractor, max_keypoints, rng) for _ in range(self.n_views)]
 
     def textures(self, rng: np.random.Generator) -> Iterator[np.ndarray]:
-        """Yield the photos in random order, then their mirror images, in an endless loop; unreadable ones are skipped.
-
-        Raises:
-            ImageError: If no photo can be read.
-        """
+        """The photos in random order, then their mirror images, in an endless loop. Photos that cannot be read are skipped;
+        raises ImageError if none can."""
         order, readable = rng.permutation(np.array(self.photos)).tolist(), True
         for mirrored in cycle((False, True)):
             if not readable:

@@ -41,13 +41,10 @@ class SparseAssignment:
     matchability1: Float[np.ndarray, " n"]
 
     def select(self, position0: np.ndarray, position1: np.ndarray) -> "SparseAssignment":
-        """The assignment of a subset of the keypoints.
+        """The assignment of a subset of the keypoints. `position0` and `position1` have the new row of each keypoint, -1
+        where it is dropped.
 
         The probability that a keypoint assigned to dropped ones no longer counts as matchable.
-
-        Args:
-            position0: New row of each keypoint of the first image, -1 if it is dropped.
-            position1: The same for the second image.
         """
         moved = np.column_stack([position0[self.entries[:, 0]], position1[self.entries[:, 1]]])
         mask = (moved >= 0).all(1)
@@ -185,14 +182,9 @@ class TaughtPairs:
 
 
 def write_taught(file: h5py.File, labels: Sequence[PairLabels]) -> None:
-    """Write the labels of pairs, in order.
+    """Writes the labels of pairs, in order, as a new group "taught".
 
-    Args:
-        file: Where to add the group "taught".
-        labels: Labels of each pair.
-
-    Raises:
-        ValueError: If a view has too many keypoints, or only some of the pairs have an assignment.
+    Raises ValueError if a view has too many keypoints, or only some of the pairs have an assignment.
     """
     if any(max(len(label.judged0), len(label.judged1)) > 2**16 for label in labels):
         raise ValueError("a view has more than 65,536 keypoints")
@@ -224,7 +216,7 @@ def write_taught(file: h5py.File, labels: Sequence[PairLabels]) -> None:
 
 
 def join_taught(parts: Sequence[h5py.File], file: h5py.File) -> None:
-    """Concatenate the labels of the parts of a build."""
+    """Concatenates the labels of the parts of a build."""
     group = file.create_group(GROUP)
     first: Any = parts[0][GROUP]
     for name in first:

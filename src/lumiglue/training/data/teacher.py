@@ -71,17 +71,14 @@ class Teacher:
         return create_extractor(self.features, device=self.device, max_keypoints=self.max_keypoints, resize=None)
 
     def match(self, a: Features, b: Features) -> Integer[np.ndarray, "k 2"]:
-        """Match two photos, with early exit."""
+        """Matches two photos, with early exit."""
         model = _load(self.weights, self.features, self.device)
         pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
         return model.match(pairs)[0].pairs.cpu().numpy()
 
     def assign(self, a: Features, b: Features) -> tuple[Integer[np.ndarray, "k 2"], SparseAssignment]:
-        """Match two photos with all layers.
-
-        Returns:
-            The matches, and the last layer's assignment without the entries below LEAST_P.
-        """
+        """Matches two photos with all layers: the matches, and the last layer's assignment without the entries below
+        LEAST_P."""
         model = _load(self.weights, self.features, self.device)
         with torch.inference_mode():
             pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)

@@ -72,11 +72,7 @@ class TaughtPhotos:
 
     @classmethod
     def of_folder(cls, folder: str | Path, teacher: Teacher, **settings: Any) -> "TaughtPhotos":
-        """A source of all photos of a folder and its subfolders.
-
-        Raises:
-            InputError: If no folder has two photos.
-        """
+        """A source of all photos of a folder and its subfolders. Raises InputError if no folder has two photos."""
         root = Path(folder).resolve()
         groups: dict[str, list[str]] = {}
         for name in photo_names(root):
@@ -110,15 +106,11 @@ class TaughtPhotos:
         """None, because the pairs come with the labels."""
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
-        """Make the views of a scene: its photos that belong to a pair."""
+        """Makes the views of a scene: its photos that belong to a pair."""
         return self.labelled(item, extractor, max_keypoints)[0]
 
     def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
-        """Make the views of a scene, and its labelled pairs.
-
-        Raises:
-            ImageError: If no two photos that can be read overlap.
-        """
+        """The views of a scene, and its labelled pairs. Raises ImageError if no two photos that can be read overlap."""
         scene = self.items[item]
         photos = dict(self._photos(self.scenes[scene]))
         own = extractor.name == self.teacher.features

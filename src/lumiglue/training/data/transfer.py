@@ -64,17 +64,7 @@ class Anchors:
 def find_anchors(
     points0: Float[np.ndarray, "k 2"], points1: Float[np.ndarray, "k 2"], settings: TransferSettings, seed: int = 0
 ) -> Anchors | None:
-    """Select the matches that fit one epipolar geometry and their own neighbours.
-
-    Args:
-        points0: Matched pixels in the first photo.
-        points1: Matched pixels in the second photo.
-        settings: Thresholds.
-        seed: Seed of RANSAC.
-
-    Returns:
-        The anchors, or None if there are too few.
-    """
+    """Selects the matches that fit one epipolar geometry and their own neighbours; None if there are too few."""
     fewest = max(settings.least_anchors, settings.least_share * len(points0))
     epipolar = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
     inliers = epipolar.inliers.numpy()
@@ -96,11 +86,7 @@ def find_anchors(
 def transfer_points(
     points: Float[np.ndarray, "n 2"], anchors: Anchors, settings: TransferSettings
 ) -> tuple[Float[np.ndarray, "n 2"], Bool[np.ndarray, " n"]]:
-    """Transfer points of the first photo to the second.
-
-    Returns:
-        Their pixels in the second photo, which may be outside it, and whether each is reliable.
-    """
+    """Pixels of the first photo's points in the second photo, which may be outside it, and whether each is reliable."""
     forth, reliable = _transfer_once(points, anchors, settings)
     back, reliable_back = _transfer_once(forth, anchors.reversed(), settings)
     returned = np.linalg.norm(back - points, axis=1) <= settings.cycle
@@ -157,16 +143,8 @@ def label_pair(
     settings: TransferSettings,
     assignment: SparseAssignment | None = None,
 ) -> PairLabels:
-    """Label the keypoints of two photos by transfer in both directions.
-
-    Args:
-        keypoints0: Pixels in the first photo.
-        keypoints1: Pixels in the second photo.
-        sizes: (width, height) of both photos.
-        anchors: Reliable matches of the photos.
-        settings: Thresholds.
-        assignment: The teacher's assignment of these keypoints, if it has one.
-    """
+    """Labels the keypoints of two photos of (width, height) `sizes` by transfer in both directions. assignment: the
+    teacher's, if these keypoints are its own."""
     in1, reliable0 = transfer_points(keypoints0.astype(np.float64), anchors, settings)
     in0, reliable1 = transfer_points(keypoints1.astype(np.float64), anchors.reversed(), settings)
     forth = np.where(reliable0[:, None], _distances(in1, keypoints1), np.nan)
