@@ -122,7 +122,6 @@ INSTALLED_AS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
     "faiss": "faiss-cpu",
-    "griffe": "griffelib",
     "markdown_it": "markdown-it-py",
     "skimage": "scikit-image",
     "yaml": "pyyaml",

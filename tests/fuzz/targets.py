@@ -34,7 +34,7 @@ from lumiglue.training.config import TrainSettings
 from lumiglue.training.data import dataset as datasets
 from lumiglue.training.data.posed import DepthSource, stored_size
 from lumiglue.training.data.posed_formats import read_posed
-from lumiglue.training.loop import Learner
+from lumiglue.training.learner import Learner
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
 from lumiglue.weights.files import load_weights, read_metadata, save_weights
 from lumiglue.weights.released import import_released, released_names

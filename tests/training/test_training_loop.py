@@ -34,7 +34,8 @@ from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.homographies import PhotoViews
 from lumiglue.training.distributed import Processes
 from lumiglue.training.figures import draw_learning_curves, draw_training_matches
-from lumiglue.training.loop import Learner, TrainProgress, train
+from lumiglue.training.learner import Learner
+from lumiglue.training.loop import TrainProgress, train
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.validation import predict_layers, truth_of, validate
@@ -289,7 +290,7 @@ def test_the_faster_precision_is_measured_once_and_kept(
     dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings, choices = replace(TINY, precision="auto"), iter(["bf16"])
-    monkeypatch.setattr(loop, "faster_precision", lambda _: next(choices))
+    monkeypatch.setattr("lumiglue.training.learner.faster_precision", lambda _: next(choices))
     asked = iter([False, False, True])
     before = finish(train(dataset, tmp_path / "auto", settings, stop=lambda: next(asked)))
     after = finish(train(dataset, tmp_path / "auto", settings))  # measures nothing: the choices are used up

@@ -1,6 +1,5 @@
 """The training loop: two stages, one process or several, checkpoints that resume to the same losses."""
 
-import contextlib
 import hashlib
 import json
 import math
@@ -17,14 +16,13 @@ import torch
 from torch import nn
 
 from lumiglue.errors import DatasetError, TrainingError
-from lumiglue.io.text import reason
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name, preset, superglue_preset
-from lumiglue.matcher.precision import faster_precision
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.deepening import deepened
 from lumiglue.training.distributed import Processes
+from lumiglue.training.learner import Learner
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
 from lumiglue.training.sampling import Batch, PairSampler
@@ -73,7 +71,7 @@ def train(
     processes: Processes | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[TrainProgress]:
-    """Trains a matcher, or resume a run.
+    """Trains a matcher, or resumes a run.
 
     Args:
         datasets: Feature datasets, all with the same features.
@@ -99,11 +97,11 @@ def train(
     if here.device.type == "cuda":
         for dataset in opened:
             dataset.hold_on(here.device)  # the GPU then gathers the batches, faster than any disk
-    training, held_out = _samplers(opened, learner.config, settings, sampling_weights)
+    training, held_out = _samplers(opened, learner.model.config, settings, sampling_weights)
     for size in settings.batch_sizes:
         here.part_of(size)  # fails now, not in the middle of the run, if a batch cannot be divided
     batches = _batches(training, learner, here, ahead=here.device.type == "cuda")
-    record = _record(settings, learner.config, opened, training.chances.tolist())
+    record = _record(settings, learner.model.config, opened, training.chances.tolist())
     folder = RunFolder(run, record) if here.leads else None
     here.any(False)  # waits until the first process has checked the folder
     learner.load(read_checkpoint(run, here.device), run)
@@ -130,16 +128,15 @@ def train(
 
             done, seen = learner.step, settings.pairs_before(learner.step)
             speed = _speed(durations, settings, done)
-            figures = (
-                _validate(learner, held_out, stage, here) if _due(settings.evaluate_every, settings, done) else (None, None)
-            )
+            validating = _due(settings.evaluate_every, settings, done)
+            figures = _validate(learner, held_out, stage, here) if validating else (None, None)
             progress = TrainProgress(done, settings.steps, seen, stage, loss, rate, norm, speed, *figures)
             if folder and log:
                 log.write(asdict(progress))
-                if settings.keep_every and stage == 1 and _due(settings.keep_every, settings, done):
+                if stage == 1 and _due(settings.keep_every, settings, done):
                     with learner.averaged():
-                        folder.write_snapshot(learner.model, seen, {"pairs_seen": seen, "datasets": record["datasets"]})
-                if settings.draw_every and _due(settings.draw_every, settings, done):
+                        folder.write_weights(learner.model, {"pairs_seen": seen, "datasets": record["datasets"]}, seen)
+                if _due(settings.draw_every, settings, done):
                     folder.write_picture(draw_validation(learner.model, held_out, settings, seen), seen)
                 if stopping or _due(settings.checkpoint_every, settings, done):
                     folder.write_checkpoint(learner.state())
@@ -157,7 +154,7 @@ def train(
             folder.close()
 
 
-def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:
+def _gradient(learner: Learner, batch: Batch, stage: int, here: Processes, stop: bool) -> tuple[float, float, bool]:
     """Forward, backward and average over the processes: the loss, the gradient's norm, whether to stop."""
     settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
@@ -179,7 +176,7 @@ def _gradient(learner: "Learner", batch: Batch, stage: int, here: Processes, sto
 
 
 def _validate(
-    learner: "Learner", held_out: PairSampler, stage: int, here: Processes
+    learner: Learner, held_out: PairSampler, stage: int, here: Processes
 ) -> tuple[list[dict[str, float]] | None, list[dict[str, float]] | None]:
     """Figures of the weights and of their running mean, if there is one; after stage 1 the better of the two is kept."""
     layers = ema_layers = None
@@ -191,137 +188,6 @@ def _validate(
     if learner.ema is not None and learner.step == learner.settings.matcher_steps:
         learner.settle(take_ema=here.any(bool(layers and ema_layers and quality(ema_layers) > quality(layers))))
     return layers, ema_layers
-
-
-class Learner:
-    """The state of a run.
-
-    Attributes:
-        model: The matcher.
-        settings: How to train.
-        parameters: Those of stage 1 and those of stage 2.
-        optimizers: One per stage.
-        ema: Running mean of the parameters of stage 1; None if there is none.
-        step: Steps done.
-        notes: What the run decided: the precision, and which weights were kept.
-    """
-
-    def __init__(self, model: MatcherModel, settings: TrainSettings, device: torch.device) -> None:
-        self.model, self.settings = model.to(device), settings
-        named = list(self.model.named_parameters())
-        matcher = [p for name, p in named if not name.startswith("confidences.")]
-        self.parameters = [matcher, [p for name, p in named if name.startswith("confidences.")]]
-        self.optimizers = [
-            torch.optim.AdamW(matcher, settings.learning_rate, weight_decay=settings.weight_decay, fused=True)
-        ]
-        if self.parameters[1]:
-            confidences = torch.optim.AdamW(
-                self.parameters[1], settings.confidence_learning_rate, weight_decay=0.0, fused=True
-            )
-            self.optimizers.append(confidences)
-        self.ema = [p.detach().clone() for p in matcher] if settings.ema is not None and settings.pairs else None
-        self.step = 0
-        self.notes: dict[str, Any] = {}
-
-    @property
-    def config(self) -> ModelConfig:
-        return self.model.config
-
-    def update(self, stage: int, rate: float) -> None:
-        """Does one step of a stage's optimiser."""
-        optimizer = self.optimizers[stage - 1]
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        if self.ema is not None and self.settings.ema is not None:
-            forget = 1 - 0.5 ** (self.settings.batch_size_at(self.step) / self.settings.ema)
-            for mean, parameter in zip(self.ema, self.parameters[0], strict=True):
-                mean.lerp_(parameter.detach(), forget)
-        self.step += 1
-
-    def choose_precision(self, here: Processes) -> None:
-        """Replaces "auto" by the precision that the first process measures to be faster; a resumed run keeps its choice."""
-        if self.settings.precision != "auto":
-            return
-        if "precision" not in self.notes:
-            bf16 = here.any(here.leads and faster_precision(here.device) == "bf16")
-            self.notes["precision"] = "bf16" if bf16 else "fp32"
-        self.settings = replace(self.settings, precision=self.notes["precision"])
-
-    @contextlib.contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Uses the running mean of the weights, if there is one, inside a `with` block."""
-        if self.ema is None:
-            yield
-            return
-        self._swap()
-        yield
-        self._swap()
-
-    def settle(self, *, take_ema: bool) -> None:
-        """Ends stage 1 with the weights or with their running mean."""
-        if take_ema:
-            self._swap()
-        self.ema = None
-        self.notes["weights"] = "ema" if take_ema else "last"
-
-    @torch.no_grad()
-    def _swap(self) -> None:
-        assert self.ema is not None
-        for parameter, mean in zip(self.parameters[0], self.ema, strict=True):
-            weights = parameter.clone()
-            parameter.copy_(mean)
-            mean.copy_(weights)
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint stores."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
-        tensors = {"model": self.model.state_dict(), "optimizers": optimizers, "ema": self.ema}
-        return tensors | {"step": self.step, "notes": self.notes}
-
-    def load(self, state: dict[str, Any] | None, run: Path) -> None:
-        """Restores a checkpoint of `run`, if there is one. Raises TrainingError if it does not fit this run."""
-        if state is None:
-            return
-        try:
-            self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-                optimizer.load_state_dict(saved)
-                _check_optimizer(optimizer)
-            self.ema, self.step, self.notes = state["ema"], state["step"], state["notes"]
-            self._check()
-        except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
-            raise TrainingError(
-                f"{run}/checkpoint.pt does not fit this run ({reason(error)}); delete {run} to start again"
-            ) from None
-
-    def _check(self) -> None:
-        """Raises ValueError if the loaded state cannot be resumed."""
-        if not isinstance(self.step, int) or not 0 <= self.step <= self.settings.steps or not isinstance(self.notes, dict):
-            raise ValueError(
-                f"step is {self.step!r} of {self.settings.steps}, notes are of type {type(self.notes).__name__}"
-            )
-        if self.ema is not None and [mean.shape for mean in self.ema] != [p.shape for p in self.parameters[0]]:
-            raise ValueError("the running mean is not of this matcher")
-        if self.settings.precision == "auto" and self.notes.get("precision", "fp32") not in ("bf16", "fp32"):
-            raise ValueError(f"the precision is {self.notes['precision']!r}")
-        if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            raise ValueError("the weights hold NaN or infinity")
-
-
-def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Raises ValueError if the loaded state does not fit the parameters, which would otherwise fail at the first step."""
-    for group in optimizer.param_groups:
-        for key, default in optimizer.defaults.items():
-            value = group[key]
-            same_type = type(value) is type(default) or (isinstance(value, float | int) and isinstance(default, float | int))
-            if not same_type or (isinstance(value, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in value)):
-                raise ValueError(f"the optimiser's {key} is {value!r}")
-        for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if state and {key: value.shape for key, value in state.items()} != shapes:
-                raise ValueError("the optimiser's state is not of this matcher")
 
 
 def _speed(durations: Sequence[float], settings: TrainSettings, done: int) -> float:
@@ -352,8 +218,10 @@ def _batches(sampler: PairSampler, learner: Learner, here: Processes, *, ahead: 
             yield batch
 
 
-def _due(every: int, settings: TrainSettings, done: int) -> bool:
-    """Whether the next multiple of `every` pairs is reached, or the end of a stage."""
+def _due(every: int | None, settings: TrainSettings, done: int) -> bool:
+    """Whether the next multiple of `every` pairs is reached, or the end of a stage; never for None."""
+    if every is None:
+        return False
     last = settings.batch_size_at(done - 1)
     return settings.pairs_before(done) % every < last or done in (settings.matcher_steps, settings.steps)
 

@@ -82,22 +82,20 @@ class RunFolder:
         with self._saying_when_the_disk_is_full():
             _replace(self.path / "checkpoint.pt", buffer.getbuffer())
 
-    def write_weights(self, model: MatcherModel, metadata: Mapping[str, Any]) -> None:
-        """Writes weights.safetensors, the result."""
+    def write_weights(self, model: MatcherModel, metadata: Mapping[str, Any], pairs: int | None = None) -> None:
+        """Writes weights.safetensors, or for some number of pairs seen snapshots/pairs-000016000.safetensors."""
         with self._saying_when_the_disk_is_full():
-            save_weights(model, self.path / "weights.safetensors", metadata)
-
-    def write_snapshot(self, model: MatcherModel, pairs: int, metadata: Mapping[str, Any]) -> None:
-        """Writes snapshots/pairs-000016000.safetensors: the weights after that many pairs."""
-        with self._saying_when_the_disk_is_full():
-            (self.path / "snapshots").mkdir(exist_ok=True)
-            save_weights(model, self.path / "snapshots" / f"pairs-{pairs:09d}.safetensors", metadata)
+            file = self.path / "weights.safetensors" if pairs is None else self._numbered("snapshots", pairs, ".safetensors")
+            save_weights(model, file, metadata)
 
     def write_picture(self, figure: Figure, pairs: int) -> None:
         """Writes matches/pairs-000016000.png: the figure after that many pairs."""
         with self._saying_when_the_disk_is_full():
-            (self.path / "matches").mkdir(exist_ok=True)
-            save_figure(figure, self.path / "matches" / f"pairs-{pairs:09d}.png")
+            save_figure(figure, self._numbered("matches", pairs, ".png"))
+
+    def _numbered(self, folder: str, pairs: int, suffix: str) -> Path:
+        (self.path / folder).mkdir(exist_ok=True)
+        return self.path / folder / f"pairs-{pairs:09d}{suffix}"
 
     @contextlib.contextmanager
     def _saying_when_the_disk_is_full(self) -> Iterator[None]:
@@ -113,21 +111,36 @@ class RunFolder:
 
 
 class RunLog:
-    """metrics.jsonl and, if TensorBoard is installed, its event files."""
+    """metrics.jsonl and, if TensorBoard is installed, its scalars over the pairs seen.
+
+    TensorBoard's events after `step`, the steps of earlier starts that count, are purged.
+    """
 
     def __init__(self, folder: RunFolder, file: Path, step: int) -> None:
-        self.folder, self.lines = folder, file.open("a")
+        self.folder, self.lines, self.step = folder, file.open("a"), step
         self.events: Any = None
-        if importlib.util.find_spec("tensorboard") is not None:
-            self.events = EventLog(folder.path / "tensorboard", step)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends one step."""
         with self.folder._saying_when_the_disk_is_full():
             self.lines.write(json.dumps(line) + "\n")
             self.lines.flush()
-        if self.events is not None:
-            self.events.write(line)
+        if importlib.util.find_spec("tensorboard") is not None:
+            self._write_events(line, line["pairs"])
+
+    def _write_events(self, line: Mapping[str, Any], pairs: int) -> None:
+        if self.events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            # Only now is the pair count known from which on events are written again.
+            first = pairs if self.step else None
+            self.events = SummaryWriter(str(self.folder.path / "tensorboard"), purge_step=first, flush_secs=30)
+        for name in ("loss", "learning_rate", "gradient_norm", "pairs_per_second"):
+            self.events.add_scalar(name, line[name], pairs)
+        for kind in ("layers", "ema_layers"):
+            for layer, figures in enumerate(line[kind] or [], start=1):
+                for name, value in figures.items():
+                    self.events.add_scalar(f"validation{'_ema' * (kind == 'ema_layers')}/layer_{layer}/{name}", value, pairs)
 
     def close(self) -> None:
         """Closes the files."""
@@ -170,31 +183,3 @@ def _without_notes(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _without_notes(inner) for key, inner in value.items() if not key.startswith("_")}
     return [_without_notes(inner) for inner in value] if isinstance(value, list) else value
-
-
-class EventLog:
-    """TensorBoard scalars over the pairs seen. Events after `step`, the steps of earlier starts that count, are purged."""
-
-    def __init__(self, folder: Path, step: int) -> None:
-        self.folder, self.step = folder, step
-        self.writer: Any = None
-
-    def write(self, line: Mapping[str, Any]) -> None:
-        """Adds the figures of one step."""
-        pairs = line["pairs"]
-        if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            # Only now is the pair count known from which on events are written again.
-            self.writer = SummaryWriter(str(self.folder), purge_step=pairs if self.step else None, flush_secs=30)
-        for name in ("loss", "learning_rate", "gradient_norm", "pairs_per_second"):
-            self.writer.add_scalar(name, line[name], pairs)
-        for kind in ("layers", "ema_layers"):
-            for layer, figures in enumerate(line[kind] or [], start=1):
-                for name, value in figures.items():
-                    self.writer.add_scalar(f"validation{'_ema' * (kind == 'ema_layers')}/layer_{layer}/{name}", value, pairs)
-
-    def close(self) -> None:
-        """Closes the file, if there is one."""
-        if self.writer is not None:
-            self.writer.close()

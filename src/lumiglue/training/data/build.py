@@ -166,28 +166,28 @@ def _build_in(
     done = count - sum(len(job.items) for job in missing)
     skipped: list[str] = []
     yield DatasetProgress(done, count, ())
-    workers = min(workers or usable_cores(), len(missing))
-    if workers > 1:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            running = [pool.submit(_build_part, job) for job in missing]
-            try:
-                for future in as_completed(running):
-                    finished, bad = future.result()
-                    done, skipped = done + finished, skipped + bad
-                    yield DatasetProgress(done, count, tuple(skipped))
-            except BrokenProcessPool:
-                raise DatasetError(
-                    f"one of {workers} processes was killed, perhaps because memory ran out; run again with fewer --workers"
-                ) from None
-            finally:
-                for future in running:
-                    future.cancel()
-    else:
-        for job in missing:
-            finished, bad = _build_part(job)
-            done, skipped = done + finished, skipped + bad
-            yield DatasetProgress(done, count, tuple(skipped))
+    for finished, unreadable in _built(missing, min(workers or usable_cores(), len(missing))):
+        done, skipped = done + finished, skipped + unreadable
+        yield DatasetProgress(done, count, tuple(skipped))
     _join_parts([job.out for job in jobs], out, source, plan)
+
+
+def _built(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, list[str]]]:
+    """Builds the parts, in several processes if there are several workers; yields what `_build_part` returns."""
+    if workers <= 1:
+        yield from map(_build_part, jobs)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        running = [pool.submit(_build_part, job) for job in jobs]
+        try:
+            yield from (future.result() for future in as_completed(running))
+        except BrokenProcessPool:
+            raise DatasetError(
+                f"one of {workers} processes was killed, perhaps because memory ran out; run again with fewer --workers"
+            ) from None
+        finally:
+            for future in running:
+                future.cancel()
 
 
 def _build_part(job: _Job) -> tuple[int, list[str]]:
@@ -375,21 +375,17 @@ def _check_plan(before: Any, plan: dict[str, Any], what: str) -> None:
         raise DatasetError(f"{what} of other photos or settings{differences(before, now)}; delete it or choose another -o")
 
 
-def _plan_in(record: Path) -> Any:
-    try:
-        return json.loads(record.read_text(encoding="utf-8"))
-    except ValueError:
-        return None
-
-
 def _open_parts_folder(out: Path, plan: dict[str, Any]) -> Path:
     """The folder of parts with its plan. Raises DatasetError if it has another plan."""
     parts = parts_folder(out)
     parts.mkdir(parents=True, exist_ok=True)
     text = json.dumps(plan, sort_keys=True)
     record = parts / "plan.json"
-    if record.exists():
-        _check_plan(_plan_in(record), plan, f"{parts} is an unfinished build")
     if not record.exists():
         write_whole(record, text.encode())
+    try:
+        before = json.loads(record.read_text(encoding="utf-8"))
+    except ValueError:
+        before = None
+    _check_plan(before, plan, f"{parts} is an unfinished build")
     return parts

@@ -7,7 +7,7 @@ They have what homographies lack: parallax, occlusion, and very different viewpo
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -156,10 +156,9 @@ class PosedFrames:
 
     def plan(self) -> dict[str, Any]:
         """All that the views depend on besides the frames' names and the extractor, as JSON values."""
-        pairing = {name: getattr(self.pairing, name) for name in ("min_overlap", "max_overlap", "max_pairs", "seed")}
         return {
             "source": "posed", "long_side": self.long_side, "photometric": self.photometric, "seed": self.seed,
-            "pairing": pairing, "cameras": self._fingerprint,
+            "pairing": asdict(self.pairing), "cameras": self._fingerprint,
         }  # fmt: skip
 
     def views(self, item: int, extractor: Extractor, max_keypoints: int) -> list[View]:
