@@ -52,15 +52,8 @@ def evaluate_adaptivity(
 
 
 def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:
-    """Lists settings: full depth, the default, each alpha with the default beta, each beta with the default alpha.
-
-    Args:
-        alphas: Exit ratios; 0 is off.
-        betas: Limits of pruning; 0 is off.
-
-    Returns:
-        Settings by name.
-    """
+    """Settings by name: full depth, the default, each alpha with the default beta, each beta with the default alpha; 0 is
+    off."""
     usual = MatchSettings()
     chosen = [usual, *(MatchSettings(exit_ratio=alpha or None) for alpha in alphas)]
     chosen += [MatchSettings(prune_below=beta or None) for beta in betas]
@@ -74,17 +67,10 @@ def settings_name(settings: MatchSettings) -> str:
 
 
 def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dict[tuple[str, str], str]:
-    """Sorts the pairs with a known geometry into thirds, by the share of keypoints that the yardstick matches rightly.
+    """Sorts the pairs (a, b) with a known geometry into "easy", "medium" and "hard" thirds, by the share of keypoints that
+    the yardstick, any method but the measured one, matches correctly.
 
-    Args:
-        scores: Scores of the yardstick, and of any other methods.
-        yardstick: Any method but the measured one.
-
-    Returns:
-        "easy", "medium" or "hard" for each pair (a, b).
-
-    Raises:
-        InputError: there is no score of the yardstick.
+    Raises InputError if there is no score of the yardstick.
     """
     share = {
         (s.a, s.b): (0.0 if np.isnan(s.precision) else s.precision) * s.matches / max(min(s.keypoints_a, s.keypoints_b), 1)
@@ -125,18 +111,7 @@ class Saving:
 
 
 def saving(scores: Sequence[PairScore], setting: str) -> Saving:
-    """Compares a setting with full depth.
-
-    Args:
-        scores: Scores of both.
-        setting: Its name.
-
-    Returns:
-        The comparison.
-
-    Raises:
-        InputError: the scores have not the same pairs of both.
-    """
+    """Compares a setting with full depth. Raises InputError unless the scores have the same pairs of both."""
     mine, full = ([s for s in scores if s.method == name] for name in (setting, FULL_DEPTH))
     if not mine or len(mine) != len(full):
         raise InputError(f"the scores have no pairs of both {setting!r} and {FULL_DEPTH!r}")
@@ -156,15 +131,8 @@ def saving(scores: Sequence[PairScore], setting: str) -> Saving:
 
 
 def by_difficulty(scores: Sequence[PairScore], setting: str) -> dict[str, Saving]:
-    """Compares a setting with full depth for easy, medium and hard pairs, and for all.
-
-    Args:
-        scores: Scores of the setting, of full depth and of the yardstick.
-        setting: Its name.
-
-    Returns:
-        The comparison for each level of difficulty that occurs.
-    """
+    """Compares a setting with full depth for easy, medium and hard pairs, and for all. The scores also include the
+    yardstick's."""
     level = difficulties(scores)
     groups = {name: [s for s in scores if level.get((s.a, s.b)) == name] for name in LEVELS}
     groups["all"] = [s for s in scores if (s.a, s.b) in level]

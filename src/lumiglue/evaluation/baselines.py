@@ -12,16 +12,8 @@ Matcher = Callable[[Features, Features], Matches]
 
 
 def mutual_nearest_neighbours(features0: Features, features1: Features, ratio: float | None = None) -> Matches:
-    """Matches mutual nearest neighbours in Euclidean distance of descriptors.
-
-    Args:
-        features0: Features of image 0.
-        features1: Features of image 1.
-        ratio: Lowe's ratio test against the second nearest in image 1; None is off.
-
-    Returns:
-        Matches whose scores are cosines of the descriptors.
-    """
+    """Matches mutual nearest neighbours in Euclidean distance of descriptors. ratio: of Lowe's test against the second
+    nearest in image 1, if any. Scores are cosines of the descriptors."""
     if min(len(features0), len(features1)) < 2:
         return Matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))
     similarity = features0.descriptors @ features1.descriptors.mT
@@ -38,13 +30,6 @@ def adalam(features0: Features, features1: Features) -> Matches:
     """Matches by AdaLAM (Cavalli et al., ECCV 2020) as kornia implements it, with default settings.
 
     The tests of scale and orientation are off for features that have neither.
-
-    Args:
-        features0: Features of image 0.
-        features1: Features of image 1.
-
-    Returns:
-        The matches.
     """
     from kornia.feature import laf_from_center_scale_ori, match_adalam
     from kornia.feature.adalam.adalam import get_adalam_default_config
@@ -72,18 +57,9 @@ def adalam(features0: Features, features1: Features) -> Matches:
 
 
 def opencv_ratio(features0: Features, features1: Features, *, flann: bool, ratio: float) -> Matches:
-    """Matches as OpenCV's tutorials do: the ratio test from image 0 to image 1.
+    """Matches as OpenCV's tutorials do: the ratio test from image 0 to image 1, by brute force or FLANN's k-d trees.
 
-    Of several points that are matched to one, the nearest is taken.
-
-    Args:
-        features0: Features of image 0.
-        features1: Features of image 1.
-        flann: Search by FLANN's k-d trees instead of brute force.
-        ratio: Largest ratio of the distances to the nearest and the second nearest.
-
-    Returns:
-        Matches whose scores are cosines of the descriptors.
+    Of several points that are matched to one, the nearest is taken. Scores are cosines of the descriptors.
     """
     if min(len(features0), len(features1)) < 2:
         return Matches(torch.zeros(0, 2, dtype=torch.int64), torch.zeros(0))

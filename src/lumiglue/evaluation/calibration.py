@@ -26,16 +26,8 @@ class Bin:
 
 
 def reliability(scores: Sequence[float], right: Sequence[bool], bins: int = 10) -> list[Bin]:
-    """Computes a reliability diagram (DeGroot and Fienberg 1983).
-
-    Args:
-        scores: Scores of the matches.
-        right: Whether each match is right.
-        bins: Equally wide bins over [0, 1].
-
-    Returns:
-        The bins that are not empty.
-    """
+    """The bins of a reliability diagram (DeGroot and Fienberg 1983) that are not empty: `bins` equally wide ones over [0,
+    1]."""
     score, hit = np.asarray(scores, dtype=np.float64), np.asarray(right, dtype=np.float64)
     edges = np.linspace(0, 1, bins + 1)
     member = np.clip(np.digitize(score, edges) - 1, 0, bins - 1)
@@ -47,28 +39,15 @@ def reliability(scores: Sequence[float], right: Sequence[bool], bins: int = 10) 
 
 
 def expected_calibration_error(bins: Sequence[Bin]) -> float:
-    """Computes the mean distance between score and share of right matches, weighted by count (Guo et al., ICML 2017).
-
-    Args:
-        bins: Bins of `reliability`.
-
-    Returns:
-        The error in [0, 1]; NaN without matches.
-    """
+    """Mean distance between score and share of right matches, weighted by count (Guo et al., ICML 2017); NaN without
+    matches."""
     total = sum(b.count for b in bins)
     return sum(b.count * abs(b.score - b.right) for b in bins) / total if total else float("nan")
 
 
 def roc_auc(positive: Sequence[float], negative: Sequence[float]) -> float:
-    """Computes the area under the ROC curve: the chance that a positive's number exceeds a negative's; ties count half.
-
-    Args:
-        positive: Numbers of the positives.
-        negative: Numbers of the negatives.
-
-    Returns:
-        The area; NaN if either is empty.
-    """
+    """Area under the ROC curve: the chance that a positive's number exceeds a negative's; ties count half. NaN if either is
+    empty."""
     a, b = np.asarray(positive, dtype=np.float64)[:, None], np.asarray(negative, dtype=np.float64)[None]
     if not a.size or not b.size:
         return float("nan")

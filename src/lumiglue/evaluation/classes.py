@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lumiglue.errors import InputError
-from lumiglue.evaluation.metrics import auc
+from lumiglue.evaluation.metrics import auc, f1
 from lumiglue.evaluation.scoring import EPIPOLAR_THRESHOLDS, POSE_THRESHOLDS, PairScore
 
 FEWEST_SCENES = 5  # with fewer scenes, pairs are resampled
@@ -78,7 +78,7 @@ class _Table:
         figures = {}
         planar = self.shares[rows][self.types[rows] == "homography"]
         if len(planar):
-            figures["planar F1"] = _f1(planar)
+            figures["planar F1"] = f1(planar)
         errors = self.errors[rows, columns]
         for kind, name, thresholds in (
             ("pose", "pose AUC", POSE_THRESHOLDS),
@@ -151,10 +151,3 @@ def _units(table: _Table) -> list[np.ndarray]:
     if len(scenes) < FEWEST_SCENES:
         return [np.array([row]) for row in range(len(table.pairs))]
     return [np.flatnonzero(table.scenes == scene) for scene in scenes]
-
-
-def _f1(shares: np.ndarray) -> float:
-    """Harmonic mean of mean precision and mean recall, in percent."""
-    known = shares[:, 1][~np.isnan(shares[:, 1])]
-    precision, recall = shares[:, 0].mean(), known.mean() if len(known) else 0.0
-    return float(200 * precision * recall / max(precision + recall, 1e-12))

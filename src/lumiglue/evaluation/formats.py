@@ -29,14 +29,8 @@ def read_hpatches(folder: str | Path) -> list[HomographyPair]:
     """Reads HPatches' sequences (Balntas et al., CVPR 2017): folders `v_NAME` (viewpoint) and `i_NAME` (illumination) with
     images 1, 2, ... and text files H_1_2, H_1_3, ..., each 3 x 3, from image 1 to image k.
 
-    Args:
-        folder: Folder of the sequences.
-
-    Returns:
-        The pairs. Groups are the folders' names, so `--groups v_` takes the viewpoint sequences.
-
-    Raises:
-        InputError: there is no such folder, or a homography is damaged.
+    Groups are the folders' names, so `--groups v_` selects the viewpoint sequences. Raises InputError if there is no such
+    folder, or a homography is damaged.
     """
     folder = Path(folder)
     sequences = sorted(path for path in folder.glob("[vi]_*") if path.is_dir())
@@ -110,19 +104,11 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
 
 
 def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[PosePair]:
-    """Reads a multi-view set of Strecha et al. (CVPR 2008): images with NAME.camera beside them or in the folder `camera`.
+    """Reads a multi-view set of Strecha et al. (CVPR 2008), as one group: images with NAME.camera beside them or in the
+    folder `camera`. Pairs are at most `largest_gap` images apart, in order of name; None takes all.
 
-    A camera file holds K (3 x 3), distortion (3, zeros), R (3 x 3, world from camera), the centre (3), width and height.
-
-    Args:
-        folder: Folder of the set.
-        largest_gap: Only pairs at most this many images apart, in order of name; None takes all pairs.
-
-    Returns:
-        The pairs, in one group.
-
-    Raises:
-        InputError: a camera is missing or damaged.
+    A camera file has K (3 x 3), distortion (3, zeros), R (3 x 3, world from camera), the centre (3), width and height.
+    Raises InputError if a camera is missing or damaged.
     """
     folder = Path(folder)
     files = sorted(folder.rglob("*.camera"))
@@ -157,16 +143,8 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
 def turned_intrinsics(
     intrinsics: Float64[np.ndarray, "3 3"], size: tuple[int, int], turns: int
 ) -> Float64[np.ndarray, "3 3"]:
-    """Turns a camera matrix with its image. One turn maps pixel (x, y) to (y, width - 1 - x).
-
-    Args:
-        intrinsics: 3 x 3 camera matrix.
-        size: Width and height of the image before the turns.
-        turns: Quarter turns counter-clockwise, as for np.rot90.
-
-    Returns:
-        The camera matrix of the turned image.
-    """
+    """Turns a 3 x 3 camera matrix with its image of (width, height) `size`, by quarter turns counter-clockwise, as np.rot90
+    does. One turn maps pixel (x, y) to (y, width - 1 - x)."""
     turned, (width, height) = intrinsics.astype(np.float64), size
     for _ in range(turns % 4):
         fx, fy, cx, cy = turned[0, 0], turned[1, 1], turned[0, 2], turned[1, 2]
@@ -176,15 +154,7 @@ def turned_intrinsics(
 
 
 def read_upright(path: Path, turns: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads an image and applies quarter turns counter-clockwise.
-
-    Args:
-        path: The image.
-        turns: How many turns.
-
-    Returns:
-        h x w x 3, RGB.
-    """
+    """Reads an image as h x w x 3 RGB and applies quarter turns counter-clockwise."""
     return np.ascontiguousarray(np.rot90(read_image(path), turns))
 
 

@@ -11,7 +11,7 @@ from lumiglue.geometry.projective import direction_angle, epipolar_error, reproj
 
 
 def auc(errors: Sequence[float], thresholds: Sequence[float]) -> list[float]:
-    """Computes the area under the curve of recall over error, by the trapezoid rule as in SuperGlue's evaluation.
+    """Area under the curve of recall over error, by the trapezoid rule as in SuperGlue's evaluation.
 
     Args:
         errors: One error for each pair; infinite for a failure.
@@ -69,16 +69,8 @@ def homography_precision_recall(
 
 
 def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 3"], size: tuple[int, int]) -> float:
-    """Compares two homographies at the corners of the image.
-
-    Args:
-        estimated: 3 x 3, or None.
-        true: 3 x 3.
-        size: Width and height of the image.
-
-    Returns:
-        Mean distance of the four corners in pixels; infinite without an estimate.
-    """
+    """Mean distance in pixels of the four corners of an image of (width, height) `size` under two homographies; infinite
+    without an estimate."""
     if estimated is None:
         return float("inf")
     width, height = size
@@ -90,18 +82,8 @@ def corner_error(estimated: Float[Tensor, "3 3"] | None, true: Float[Tensor, "3 
 def pose_error(
     rotation: Float[Tensor, "3 3"], translation: Float[Tensor, " 3"], true_rotation: Tensor, true_translation: Tensor
 ) -> float:
-    """Compares two relative poses.
-
-    Args:
-        rotation: 3 x 3.
-        translation: 3 numbers at any scale and sign.
-        true_rotation: 3 x 3.
-        true_translation: 3 numbers.
-
-    Returns:
-        The larger of the angles between rotations and between directions of translation, in degrees; infinite for a
-        translation of zero.
-    """
+    """The larger of the angles between rotations and between directions of translation, at any scale and sign, in degrees;
+    infinite for a translation of zero."""
     if not bool(translation.any()):
         return float("inf")
     turn = rotation_angle(rotation, true_rotation)
@@ -110,19 +92,17 @@ def pose_error(
 
 
 def annotated_epipolar_error(fundamental: Tensor | None, points0: Tensor, points1: Tensor) -> float:
-    """Measures a fundamental matrix on annotated correspondences.
-
-    Args:
-        fundamental: 3 x 3, or None.
-        points0: n x 2.
-        points1: n x 2.
-
-    Returns:
-        Mean symmetric epipolar distance in pixels; infinite without an estimate.
-    """
+    """Mean symmetric epipolar distance in pixels of annotated correspondences (n x 2 each); infinite without an estimate."""
     if fundamental is None:
         return float("inf")
     return float(epipolar_error(fundamental.double(), points0.double(), points1.double()).mean())
+
+
+def f1(shares: Float[np.ndarray, "n 2"]) -> float:
+    """Harmonic mean in percent of the mean precision and the mean recall of n pairs. A recall of NaN does not count."""
+    known = shares[:, 1][~np.isnan(shares[:, 1])]
+    precision, recall = shares[:, 0].mean(), known.mean() if len(known) else 0.0
+    return float(200 * precision * recall / max(precision + recall, 1e-12))
 
 
 def bootstrap_interval(
@@ -133,18 +113,7 @@ def bootstrap_interval(
     rounds: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Computes a bootstrap confidence interval, of a mean or an AUC for example.
-
-    Args:
-        values: The sample.
-        statistic: The statistic of a sample.
-        share: Confidence.
-        rounds: Bootstrap samples.
-        seed: Random seed.
-
-    Returns:
-        Low and high end of the central `share`.
-    """
+    """Low and high end of the central `share` of a statistic's bootstrap distribution, of a mean or an AUC for example."""
     rng = np.random.default_rng(seed)
     array = np.asarray(values, dtype=np.float64)
     samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(rounds)]

@@ -160,18 +160,8 @@ def _parse_pair(pair: Any, source: str) -> GroundTruthPair:
 
 
 def only_groups(pairs: Sequence[GroundTruthPair], groups: Sequence[str]) -> list[GroundTruthPair]:
-    """Selects pairs by group.
-
-    Args:
-        pairs: Pairs to choose from.
-        groups: Beginnings of group names; empty selects all pairs.
-
-    Returns:
-        The pairs whose group starts with one of `groups`.
-
-    Raises:
-        InputError: no pair does.
-    """
+    """Selects the pairs whose group starts with one of `groups`, or all if that is empty. Raises InputError if there is
+    none."""
     selected = [pair for pair in pairs if not groups or pair.group.startswith(tuple(groups))]
     if not selected:
         raise InputError(f"no pair is in the groups {list(groups)}; choose from {sorted({pair.group for pair in pairs})}")

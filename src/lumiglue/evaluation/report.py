@@ -66,17 +66,7 @@ class Example:
 
 
 def read_runs(files: Sequence[str | Path]) -> list[Run]:
-    """Reads the runs to report.
-
-    Args:
-        files: .csv files of `lumiglue eval --out`.
-
-    Returns:
-        One run for each file.
-
-    Raises:
-        InputError: a file is missing, damaged or empty, or two have the same name.
-    """
+    """Reads runs from .csv files. Raises InputError if one is missing, damaged or empty, or two have the same name."""
     if not files:
         raise InputError("no file of scores was given; give the .csv files of `lumiglue eval --out`")
     runs = [Run(Path(file).stem, read_scores(file), read_record(file)) for file in files]
@@ -90,19 +80,10 @@ def read_runs(files: Sequence[str | Path]) -> list[Run]:
 
 
 def examples(runs: Sequence[Run], method: str, against: str, count: int) -> list[Example]:
-    """Selects the pairs of the first run on which a method is worst, and those on which it gains most.
+    """Selects the `count` pairs of the first run on which a method is worst, and as many on which it gains most.
 
-    Args:
-        runs: The runs. With two or more, gains are over the same method of the second.
-        method: The method to look at.
-        against: With one run, the method over which it gains.
-        count: How many pairs of either kind.
-
-    Returns:
-        The examples.
-
-    Raises:
-        InputError: the first run has no such method.
+    Gains are over the same method of the second run, or over the method `against` if there is only one run. Raises
+    InputError if the first run has no such method.
     """
     run, other = runs[0], runs[min(1, len(runs) - 1)]
     mine = {(s.a, s.b): s for s in run.scores if s.method == method and s.factor == 1.0}
@@ -127,11 +108,11 @@ def write_report(
     draw: Callable[[Example], Figure] | None = None,
     title: str = "Feature matching",
 ) -> None:
-    """Writes the report.
+    """Writes the report as one HTML file.
 
     Args:
         runs: The runs, from `read_runs`.
-        out: The HTML file to write.
+        out: The file.
         chosen: Examples to show.
         draw: Draws the pair of an example with its matches; None shows no pictures.
         title: Title of the page.

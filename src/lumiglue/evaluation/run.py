@@ -27,18 +27,8 @@ def matcher_of(pipeline: Pipeline) -> Matcher:
 
 
 def methods_of(pipeline: Pipeline, names: Sequence[str] = METHODS) -> dict[str, Matcher]:
-    """Looks up methods by name.
-
-    Args:
-        pipeline: Its matcher is `lumiglue`, and `lumiglue-full` with adaptivity off.
-        names: `lumiglue`, `lumiglue-full`, or keys of `baselines.BASELINES`.
-
-    Returns:
-        The methods in the order of `names`.
-
-    Raises:
-        InputError: a name is unknown.
-    """
+    """Looks up methods by name: `lumiglue` is the pipeline's matcher, `lumiglue-full` the same with adaptivity off, the
+    others are keys of `baselines.BASELINES`. Raises InputError if a name is unknown."""
     full_depth = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
     known: dict[str, Matcher] = {"lumiglue": matcher_of(pipeline), "lumiglue-full": matcher_of(full_depth), **BASELINES}
     if unknown := [name for name in names if name not in known]:
@@ -117,16 +107,8 @@ def _record(pipeline: Pipeline) -> dict[str, Any]:
 
 
 def redraw(folder: str | Path, pipeline: Pipeline, match: Matcher) -> Callable[[Example], Figure]:
-    """Makes a function that matches a pair of an evaluation again and draws it.
-
-    Args:
-        folder: Folder that the image files are relative to.
-        pipeline: Its extractor is used.
-        match: The method to draw.
-
-    Returns:
-        A function from an example to its picture, for `report.write_report`.
-    """
+    """Makes a function for `report.write_report` that matches the pair of an example again by `match` and draws it. Image
+    files are relative to `folder`."""
 
     def draw(example: Example) -> Figure:
         score = example.score

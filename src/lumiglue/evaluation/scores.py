@@ -23,16 +23,9 @@ _TYPES = {field.name: field.type for field in fields(PairScore)}
 
 
 def read_scores(path: str | Path) -> list[PairScore]:
-    """Reads a file of scores. Columns that an older version did not write get their defaults.
+    """Reads the .csv of `lumiglue eval --out`. Columns that an older version did not write get their defaults.
 
-    Args:
-        path: The .csv of `lumiglue eval --out`.
-
-    Returns:
-        The scores.
-
-    Raises:
-        InputError: the file is missing or not a file of scores.
+    Raises InputError if it is missing or not a file of scores.
     """
     text = read_text(path, "give the .csv of `lumiglue eval --out`")
     try:
@@ -43,16 +36,9 @@ def read_scores(path: str | Path) -> list[PairScore]:
 
 
 def read_record(path: str | Path) -> dict[str, Any]:
-    """Reads the record of how scores were measured.
+    """Reads the .json beside the .csv of scores, which says how they were measured; empty if there is none.
 
-    Args:
-        path: The .csv of the scores.
-
-    Returns:
-        The content of the .json beside it; empty if there is none.
-
-    Raises:
-        InputError: the .json is no such record.
+    Raises InputError if it is no such record.
     """
     file = Path(path).with_suffix(".json")
     record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}

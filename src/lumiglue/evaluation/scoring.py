@@ -22,6 +22,7 @@ from lumiglue.evaluation.metrics import (
     auc,
     bootstrap_interval,
     corner_error,
+    f1,
     homography_precision_recall,
     pose_error,
 )
@@ -166,16 +167,13 @@ def score_features(
     methods: Mapping[str, Matcher],
     protocol: Protocol | None = None,
 ) -> Iterator[PairScore]:
-    """Scores matchers on features that exist already.
+    """Scores matchers like `score_pairs`, on features that exist already.
 
     Args:
         pairs: Pairs with ground truth.
         features_of: Returns the features of an image file after a number of quarter turns counter-clockwise.
         methods: Matchers by name.
         protocol: Thresholds and seeds; None uses the defaults.
-
-    Returns:
-        An iterator like that of `score_pairs`.
     """
     protocol = protocol or Protocol()
     for pair in pairs:
@@ -262,15 +260,7 @@ def _score_pose(
 
 
 def error_of_pose(pair: PosePair, estimated: tuple[np.ndarray, np.ndarray, np.ndarray] | None) -> float:
-    """Measures an estimated pose.
-
-    Args:
-        pair: The pair with its true pose.
-        estimated: Rotation, translation and inliers, as `robust.relative_pose` returns them, or None.
-
-    Returns:
-        `metrics.pose_error` in degrees; infinite for None.
-    """
+    """`metrics.pose_error` in degrees of what `robust.relative_pose` returns; infinite for None."""
     if estimated is None:
         return float("inf")
     pose = torch.tensor(estimated[0]), torch.tensor(estimated[1])
@@ -370,35 +360,21 @@ def _summary(scores: list[PairScore]) -> Summary:
 
 
 def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """Computes 95 % bootstrap intervals over the pairs. `classes.figures` has intervals over scenes and seeds.
+    """95 % bootstrap intervals over the pairs of planar F1, corner AUC@5 and pose AUC@5, as far as there are such pairs.
 
-    Args:
-        scores: Scores of one method; of several seeds only the first is used.
-        rounds: Bootstrap samples.
-        seed: Random seed of the bootstrap.
-
-    Returns:
-        Low and high end of planar F1, corner AUC@5 and pose AUC@5, as far as there are such pairs.
+    Scores are of one method; of several seeds only the first is used. `classes.figures` has intervals over scenes and seeds.
     """
     scores = [s for s in scores if s.seed == scores[0].seed]
     kinds = {kind: [s for s in scores if s.type == kind] for kind in ("homography", "pose")}
     ends = {}
-    for name, kind, threshold in (("corner AUC@5", "homography", 5.0), ("pose AUC@5", "pose", 5.0)):
-        errors = [s.error for s in kinds[kind]]
-        if errors:
-            ends[name] = bootstrap_interval(
-                errors, lambda v, t=threshold: auc(v.tolist(), (t,))[0], rounds=rounds, seed=seed
-            )
-    planar = np.array([[0.0 if np.isnan(s.precision) else s.precision, s.recall] for s in kinds["homography"]])
+    for name, kind in (("corner AUC@5", "homography"), ("pose AUC@5", "pose")):
+        if errors := [s.error for s in kinds[kind]]:
+            ends[name] = bootstrap_interval(errors, lambda v: auc(v.tolist(), (5.0,))[0], rounds=rounds, seed=seed)
+    planar = np.array([[np.nan_to_num(s.precision), s.recall] for s in kinds["homography"]])
     if len(planar):
         numbers = list(range(len(planar)))
-        ends["planar F1"] = bootstrap_interval(numbers, lambda k: _f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
+        ends["planar F1"] = bootstrap_interval(numbers, lambda k: f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
     return ends
-
-
-def _f1(shares: np.ndarray) -> float:
-    precision, recall = shares[:, 0].mean(), np.nanmean(shares[:, 1])
-    return float(200 * precision * recall / max(precision + recall, 1e-12))
 
 
 def _percentages(values: Sequence[float]) -> float:

@@ -60,17 +60,11 @@ class Timing:
 
 
 def operations(config: LightGlueConfig, n: int) -> float:
-    """Counts the floating-point operations of a pair at full depth, two for each multiplication of a product.
+    """Counts the floating-point operations of a pair of n keypoints each at full depth, two for each multiplication of a
+    product.
 
     A layer has linear maps of 19 d^2 per point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 14 d n^2 (self 4
     for each image, bidirectional cross 6); then there is the last head.
-
-    Args:
-        config: The matcher's config.
-        n: Keypoints of each image.
-
-    Returns:
-        The number of operations.
     """
     d, linear = config.d, 2 * (2 * n)
     layer = linear * 19 * d * d + 14 * d * n * n
@@ -78,16 +72,8 @@ def operations(config: LightGlueConfig, n: int) -> float:
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", rounds: int = 5) -> float:
-    """Measures the rate of a large matrix product.
-
-    Args:
-        dtype: Of the matrices.
-        device: cpu or cuda.
-        rounds: The best of these is taken; fewer where one takes long, as bfloat16 does on processors without it.
-
-    Returns:
-        Operations per second.
-    """
+    """Operations per second of a large matrix product: the best of `rounds`, or of fewer where one takes long, as bfloat16
+    does on processors without it."""
     size = 1024 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
@@ -128,18 +114,8 @@ def random_features(n: int, seed: int) -> Features:
 
 
 def random_matcher(preset: str, seed: int = 0) -> LightGlue:
-    """Makes a matcher of a preset's size with random weights; the cost of full depth does not depend on them.
-
-    Args:
-        preset: Name of the preset.
-        seed: Random seed.
-
-    Returns:
-        The matcher.
-
-    Raises:
-        InputError: there is no such preset.
-    """
+    """A matcher of a preset's size with random weights; the cost of full depth does not depend on them. Raises InputError if
+    there is no such preset."""
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; choose from {sorted(PRESETS)}")
     size = PRESETS[preset]
@@ -152,17 +128,8 @@ def random_matcher(preset: str, seed: int = 0) -> LightGlue:
 
 
 def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> MatchingJob:
-    """Makes a random matcher and pairs to match.
-
-    Args:
-        preset: Size of the matcher.
-        n: Keypoints of each image; with several pairs, n / 2 to n.
-        batch: How many pairs.
-        device: cpu or cuda.
-
-    Returns:
-        The matcher, the pairs, and a description.
-    """
+    """A random matcher, `batch` pairs to match, and a description. Each image has n keypoints, or with several pairs n / 2
+    to n."""
     sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
     images = [random_features(sizes[k % len(sizes)], k).to(device) for k in range(2 * batch)]
     pairs = list(zip(images[0::2], images[1::2], strict=True))
@@ -171,19 +138,8 @@ def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> Matc
 
 
 def trained_job(weights: str, n: int, device: str = "cpu") -> MatchingJob:
-    """Loads trained weights and the sample photos.
-
-    Args:
-        weights: Weights for SIFT.
-        n: Largest number of keypoints of each photo.
-        device: cpu or cuda.
-
-    Returns:
-        The matcher, the pair, and a description.
-
-    Raises:
-        InputError: the weights are not for SIFT.
-    """
+    """Trained weights for SIFT, the sample photos with at most n keypoints each, and a description. Raises InputError if the
+    weights are for other features."""
     from lumiglue.pipeline.pipeline import Pipeline
     from lumiglue.samples import sample_pair
 
@@ -246,15 +202,7 @@ def contenders(
 
 
 def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
-    """Times jobs in turns, after one round that does not count.
-
-    Args:
-        jobs: Jobs by name; ratios are to the first.
-        rounds: How often each is timed.
-
-    Returns:
-        One timing for each job.
-    """
+    """Times jobs in turns, after one round that does not count. Ratios are to the first job."""
     names = list(jobs)
     times: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
@@ -274,17 +222,7 @@ def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
 
 
 def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
-    """Measures the peak memory of one match at full depth, in a process of its own.
-
-    Args:
-        name: The contender.
-        preset: Size of the matcher.
-        n: Keypoints of each image.
-        device: cpu or cuda.
-
-    Returns:
-        MiB that the match adds to the process or to the GPU at its peak.
-    """
+    """MiB that a match of n keypoints each at full depth adds to a process of its own, or to the GPU, at its peak."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
         return process.submit(_peak_memory, name, preset, n, device).result()
 

@@ -12,10 +12,6 @@ def turned(
 ) -> tuple[UInt8[np.ndarray, "k l 3"], Float64[np.ndarray, "3 3"]]:
     """Turns a photo clockwise about its centre, on a grey canvas on which all of it is visible.
 
-    Args:
-        photo: h x w x 3.
-        degrees: The angle.
-
     Returns:
         The turned photo and the 3 x 3 turned_from_photo.
     """
@@ -33,17 +29,10 @@ def turned(
 def shrunk(
     photo: UInt8[np.ndarray, "h w 3"], factor: float
 ) -> tuple[UInt8[np.ndarray, "k l 3"], Float64[np.ndarray, "3 3"]]:
-    """Shrinks a photo.
-
-    Args:
-        photo: h x w x 3.
-        factor: How many times smaller, at least 1.
+    """Shrinks a photo `factor` times, at least 1.
 
     Returns:
         The shrunk photo and the 3 x 3 shrunk_from_photo.
-
-    Raises:
-        InputError: `factor` is less than 1.
     """
     if factor < 1:
         raise InputError(f"factor is {factor}; give 1 or more, the photo is shrunk by it")
