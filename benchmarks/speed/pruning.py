@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import torch
 
-from lumiglue.evaluation.speed import random_features, random_matcher
+from lumiglue.evaluation.speed import random_job
 from lumiglue.matcher.inputs import pack
 
 SHARES = (0.0, 0.01, 0.02, 0.05, 0.1, 0.25, 0.5)
@@ -24,8 +24,8 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    model, n = random_matcher(options.preset), options.points
-    pairs = pack([(random_features(n, 0), random_features(n, 1))], model.config)
+    model, random_pairs, _ = random_job(options.preset, options.points)
+    pairs, n = pack(random_pairs, model.config), options.points
     with torch.inference_mode():
         x, rotation = model.begin(pairs)
         tensors = (x, *rotation, torch.arange(2 * n))

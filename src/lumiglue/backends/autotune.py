@@ -58,12 +58,6 @@ def default_precision(device: torch.device) -> Precision:
     """bf16 if the device multiplies it faster (`faster_precision`), else fp32.
 
     A machine is measured once and the answer is cached, so that its matches are the same each time.
-
-    Args:
-        device: Where the matcher is to run.
-
-    Returns:
-        "bf16" or "fp32".
     """
     if device.type != "cpu" or multiplies_tiles():
         return faster_precision(device)
@@ -83,26 +77,28 @@ def about_matching(settings: MatchSettings, precision: Precision) -> list[object
 
 
 def _race(matchers: Mapping[Name, Match], config: LightGlueConfig) -> dict[Name, float]:
-    pair = (_random_features(0, config), _random_features(1, config))
+    first, second = (random_features(_POINTS, config.descriptor_dim, seed, config.extractor) for seed in (0, 1))
     seconds: dict[Name, list[float]] = {name: [] for name in matchers}
     for _ in range(_ROUNDS + 1):
         for name, match in matchers.items():
             start = time.perf_counter()
-            match([pair])
+            match([(first, second)])
             seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(times[1:]) for name, times in seconds.items()}
 
 
-def _random_features(seed: int, config: LightGlueConfig) -> Features:
+def random_features(n: int, channels: int, seed: int, extractor: str = "") -> Features:
+    """n random keypoints with unit descriptors in an image of 480 x 480 pixels."""
     generator = torch.Generator().manual_seed(seed)
-    descriptors = torch.randn(_POINTS, config.descriptor_dim, generator=generator)
+    descriptors = torch.randn(n, channels, generator=generator)
     return Features(
-        keypoints=torch.rand(_POINTS, 2, generator=generator) * 479,
+        keypoints=torch.rand(n, 2, generator=generator) * 479,
         descriptors=torch.nn.functional.normalize(descriptors, dim=1),
         image_size=(480, 480),
-        scales=1 + torch.rand(_POINTS, generator=generator),
-        orientations=torch.rand(_POINTS, generator=generator),
-        extractor=config.extractor,
+        scales=1 + torch.rand(n, generator=generator),
+        orientations=torch.rand(n, generator=generator),
+        scores=torch.rand(n, generator=generator),
+        extractor=extractor,
     )
 
 

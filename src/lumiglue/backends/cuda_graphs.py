@@ -44,18 +44,8 @@ def padded_length(points: int) -> int | None:
 
 
 def replayed_layers(model: nn.Module, layers: Layers | None = None) -> "ReplayedLayers":
-    """Layers that run single pairs as CUDA graphs.
-
-    Args:
-        model: A LightGlue matcher on a GPU.
-        layers: What computes its layers (`execution_layers`); None takes the model's own.
-
-    Returns:
-        The layers to hand to `LightGlue.match`.
-
-    Raises:
-        InputError: The model is not LightGlue, or not on a GPU.
-    """
+    """Layers for `LightGlue.match` that run single pairs as CUDA graphs; `layers` (`execution_layers`) compute them, by
+    default the model's own. Raises InputError if the model is not LightGlue, or not on a GPU."""
     if not isinstance(model, LightGlue):
         raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
     device = next(model.parameters()).device

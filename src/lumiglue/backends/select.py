@@ -23,18 +23,9 @@ if TYPE_CHECKING:
 
 
 def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMatcher":
-    """A matcher that runs on ONNX Runtime or OpenVINO.
+    """A matcher for weights or an .onnx file that runs on ONNX Runtime or OpenVINO.
 
-    Args:
-        file: Weights, or an .onnx file.
-        backend: "onnxruntime" or "openvino".
-        precision: "fp32".
-
-    Returns:
-        The matcher.
-
-    Raises:
-        InputError: The backend, the precision or the model is another one, or a package is missing.
+    Raises InputError if the backend, the precision or the model is another one, or a package is missing.
     """
     if backend not in get_args(Backend):
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
@@ -54,17 +45,8 @@ def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMat
 
 
 def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, device: torch.device) -> Backend:
-    """The fastest of the installed backends that support the precision.
-
-    Args:
-        file: Weights, or an .onnx file.
-        settings: Thresholds, on which the time depends.
-        precision: "fp32" or "bf16".
-        device: Where PyTorch would run the matcher; on a GPU it is always chosen.
-
-    Returns:
-        The name of the backend.
-    """
+    """The fastest of the installed backends that support the precision, for weights or an .onnx file. On a GPU it is
+    PyTorch."""
     makers: dict[Backend, Callable[[], Match]] = {}
     runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
     for backend in runtimes:

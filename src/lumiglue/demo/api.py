@@ -81,15 +81,8 @@ def layer_replies(outcome: Outcome) -> list[LayerReply]:
 
 
 def create_app(service: Service) -> FastAPI:
-    """Makes the application without the page. The schema is at /openapi.json. There is no page of documentation, as it would
-    load scripts from other sites.
-
-    Args:
-        service: Does the work.
-
-    Returns:
-        The application.
-    """
+    """The application without the page. The schema is at /openapi.json. There is no page of documentation, as it would load
+    scripts from other sites."""
     app = FastAPI(title="Lumiglue", version=lumiglue.__version__, docs_url=None, redoc_url=None)
 
     @app.post("/api/match", responses=ERRORS, summary="Match two photos")

@@ -27,12 +27,7 @@ class _TooLargeError(Exception):
 
 
 class Guard:
-    """Replies 404 to other paths than the demo's, and 413 to bodies that are too large, also if they are sent in chunks.
-
-    Args:
-        app: The application behind it.
-        upload_bytes: Largest photo.
-    """
+    """Replies 404 to other paths than the demo's, and 413 to bodies that are too large, also if they are sent in chunks."""
 
     def __init__(self, app: Application, upload_bytes: int) -> None:
         self.app, self.upload_bytes = app, upload_bytes

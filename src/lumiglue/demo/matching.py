@@ -113,14 +113,9 @@ def prepare(threads: int) -> None:
 
 
 def match(request: MatchRequest, max_pixels: int) -> bytes:
-    """Matches two photos.
+    """Matches two photos of at most `max_pixels` pixels.
 
-    Args:
-        request: The photos and settings.
-        max_pixels: Largest photo.
-
-    Returns:
-        The pickled `Outcome`. Tensors would be sent through shared memory, which does not survive a killed process.
+    Returns the pickled `Outcome`. Tensors would be sent through shared memory, which does not survive a killed process.
     """
     start = time.perf_counter()
     images = [decode_untrusted(data, name, max_pixels) for data, name in zip(request.photos, NAMES, strict=True)]

@@ -78,16 +78,7 @@ def _restrict_to_uploads(block: Any) -> None:
 
 
 def mount(app: FastAPI, service: Service, models: list[str]) -> FastAPI:
-    """Adds the page at /.
-
-    Args:
-        app: The application.
-        service: Does the work.
-        models: Weights to choose from.
-
-    Returns:
-        The application with the page.
-    """
+    """Adds the page at /. models: weights to choose from."""
     return gr.mount_gradio_app(
         app,
         _Page(service, models).blocks,

@@ -14,18 +14,11 @@ from lumiglue.errors import InputError
 
 
 def serve(host: str, port: int, limits: Limits, ready: Callable[[str], None]) -> None:
-    """Serves the page and the routes until it is interrupted.
+    """Serves the page and the routes until it is interrupted, and calls `ready` with the URL once the port is open; 0 takes
+    a free one.
 
-    Uploads are stored in a temporary folder for at most an hour, and deleted with the server.
-
-    Args:
-        host: Address to listen at.
-        port: Port; 0 takes a free one.
-        limits: What a request may cost.
-        ready: Called with the URL once the port is open.
-
-    Raises:
-        InputError: the address cannot be used.
+    Uploads are stored in a temporary folder for at most an hour, and deleted with the server. Raises InputError if the
+    address cannot be used.
     """
     with ExitStack() as stack:
         listener = stack.enter_context(_bound(host, port))

@@ -49,9 +49,6 @@ class Service:
     """Matches and draws in worker processes. Use it from one event loop.
 
     Results are stored under tokens that cannot be guessed, so that only the sender of the photos can fetch them.
-
-    Args:
-        limits: What a request may cost.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -62,16 +59,9 @@ class Service:
         self.results: OrderedDict[str, StoredResult] = OrderedDict()
 
     async def match(self, request: MatchRequest) -> str:
-        """Matches two photos.
+        """Matches two photos and returns the token of the result.
 
-        Args:
-            request: The photos and settings.
-
-        Returns:
-            The token of the result.
-
-        Raises:
-            LumiglueError: the request cannot be served; the message is one sentence.
+        Raises LumiglueError with a message of one sentence if the request cannot be served.
         """
         limits = self.limits
         for photo, name in zip(request.photos, matching.NAMES, strict=True):
@@ -99,18 +89,8 @@ class Service:
         return self.results[token]
 
     async def picture(self, token: str, view: View) -> bytes:
-        """Draws a picture of a result, once.
-
-        Args:
-            token: The result's token.
-            view: What to draw.
-
-        Returns:
-            The picture as JPEG.
-
-        Raises:
-            LumiglueError: the picture cannot be drawn; the message is one sentence.
-        """
+        """Draws a view of a result, once, as JPEG. Raises LumiglueError with a message of one sentence if it cannot be
+        drawn."""
         stored = self.result(token)
         if view.layer is not None and not 1 <= view.layer <= stored.outcome.n_layers:
             raise InputError(f"layer {view.layer} does not exist; choose from 1 to {stored.outcome.n_layers}")

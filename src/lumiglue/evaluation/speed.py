@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from lumiglue.backends.autotune import random_features
 from lumiglue.backends.cuda_graphs import replayed_layers
 from lumiglue.errors import InputError
 from lumiglue.matcher.execution import Layers, execution_layers
@@ -102,17 +103,6 @@ def _finish() -> None:
         torch.cuda.synchronize()
 
 
-def random_features(n: int, seed: int) -> Features:
-    """Makes n random keypoints with unit descriptors in an image of 480 x 480 pixels."""
-    generator = torch.Generator().manual_seed(seed)
-    return Features(
-        keypoints=torch.rand(n, 2, generator=generator) * 479,
-        descriptors=nn.functional.normalize(torch.randn(n, DESCRIPTOR_DIM, generator=generator), dim=1),
-        image_size=(480, 480),
-        scores=torch.rand(n, generator=generator),
-    )
-
-
 def random_matcher(preset: str, seed: int = 0) -> LightGlue:
     """A matcher of a preset's size with random weights; the cost of full depth does not depend on them. Raises InputError if
     there is no such preset."""
@@ -131,7 +121,7 @@ def random_job(preset: str, n: int, batch: int = 1, device: str = "cpu") -> Matc
     """A random matcher, `batch` pairs to match, and a description. Each image has n keypoints, or with several pairs n / 2
     to n."""
     sizes = [n] if batch == 1 else [n // 2 + (n - n // 2) * k // (2 * batch - 1) for k in range(2 * batch)]
-    images = [random_features(sizes[k % len(sizes)], k).to(device) for k in range(2 * batch)]
+    images = [random_features(sizes[k % len(sizes)], DESCRIPTOR_DIM, k).to(device) for k in range(2 * batch)]
     pairs = list(zip(images[0::2], images[1::2], strict=True))
     points = f"{n} x {n} points" if batch == 1 else f"{batch} pairs of {n // 2} to {n} points"
     return random_matcher(preset).to(device), pairs, f"{preset}, full depth, {points}"
@@ -229,7 +219,7 @@ def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
 
 def _peak_memory(name: str, preset: str, n: int, device: str) -> float:
     model = random_matcher(preset).to(device)
-    small, large = ([(random_features(size, 0).to(device), random_features(size, 1).to(device))] for size in (64, n))
+    small, large = (random_job(preset, size, device=device)[1] for size in (64, n))
     with torch.inference_mode():
         contenders([name], model, small, FULL)[name]()
         job = contenders([name], model, large, FULL)[name]

@@ -98,14 +98,7 @@ BUILT_IN = {
 
 
 def pretrained_path(name: str) -> Path:
-    """The path of built-in weights.
-
-    Args:
-        name: A name in `BUILT_IN`.
-
-    Raises:
-        WeightsError: The name is unknown.
-    """
+    """The path of the built-in weights of a name in `BUILT_IN`. Raises WeightsError for another name."""
     if name not in BUILT_IN:
         raise WeightsError(f"there are no built-in weights for {name!r}; choose from {sorted(BUILT_IN)} or give a file")
     return Path(__file__).parent / "data" / BUILT_IN[name]
@@ -118,13 +111,10 @@ def built_in_checksums() -> dict[str, str]:
 
 
 def check_folder(folder: Path) -> tuple[Path, dict[str, Any]]:
-    """Checks a model folder, as on the Hub, and compares the checksum.
+    """Checks a model folder, as on the Hub, compares the checksum, and returns the weights file and the content of
+    config.json.
 
-    Returns:
-        The path of the weights file, and the content of config.json.
-
-    Raises:
-        WeightsError: A file is missing, damaged or not Lumiglue's.
+    Raises WeightsError if a file is missing, damaged or not Lumiglue's.
     """
     path, weights = (folder / name for name in FOLDER_FILES)
     for file in (path, weights):

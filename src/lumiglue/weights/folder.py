@@ -44,17 +44,9 @@ class ModelFolder:
 def write_model_folder(
     folder: str | Path, model: MatcherModel, settings: MatchSettings, metadata: Mapping[str, Any], name: str
 ) -> None:
-    """Writes the weights, config.json and a model card.
+    """Writes the weights, config.json and a model card of that name. Creates the folder if it does not exist.
 
-    Args:
-        folder: Created if it does not exist.
-        model: The matcher.
-        settings: Default settings for matching.
-        metadata: The training record as JSON values.
-        name: Title of the model card.
-
-    Raises:
-        InputError: The weights were rounded to bfloat16, or the disk is full.
+    Raises InputError if the weights were rounded to bfloat16, or the disk is full.
     """
     if any(tensor.dtype == torch.bfloat16 for tensor in model.state_dict().values()):
         raise InputError("the weights were rounded to bfloat16; write the unrounded ones")
@@ -74,11 +66,8 @@ def write_model_folder(
 
 
 def read_model_folder(folder: str | Path) -> ModelFolder:
-    """Checks and reads a folder that `write_model_folder` wrote.
-
-    Raises:
-        WeightsError: A file is missing, damaged or of another kind.
-    """
+    """Checks and reads a folder that `write_model_folder` wrote. Raises WeightsError if a file is missing, damaged or of
+    another kind."""
     weights, config = check_folder(Path(folder))
     try:
         settings = MatchSettings(**config["settings"])

@@ -84,23 +84,11 @@ def publish(
     token: Token = None,
     endpoint: str | None = None,
 ) -> str:
-    """Uploads files to a repository in one commit, and creates the repository if it does not exist.
+    """Uploads files of a folder to a repository in one commit, creates the repository if it does not exist, and returns the
+    address of the commit. Arguments are those of `fetch`; `private` is for a new repository, by default as its owner's
+    settings have it.
 
-    Args:
-        folder: The folder of the files.
-        files: Their names.
-        repo: "owner/name".
-        message: Message of the commit.
-        revision: An existing branch; None takes the main branch.
-        private: Whether a new repository is private; None takes the owner's default.
-        token: None takes that of `hf auth login`.
-        endpoint: Address of the Hub; None takes the default.
-
-    Returns:
-        The address of the commit.
-
-    Raises:
-        WeightsError: The upload failed.
+    Raises WeightsError if the upload failed.
     """
     api = HfApi(endpoint=endpoint, token=token, library_name="lumiglue")
     try:

@@ -27,11 +27,13 @@ _LIGHTGLUE = "https://github.com/cvg/LightGlue/releases/download/v0.1_arxiv/"
 _SUPERGLUE = "https://github.com/magicleap/SuperGluePretrainedNetwork/raw/master/models/weights/"
 _ALIKED = "https://github.com/Shiaoming/ALIKED/raw/main/models/"
 _XFEAT = "https://github.com/verlab/accelerated_features/raw/main/weights/"
-_MAGIC_LEAP = "Magic Leap (non-commercial research only)"
-_SUPERPOINT_NOTICE = "SuperPoint, whose features it matches, is licensed for non-commercial research only"
+_MAGIC_LEAP = (  # licence and notice
+    "Magic Leap (non-commercial research only)",
+    "SuperGlue's weights are licensed for non-commercial research only",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class PublishedFile:
     """A file of weights that its authors published.
 
@@ -40,8 +42,8 @@ class PublishedFile:
         kind: A matcher, or the network of an extractor.
         features: Name of the extractor: of the features that a matcher takes, or that a network computes.
         url: Where it was published.
-        sha256: 64 hexadecimal digits; None if no checksum is known. The checksum of the download is then reported.
         megabytes: Size of the download in units of 10^6 bytes; approximate if no checksum is known.
+        sha256: 64 hexadecimal digits; None if no checksum is known. The checksum of the download is then reported.
         licence: Licence of the weights.
         notice: A restriction that users must know about.
     """
@@ -50,9 +52,9 @@ class PublishedFile:
     kind: Literal["matcher", "network"]
     features: str
     url: str
-    sha256: str | None
     megabytes: float
-    licence: str
+    sha256: str | None = None
+    licence: str = "Apache-2.0"
     notice: str = ""
 
     @property
@@ -89,85 +91,41 @@ class PublishedFile:
         return kept_at(self.url, self.sha256).is_file()
 
 
-def _matcher(
-    name: str,
-    features: str,
-    url: str,
-    megabytes: float,
-    sha256: str | None = None,
-    licence: str = "Apache-2.0",
-    notice: str = "",
-) -> PublishedFile:
-    return PublishedFile(
-        name=name, kind="matcher", features=features, url=url, sha256=sha256, megabytes=megabytes, licence=licence,
-        notice=notice,
-    )  # fmt: skip
-
-
-def _network(name: str, url: str, megabytes: float, sha256: str, licence: str) -> PublishedFile:
-    return PublishedFile(
-        name=name, kind="network", features=name, url=url, sha256=sha256, megabytes=megabytes, licence=licence
-    )
-
-
-MATCHERS: dict[str, PublishedFile] = {
+MATCHERS = {
     file.name: file
     for file in (
-        _matcher(
-            "aliked-lightglue", "aliked-n16", f"{_LIGHTGLUE}aliked_lightglue.pth", 47.6,
-            "d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503",
-        ),
-        _matcher(
-            "disk-lightglue", "disk", f"{_LIGHTGLUE}disk_lightglue.pth", 47.6,
-            "b5b21d47ea24f2c5e501aec9c91b9716e4c8c3429a4dc1e615c133c4c9378335",
-        ),
-        _matcher(
-            "xfeat-lighterglue", "xfeat", f"{_XFEAT}xfeat-lighterglue.pt", 10.8,
-            "766102df37f11189efe5b0811d1f47c72b22629b79bfabfcfff9d2a2f84654b8",
-        ),
-        _matcher("sift-lightglue", "sift", f"{_LIGHTGLUE}sift_lightglue.pth", 47.6),
-        _matcher("doghardnet-lightglue", "doghardnet", f"{_LIGHTGLUE}doghardnet_lightglue.pth", 47.6),
-        _matcher(
-            "superpoint-lightglue", "superpoint", f"{_LIGHTGLUE}superpoint_lightglue.pth", 47.4, notice=_SUPERPOINT_NOTICE
-        ),
-        _matcher(
-            "superglue-indoor", "superpoint", f"{_SUPERGLUE}superglue_indoor.pth", 48.2, licence=_MAGIC_LEAP,
-            notice="SuperGlue's weights are licensed for non-commercial research only",
-        ),
-        _matcher(
-            "superglue-outdoor", "superpoint", f"{_SUPERGLUE}superglue_outdoor.pth", 48.2, licence=_MAGIC_LEAP,
-            notice="SuperGlue's weights are licensed for non-commercial research only",
-        ),
+        PublishedFile("aliked-lightglue", "matcher", "aliked-n16", f"{_LIGHTGLUE}aliked_lightglue.pth", 47.6,
+            "d975e965b105311a6143194852297dff4f02aea5cc2e10cecfed966ca0e22503"),
+        PublishedFile("disk-lightglue", "matcher", "disk", f"{_LIGHTGLUE}disk_lightglue.pth", 47.6,
+            "b5b21d47ea24f2c5e501aec9c91b9716e4c8c3429a4dc1e615c133c4c9378335"),
+        PublishedFile("xfeat-lighterglue", "matcher", "xfeat", f"{_XFEAT}xfeat-lighterglue.pt", 10.8,
+            "766102df37f11189efe5b0811d1f47c72b22629b79bfabfcfff9d2a2f84654b8"),
+        PublishedFile("sift-lightglue", "matcher", "sift", f"{_LIGHTGLUE}sift_lightglue.pth", 47.6),
+        PublishedFile("doghardnet-lightglue", "matcher", "doghardnet", f"{_LIGHTGLUE}doghardnet_lightglue.pth", 47.6),
+        PublishedFile("superpoint-lightglue", "matcher", "superpoint", f"{_LIGHTGLUE}superpoint_lightglue.pth", 47.4,
+            notice="SuperPoint, whose features it matches, is licensed for non-commercial research only"),
+        PublishedFile("superglue-indoor", "matcher", "superpoint", f"{_SUPERGLUE}superglue_indoor.pth", 48.2,
+            None, *_MAGIC_LEAP),
+        PublishedFile("superglue-outdoor", "matcher", "superpoint", f"{_SUPERGLUE}superglue_outdoor.pth", 48.2,
+            None, *_MAGIC_LEAP),
     )
 }  # fmt: skip
 
-NETWORKS: dict[str, PublishedFile] = {
+NETWORKS = {
     file.name: file
     for file in (
-        _network(
-            "aliked-t16", f"{_ALIKED}aliked-t16.pth", 0.8,
-            "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085", "BSD-3-Clause",
-        ),
-        _network(
-            "aliked-n16", f"{_ALIKED}aliked-n16.pth", 2.7,
-            "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2", "BSD-3-Clause",
-        ),
-        _network(
-            "aliked-n16rot", f"{_ALIKED}aliked-n16rot.pth", 2.7,
-            "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332", "BSD-3-Clause",
-        ),
-        _network(
-            "aliked-n32", f"{_ALIKED}aliked-n32.pth", 3.9,
-            "055283fd1624d3ab46a05c3b617b1a79a3f28d1f551737eef2d653e8c8232890", "BSD-3-Clause",
-        ),
-        _network(
-            "disk", "https://github.com/cvlab-epfl/disk/raw/master/depth-save.pth", 4.4,
-            "9c2ee4ded238892dfa51569941372601e35e4a74aa6f84ea80053d2ab1c07abe", "Apache-2.0",
-        ),
-        _network(
-            "xfeat", f"{_XFEAT}xfeat.pt", 6.2,
-            "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b", "Apache-2.0",
-        ),
+        PublishedFile("aliked-t16", "network", "aliked-t16", f"{_ALIKED}aliked-t16.pth", 0.8,
+            "56782336919db220144a884e710e2b6af13b3b8f8da15b915a239078ab471085", "BSD-3-Clause"),
+        PublishedFile("aliked-n16", "network", "aliked-n16", f"{_ALIKED}aliked-n16.pth", 2.7,
+            "5be8704840ed662d9d8c561bf7279c222092674e7eb05fd0feab94899e9d82f2", "BSD-3-Clause"),
+        PublishedFile("aliked-n16rot", "network", "aliked-n16rot", f"{_ALIKED}aliked-n16rot.pth", 2.7,
+            "ddf3abbf38e86f6a74540d214e1a9712c54b2d8551abc864542199f2347d7332", "BSD-3-Clause"),
+        PublishedFile("aliked-n32", "network", "aliked-n32", f"{_ALIKED}aliked-n32.pth", 3.9,
+            "055283fd1624d3ab46a05c3b617b1a79a3f28d1f551737eef2d653e8c8232890", "BSD-3-Clause"),
+        PublishedFile("disk", "network", "disk", "https://github.com/cvlab-epfl/disk/raw/master/depth-save.pth", 4.4,
+            "9c2ee4ded238892dfa51569941372601e35e4a74aa6f84ea80053d2ab1c07abe"),
+        PublishedFile("xfeat", "network", "xfeat", f"{_XFEAT}xfeat.pt", 6.2,
+            "0f5187fd7bedd26c7fe6acc9685444493a165a35ecc087b33c2db3627f3ea10b"),
     )
 }  # fmt: skip
 
@@ -185,11 +143,7 @@ DEFAULT_WEIGHTS = {
 
 
 def default_weights(features: str) -> str:
-    """The name of the default weights for an extractor's features.
-
-    Raises:
-        WeightsError: There are none.
-    """
+    """The name of the default weights for an extractor's features. Raises WeightsError if there are none."""
     if features not in DEFAULT_WEIGHTS:
         raise WeightsError(
             f"there are no default weights for {features!r} features; choose from {sorted(DEFAULT_WEIGHTS)}, or give "
@@ -303,29 +257,15 @@ def _from_hub(text: str) -> Path:
 
 
 def features_of(weights: str) -> str:
-    """The name of the features that weights were trained for. Published matchers are not downloaded for it.
-
-    Args:
-        weights: See `resolve`.
-
-    Raises:
-        WeightsError: There are no such weights.
-    """
+    """The features that weights (see `resolve`) were trained for. Published matchers are not downloaded for it."""
     if weights in MATCHERS:
         return MATCHERS[weights].features
     return read_metadata(resolve(weights))[0].extractor
 
 
 def needed_files(features: str | None, weights: str | None) -> list[PublishedFile]:
-    """The published files that a pipeline of these features and weights needs.
-
-    Args:
-        features: Name of an extractor; None takes the features that the weights were trained for.
-        weights: See `resolve`; None takes the default weights of the features.
-
-    Returns:
-        The network of the features, if it has one here, then the matcher, if it is a published one.
-    """
+    """The published files that a pipeline needs: the network of the features, if it has one here, then the matcher, if it is
+    a published one. None takes the features of the weights, or the default weights of the features."""
     matcher = MATCHERS.get(weights or DEFAULT_WEIGHTS.get(features or "", ""))
     network = features
     if matcher is not None and (features is None or matcher.features.startswith(f"{features}-")):
@@ -334,19 +274,11 @@ def needed_files(features: str | None, weights: str | None) -> list[PublishedFil
 
 
 def local_network(model: str, file_name: str, weights: str | Path | None = None) -> Path | None:
-    """Finds the file of a network's weights that the user put on this machine.
+    """The file of a network's weights that the user put on this machine, or None.
 
-    Args:
-        model: Name of the network. The part before its first hyphen gives the environment variable: LUMIGLUE_ALIKED for
-            aliked-n16.
-        file_name: Name of the published file, which is looked for in a folder.
-        weights: A file or folder; it takes precedence over the environment variable, and that over the cache folder.
-
-    Returns:
-        The path of the file, or None if there is none.
-
-    Raises:
-        WeightsError: The argument or the environment variable names a file that does not exist.
+    `weights`, a file or a folder with `file_name`, has priority over the environment variable, and that over the cache
+    folder. The variable is named by the part of `model` before its first hyphen: LUMIGLUE_ALIKED for aliked-n16. Raises
+    WeightsError if one of the first two names a file that does not exist.
     """
     variable = f"LUMIGLUE_{model.partition('-')[0].upper()}"
     for given, source in ((weights, "weights"), (os.environ.get(variable), f"${variable}")):
@@ -363,9 +295,5 @@ def local_network(model: str, file_name: str, weights: str | Path | None = None)
 
 
 def network_file(model: str, weights: str | Path | None = None) -> Path:
-    """The file of a published network's weights: a local one, see `local_network`, or a download.
-
-    Raises:
-        WeightsError: A named file does not exist, or the download fails.
-    """
+    """The file of a published network's weights: a local one, see `local_network`, or a download."""
     return local_network(model, NETWORKS[model].file_name, weights) or fetch(model)
