@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy/released_table.py run EVAL --files FILES --out OUT
     python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT
-    python benchmarks/accuracy/released_table.py tables --out OUT                      # Markdown, and OUT/tables.json
+    python benchmarks/accuracy/released_table.py tables --out OUT                      # OUT/tables.json
 
 EVAL is a folder with a pairs.json. FILES holds the released extractors and matchers under the names in `SETUPS`. OUT gets
 a .csv for each kind of features and number of keypoints (as from `lumiglue eval --out`), and the features of each image.
@@ -33,6 +33,7 @@ from lumiglue import Features, MatchSettings, Pipeline
 from lumiglue.evaluation.baselines import BASELINES, Matcher
 from lumiglue.evaluation.formats import read_upright
 from lumiglue.evaluation.pairs import GroundTruthPair, read_pairs
+from lumiglue.evaluation.run import matcher_of
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
 from lumiglue.evaluation.scoring import PairScore, Protocol, score_pairs, summarise
 from lumiglue.extractors import Extractor, create_extractor
@@ -80,26 +81,16 @@ SETUPS = (
     Setup(features="sift", matcher="sift", baselines=("nn", "ratio-0.8", "ratio-0.85", "ratio-0.9", "adalam"), nested=True),
     Setup(features="aliked-n16rot", matcher="aliked-n16rot", network="aliked-n16rot.pth"),
     Setup(
-        features="aliked-n16",
-        matcher="aliked-lightglue",
-        network="aliked-n16.pth",
-        checkpoint="aliked_lightglue.pth",
+        features="aliked-n16", matcher="aliked-lightglue", network="aliked-n16.pth", checkpoint="aliked_lightglue.pth"
     ),
     Setup(
-        features="disk",
-        matcher="disk-lightglue",
-        network="disk-depth-save.pth",
-        checkpoint="disk_lightglue.pth",
+        features="disk", matcher="disk-lightglue", network="disk-depth-save.pth", checkpoint="disk_lightglue.pth",
         nested=True,
     ),
     Setup(
-        features="xfeat",
-        matcher="xfeat-lighterglue",
-        network="xfeat.pt",
-        checkpoint="xfeat-lighterglue.pt",
-        nested=True,
+        features="xfeat", matcher="xfeat-lighterglue", network="xfeat.pt", checkpoint="xfeat-lighterglue.pt", nested=True
     ),
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -189,10 +180,6 @@ def open_runs(setups: Sequence[Setup], points: Sequence[int], files: Path, out: 
     return [list(runs) for runs in zip(*by_setup, strict=True)]
 
 
-def matcher_of(pipeline: Pipeline) -> Matcher:
-    return lambda a, b: pipeline.match_features([(a, b)])[0]
-
-
 def machine() -> dict[str, Any]:
     """What computed: processor, its widest instructions in use, threads, PyTorch."""
     cpuinfo = Path("/proc/cpuinfo")
@@ -225,11 +212,8 @@ def run(folder: Path, setups: Sequence[Setup], points: Sequence[int], files: Pat
                 for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
                     file.append(list(of_pair))
                 if missing:
-                    done, seconds = start + len(some), time.perf_counter() - began
-                    print(
-                        f"{one.max_keypoints} {one.setup.features}: {done} of {len(pairs)} pairs, {seconds:.0f} s",
-                        flush=True,
-                    )
+                    what, done, seconds = one.setup.features, start + len(some), time.perf_counter() - began
+                    print(f"{one.max_keypoints} {what}: {done} of {len(pairs)} pairs, {seconds:.0f} s", flush=True)
 
 
 def measure_times(folder: Path, setups: Sequence[Setup], points: Sequence[int], files: Path, out: Path) -> None:
@@ -268,16 +252,14 @@ def rounds_on(folder: Path, pair: GroundTruthPair, runs: Sequence[Run]) -> Itera
 
 
 def tables(out: Path, pages: Path | None) -> None:
-    """Prints a table for each number of keypoints, and writes the figures to OUT/tables.json and for the pages."""
+    """Writes the figures of each number of keypoints to OUT/tables.json, and the data of the pages' tables."""
     times = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
     files = sorted(out.glob("*-[0-9]*.csv"))
     records = {file: read_record(file) for file in files}
     rows: list[dict[str, Any]] = []
     pairs: dict[int, int] = {}
     for n in sorted({record["max_keypoints"] for record in records.values()}):
-        of_points = {
-            record["features"]: read_scores(file) for file, record in records.items() if record["max_keypoints"] == n
-        }
+        of_points = {r["features"]: read_scores(file) for file, r in records.items() if r["max_keypoints"] == n}
         done = {features: {(s.a, s.b) for s in scores} for features, scores in of_points.items() if scores}
         if not done:
             continue
@@ -289,7 +271,6 @@ def tables(out: Path, pages: Path | None) -> None:
                 measured = times.get("milliseconds", {}).get(str(n), {}).get(setup.features, {}).get(row["matcher"])
                 row["milliseconds"] = None if measured is None else round(statistics.mean(measured), 1)
                 rows.append({"features": setup.features, "max_keypoints": n, **row})
-        print_table([row for row in rows if row["max_keypoints"] == n])
     about = ("protocol", "resize", "precision", "processor", "kernels", "threads", "torch")
     measured_with = {name: record[name] for record in records.values() for name in about}
     timed = {name: value for name, value in times.items() if name != "milliseconds"}
@@ -323,13 +304,11 @@ def write_pages(rows: Sequence[dict[str, Any]], measured_with: dict[str, Any], p
         ],
     }
     for n, count in pairs.items():
-        note = (
-            f"{count} of the 271 pairs, of all groups evenly: the run was stopped there and resumes." if count < 271 else ""
-        )
+        note = f"{count} of the 271 pairs, of all groups evenly: the run was stopped there and resumes."
         for name, columns in (("released", accuracy), ("released-depth", depth)):
             table = {
                 **about,
-                **({"note": note} if note else {}),
+                **({"note": note} if count < 271 else {}),
                 "columns": [{"name": "features"}, {"name": "matcher"}]
                 + [{"name": column, "digits": digits.get(column, 1)} for column in columns],
                 "rows": [
@@ -362,35 +341,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(entry) for entry in value]
     return None if value != value else round(value, 2)
-
-
-COLUMNS = {
-    "P / R / F1 at 3 px": ("planar", ".1f"),
-    "corner AUC 1/3/5/10 px": ("corner_auc", ".1f"),
-    "pose AUC 5/10/20 deg": ("pose_auc", ".1f"),
-    "the same, wide baselines": ("pose_auc_wide", ".1f"),
-    "epipolar AUC 3/10/20 px": ("epipolar_auc", ".1f"),
-    "matches": ("matches", ".0f"),
-    "stop layer": ("stop_layer", ".2f"),
-    "layers per point": ("layers_per_point", ".2f"),
-    "ms": ("milliseconds", ".0f"),
-}
-
-
-def print_table(rows: Sequence[dict[str, Any]]) -> None:
-    print("| features | matcher | " + " | ".join(COLUMNS) + " |\n" + "|---" * (len(COLUMNS) + 2) + "|")
-    for row in rows:
-        cells = [cell(row[name], style) for name, style in COLUMNS.values()]
-        print(f"| {row['features']} | {row['matcher']} | " + " | ".join(cells) + " |")
-
-
-def cell(value: Any, style: str) -> str:
-    values = value if isinstance(value, list) else [value]
-    return (
-        " / ".join("" if entry is None else format(entry, style) for entry in values)
-        if values != [None] * len(values)
-        else ""
-    )
 
 
 def main() -> None:

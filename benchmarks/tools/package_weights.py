@@ -59,7 +59,7 @@ def write_checksums(folder: Path) -> None:
 
 
 def without_paths(value: Any) -> Any:
-    """A record without where files lay on the machine that made it."""
+    """A record without the paths of the machine that made it."""
     if isinstance(value, dict):
         return {key: without_paths(item) for key, item in value.items() if not key.startswith("_") and key != "start_from"}
     return [without_paths(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""The tables of RESULTS.md from the per-pair figures of `lumiglue eval --out scores.csv`."""
+"""The figures of docs/results/accuracy.md from the per-pair figures of `lumiglue eval --out scores.csv`."""
 
 import sys
 from pathlib import Path
