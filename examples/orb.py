@@ -27,8 +27,8 @@ class Orb:
 
     def __call__(self, image: np.ndarray) -> lumiglue.Features:
         """image: h x w x 3, RGB, uint8."""
-        points, found = self.detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
-        bits = np.asarray(found, np.uint8) if points else np.zeros((0, 32), np.uint8)
+        points, raw_bits = self.detector.detectAndCompute(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), None)
+        bits = np.asarray(raw_bits, np.uint8) if points else np.zeros((0, 32), np.uint8)
         scales = np.array([1.2**p.octave for p in points], np.float32)
         # OpenCV multiplies a level's pixels by its nominal scale. But a level has a whole number of pixels, so x and y
         # have their own factors, and the centre of its top-left pixel is not that of the photo's.
@@ -36,15 +36,15 @@ class Orb:
         on_level = np.array([p.pt for p in points]).reshape(-1, 2) / of_level
         keypoints = (on_level + 0.5) * (size / np.rint(size / of_level)) - 0.5
         scores = np.array([p.response for p in points], np.float32)
-        kept = apart(keypoints, scores, SPACING)[: self.max_keypoints]
-        signs = np.unpackbits(bits[kept], axis=1).astype(np.float32) * 2 - 1
+        rows = apart(keypoints, scores, SPACING)[: self.max_keypoints]
+        signs = np.unpackbits(bits[rows], axis=1).astype(np.float32) * 2 - 1
         return lumiglue.Features(
-            keypoints=torch.from_numpy(keypoints[kept]).float(),
+            keypoints=torch.from_numpy(keypoints[rows]).float(),
             descriptors=torch.from_numpy(signs / 16),
             image_size=(image.shape[1], image.shape[0]),
-            scores=torch.from_numpy(scores[kept]),
-            scales=torch.from_numpy(scales[kept]),
-            orientations=torch.tensor([math.radians(points[row].angle) for row in kept]),
+            scores=torch.from_numpy(scores[rows]),
+            scales=torch.from_numpy(scales[rows]),
+            orientations=torch.tensor([math.radians(points[row].angle) for row in rows]),
         )
 
 
@@ -53,10 +53,10 @@ def apart(keypoints: np.ndarray, scores: np.ndarray, spacing: int) -> list[int]:
     its pyramid, three times on average; as copies of one point they share its match, and none of them gets it."""
     cells = np.rint(keypoints).astype(int) + spacing
     taken = np.zeros(cells.max(0, initial=0) + spacing + 1, bool)
-    kept = []
+    rows = []
     for row in np.argsort(-scores, kind="stable"):
         x, y = cells[row]
         if not taken[x, y]:
             taken[x - spacing : x + spacing + 1, y - spacing : y + spacing + 1] = True
-            kept.append(int(row))
-    return kept
+            rows.append(int(row))
+    return rows

@@ -100,10 +100,10 @@ def assert_legal(matches: Matches, a: Features, b: Features) -> None:
         assert bool((layers <= matches.stop_layer).all())
 
 
-def assert_same(found: dict[tuple[int, int], float], wanted: dict[tuple[int, int], float], tolerance: float) -> None:
+def assert_same(actual: dict[tuple[int, int], float], expected: dict[tuple[int, int], float], tolerance: float) -> None:
     """Equal but for what lies within the tolerance of the threshold, 0."""
-    for pair in found.keys() | wanted.keys():
-        assert found.get(pair, 0.0) == pytest.approx(wanted.get(pair, 0.0), abs=tolerance), pair
+    for pair in actual.keys() | expected.keys():
+        assert actual.get(pair, 0.0) == pytest.approx(expected.get(pair, 0.0), abs=tolerance), pair
 
 
 @EACH
@@ -203,17 +203,19 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
     images = {"a": make_features(9, 1, dim=DIM), "b": make_features(7, 2, dim=DIM), "bad": with_one("keypoints", 1e30)()}
     pipeline = object.__new__(Pipeline)
     pipeline.extractor, pipeline.matcher, pipeline.settings, pipeline._layers = Sift(), model, ADAPTIVE, None
-    said: list[str] = []
+    messages: list[str] = []
     todo = [("a", "b"), ("a", "bad"), ("bad", "b"), ("b", "a")]
-    found = list(
-        pipeline.match_extracted(todo, images.__getitem__, workers=2, on_error=lambda k, error: said.append(f"{k} {error}"))
+    results = list(
+        pipeline.match_extracted(
+            todo, images.__getitem__, workers=2, on_error=lambda k, error: messages.append(f"{k} {error}")
+        )
     )
-    assert [one is None for one in found] == [False, True, True, False]
-    assert [text[:14] for text in said] == ["1 a keypoint l", "2 a keypoint l"]
+    assert [one is None for one in results] == [False, True, True, False]
+    assert [text[:14] for text in messages] == ["1 a keypoint l", "2 a keypoint l"]
     (alone,) = match("scales", [(images["a"], images["b"])])
-    assert found[0] is not None
-    assert torch.equal(found[0].matches.pairs, alone.pairs)
-    assert torch.allclose(found[0].matches.scores, alone.scores, rtol=0, atol=1e-5)  # on one thread there, on several here
+    assert results[0] is not None
+    assert torch.equal(results[0].matches.pairs, alone.pairs)
+    assert torch.allclose(results[0].matches.scores, alone.scores, rtol=0, atol=1e-5)  # on one thread there, on several here
 
 
 def test_scores_of_one_are_no_larger_than_one() -> None:

@@ -41,7 +41,7 @@ def pair(seed: int) -> tuple[Features, Features]:
     ("depth", "width", "threshold"), [(0.95, 0.99, 0.1), (-1, -1, 0.1), (0.95, -1, 0.0), (0.8, 0.9, 0.3), (0.9, 0.7, 0.9)]
 )
 def test_every_entry_is_kornias(tmp_path: Path, depth: float, width: float, threshold: float) -> None:
-    stops, pruned, found = set(), 0, 0
+    stops, pruned, matched = set(), 0, 0
     for seed in range(6):
         theirs = kornia_matcher(32, False, adaptive=True, seed=seed)
         theirs.conf.depth_confidence, theirs.conf.width_confidence = depth, width  # pyright: ignore
@@ -68,10 +68,10 @@ def test_every_entry_is_kornias(tmp_path: Path, depth: float, width: float, thre
         assert_close(got["scores"][0], want["scores"][0], rtol=0, atol=1e-4)
         stops.add(got["stop"])
         pruned += int((got["prune0"] < got["stop"]).sum())
-        found += len(got["matches"][0])
+        matched += len(got["matches"][0])
     assert len(stops) > 1 or depth < 0
     assert pruned > 0 or width < 0
-    assert found > 5
+    assert matched > 5
 
 
 def test_fewer_layers_are_kornias(tmp_path: Path) -> None:
@@ -80,8 +80,8 @@ def test_fewer_layers_are_kornias(tmp_path: Path) -> None:
     theirs = kornia_feature.LightGlue(
         None, input_dim=32, add_scale_ori=True, descriptor_dim=64, n_layers=3, num_heads=4, flash=False, mp=False
     ).eval()
-    wanted = theirs.state_dict()
-    names = wanted.keys() - {"confidence_thresholds"}  # those depend on the number of layers
+    state = theirs.state_dict()
+    names = state.keys() - {"confidence_thresholds"}  # those depend on the number of layers
     theirs.load_state_dict({name: whole.state_dict()[name] for name in names}, strict=False)
     ours = LightGlue(None, weights=tmp_path / "released.pth", n_layers=3)
     a, b = pair(3)

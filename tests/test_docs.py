@@ -70,13 +70,13 @@ class Block:
 
 def blocks_of(page: Path) -> list[Block]:
     """Fenced blocks by their language; indented ones are commands, or what they look like."""
-    found = []
+    blocks = []
     for token in MarkdownIt().parse(page.read_text()):
         if token.type == "fence" and token.map:
-            found.append(Block(token.info.strip() or "text", token.content, token.map[0] + 1))
+            blocks.append(Block(token.info.strip() or "text", token.content, token.map[0] + 1))
         elif token.type == "code_block" and token.map:
-            found.append(Block("sh", token.content, token.map[0] + 1))
-    return found
+            blocks.append(Block("sh", token.content, token.map[0] + 1))
+    return blocks
 
 
 def commands_of(text: str) -> list[list[str]]:
@@ -246,8 +246,8 @@ def check_command(words: list[str], parse: Callable[[list[str]], None], where: s
             pytest.fail(f"{where}: the command line does not know `lumiglue {line}`")
     elif words[0] == "pip":
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-        asked = re.findall(r"lumiglue\[(.*?)\]", " ".join(words))
-        assert {name for group in asked for name in group.split(",")} <= extras.keys(), where
+        named = re.findall(r"lumiglue\[(.*?)\]", " ".join(words))
+        assert {name for group in named for name in group.split(",")} <= extras.keys(), where
     elif words[0] == "make":
         assert f"\n{words[1]}:" in (ROOT / "Makefile").read_text(), where
     elif words[0] == "python" and words[1].endswith(".py"):
@@ -272,7 +272,7 @@ for name in COMMANDS:
 print(json.dumps(found))
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    return {name: set(found) for name, found in json.loads(done.stdout).items()}
+    return {name: set(listed) for name, listed in json.loads(done.stdout).items()}
 
 
 @functools.cache
@@ -290,12 +290,12 @@ def test_commands_inside_sentences_have_real_flags(page: Path, flags: dict[str, 
         for inline in token.children or ():
             words = inline.content.split() if inline.type == "code_inline" else []
             if len(words) > 1 and words[0] == "lumiglue" and command_name(words[1:]) in flags:
-                asked = {word.partition("=")[0] for word in words if word.startswith("--")}
-                assert asked <= flags[command_name(words[1:])], f"{page.name}: `{inline.content}`"
+                used = {word.partition("=")[0] for word in words if word.startswith("--")}
+                assert used <= flags[command_name(words[1:])], f"{page.name}: `{inline.content}`"
             elif words and words[0].startswith("--"):
                 known = set().union(*flags.values()) | {"--version"} | flags_of_bench()
-                asked = {word.rstrip(",") for word in words if re.fullmatch(r"--[a-z][a-z0-9-]*,?", word)}
-                assert asked <= known or "lightglue_model_path" in inline.content, f"{page.name}: `{inline.content}`"
+                used = {word.rstrip(",") for word in words if re.fullmatch(r"--[a-z][a-z0-9-]*,?", word)}
+                assert used <= known or "lightglue_model_path" in inline.content, f"{page.name}: `{inline.content}`"
 
 
 def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:

@@ -59,8 +59,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(archives: Archives) -> Non
     for line in wheel.read(f"{INFO}/RECORD").decode().splitlines():
         name, digest, _ = line.rsplit(",", 2)
         if digest:
-            found = urlsafe_b64encode(hashlib.sha256(wheel.read(name)).digest()).rstrip(b"=").decode()
-            assert digest == f"sha256={found}"
+            encoded = urlsafe_b64encode(hashlib.sha256(wheel.read(name)).digest()).rstrip(b"=").decode()
+            assert digest == f"sha256={encoded}"
 
 
 def test_metadata_says_what_pyproject_says(archives: Archives) -> None:

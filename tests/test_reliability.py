@@ -101,22 +101,22 @@ def test_other_processes_and_forked_ones_find_the_same(
     assert forked == [bits(here)] * 2
     if threads == 1:
         assert theirs == bits(here)
-    with np.load(tmp_path / "found.npz") as found:
-        assert np.array_equal(found["matches"], here.matches.pairs.numpy())
-        assert np.allclose(found["scores"], here.scores, atol=1e-5)
+    with np.load(tmp_path / "found.npz") as stored:
+        assert np.array_equal(stored["matches"], here.matches.pairs.numpy())
+        assert np.allclose(stored["scores"], here.scores, atol=1e-5)
 
 
 def test_one_pipeline_in_eight_threads_and_a_pickled_one(pipeline: Pipeline, one_thread: None) -> None:
-    wanted = {turns: bits(pipeline.match(np.rot90(PHOTO, turns).copy(), OTHER)) for turns in range(2)}
+    expected = {turns: bits(pipeline.match(np.rot90(PHOTO, turns).copy(), OTHER)) for turns in range(2)}
 
     def work(turns: int) -> str:
         torch.set_num_threads(1)
         return bits(pipeline.match(np.rot90(PHOTO, turns).copy(), OTHER))
 
     with ThreadPoolExecutor(8) as threads:
-        assert list(threads.map(work, [0, 1] * 8)) == [wanted[0], wanted[1]] * 8
+        assert list(threads.map(work, [0, 1] * 8)) == [expected[0], expected[1]] * 8
     copied = pickle.loads(pickle.dumps(pipeline))  # what a spawned worker gets
-    assert bits(copied.match(PHOTO, OTHER)) == wanted[0]
+    assert bits(copied.match(PHOTO, OTHER)) == expected[0]
 
 
 def test_data_loader_workers_match(pipeline: Pipeline, one_thread: None) -> None:
@@ -198,13 +198,17 @@ def test_folders_that_cannot_be_written_are_named(result: MatchResult, tmp_path:
             for above in (tmp_path, *tmp_path.parents[:2]):
                 above.chmod(0o755)
             os.seteuid(65534)
-        said = []
+        messages = []
         for write in (lambda: save_result(folder / "m.npz", result), lambda: MatchesFile(folder / "m.h5")):
             try:
                 write()
             except (InputError, OSError) as error:
-                said.append(f"{type(error).__name__} {error}")
-        ok = len(said) == 2 and "m.npz" in said[0] and "m.h5 cannot be written (Permission denied); check" in said[1]
+                messages.append(f"{type(error).__name__} {error}")
+        ok = (
+            len(messages) == 2
+            and "m.npz" in messages[0]
+            and "m.h5 cannot be written (Permission denied); check" in messages[1]
+        )
         os._exit(0 if ok else 3)
 
     child = multiprocessing.get_context("fork").Process(target=work)
@@ -254,10 +258,10 @@ def test_without_home_locale_or_stdin_and_into_a_closed_pipe(tmp_path: Path) -> 
     assert process.stdout is not None
     process.stdout.close()  # as `| head -0` does
     assert process.stderr is not None
-    said = process.stderr.read()
+    printed = process.stderr.read()
     process.wait(120)
     process.stderr.close()
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     assert (tmp_path / "m.json").exists()
 
 
@@ -274,13 +278,13 @@ def test_a_signal_leaves_no_file_that_looks_whole(number: signal.Signals, code: 
     time.sleep(0.2)
     process.send_signal(number)
     assert process.stderr is not None
-    said = process.stderr.read()
+    printed = process.stderr.read()
     process.stderr.close()
     assert process.wait(60) == code
-    assert "Traceback" not in said
+    assert "Traceback" not in printed
     assert not (tmp_path / "m.h5").exists()
     if number == signal.SIGINT:
-        assert "interrupted" in said
+        assert "interrupted" in printed
         assert not (tmp_path / "m.h5.unfinished").exists()
 
 

@@ -90,11 +90,11 @@ def test_epipolar_error_is_zero_on_true_matches_and_grows_across_the_line() -> N
     assert float(epipolar_error(fundamental, points0, points1).max()) < 1e-9
     shifted = epipolar_error(fundamental, points0, points1 + torch.tensor([0.0, 5.0]))
     assert 2.0 < float(shifted.mean()) < 6.0
-    found = relative_pose(points0.numpy(), points1.numpy(), k.numpy(), k.numpy())
-    assert found is not None
-    assert rotation_angle(torch.tensor(found[0]), rotation) < 0.1
-    assert direction_angle(torch.tensor(found[1]), translation) < 0.5
-    assert found[2].all()
+    pose = relative_pose(points0.numpy(), points1.numpy(), k.numpy(), k.numpy())
+    assert pose is not None
+    assert rotation_angle(torch.tensor(pose[0]), rotation) < 0.1
+    assert direction_angle(torch.tensor(pose[1]), translation) < 0.5
+    assert pose[2].all()
 
 
 def test_angles() -> None:
@@ -115,13 +115,13 @@ def test_a_known_model_is_recovered_among_outliers(kind: str) -> None:
     wrong = np.zeros(200, bool)
     wrong[:80] = True
     points1[wrong] = rng.uniform(0, 500, (80, 2))
-    found = estimate(kind, points0, points1)  # pyright: ignore[reportArgumentType]
-    assert found.matrix is not None
-    inliers = found.inliers.numpy()
+    estimated = estimate(kind, points0, points1)  # pyright: ignore[reportArgumentType]
+    assert estimated.matrix is not None
+    inliers = estimated.inliers.numpy()
     assert inliers[~wrong].mean() > 0.97
     assert inliers[wrong].mean() < 0.1
     if kind == "homography":
-        matrix = found.matrix
+        matrix = estimated.matrix
         assert float(matrix[2, 2]) == pytest.approx(1.0)
         assert_close(
             transform(matrix, torch.tensor(points0).float()),
@@ -133,9 +133,9 @@ def test_a_known_model_is_recovered_among_outliers(kind: str) -> None:
 
 def test_too_few_points_give_no_model() -> None:
     for n in (0, 1, 3):
-        found = estimate("homography", np.zeros((n, 2)), np.zeros((n, 2)))
-        assert found.matrix is None
-        assert found.inliers.tolist() == [False] * n
+        estimated = estimate("homography", np.zeros((n, 2)), np.zeros((n, 2)))
+        assert estimated.matrix is None
+        assert estimated.inliers.tolist() == [False] * n
     assert relative_pose(np.zeros((4, 2)), np.zeros((4, 2)), np.eye(3), np.eye(3)) is None
 
 

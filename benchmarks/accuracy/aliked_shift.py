@@ -57,8 +57,8 @@ def main() -> None:
         settings = {"max_keypoints": 512, "resize": None}
         extractor = Sift(**settings) if model == "sift" else networks.Aliked(model=model, **settings)
         most = 180.0 if model in ("sift", "aliked-n16rot") else 45.0  # the others were trained upright
-        found = [misses(photo, extractor, rng, most) for photo in photos for _ in range(2)]
-        matrices, off = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        samples = [misses(photo, extractor, rng, most) for photo in photos for _ in range(2)]
+        matrices, off = (np.concatenate(parts) for parts in zip(*samples, strict=True))
         shift = solve(matrices, off)
         before, after = (np.linalg.norm(rest, axis=1) for rest in (off, off - matrices @ shift))
         print(

@@ -32,12 +32,12 @@ def main() -> None:
     options = parser.parse_args()
     flags = PipelineFlags(features=options.features, weights=options.weights, max_keypoints=options.max_keypoints, resize=0)
     pipeline = flags.pipeline()
-    kept: dict[str, Features] = {}
+    features_by_name: dict[str, Features] = {}
 
     def features(name: str) -> Features:
-        if name not in kept:
-            kept[name] = pipeline.extractor(read_image(options.folder / name))
-        return kept[name]
+        if name not in features_by_name:
+            features_by_name[name] = pipeline.extractor(read_image(options.folder / name))
+        return features_by_name[name]
 
     pairs = read_pairs(options.folder)
     scores, right = [], []

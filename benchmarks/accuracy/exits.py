@@ -106,8 +106,8 @@ def main() -> None:
         for name, pipeline in matchers.items():
             outcomes[name].append(measure(pair, features, pipeline.match_features([features])[0]))
     print("weights | stop layer | pose AUC 5/10/20 | corner AUC 1/3/5/10 px | F1 | matches in common with full depth, %")
-    for name, found in outcomes.items():
-        print(f"{name} | {summary(found, outcomes[FULL])}")
+    for name, scores in outcomes.items():
+        print(f"{name} | {summary(scores, outcomes[FULL])}")
 
 
 if __name__ == "__main__":

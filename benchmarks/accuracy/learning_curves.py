@@ -51,8 +51,8 @@ def on_datasets(model: MatcherModel, datasets: dict[str, FeatureDataset]) -> dic
     wrong = []
     for step in range(8):
         batch = unrelated.batch(step, 8, SETTINGS.validation_points)
-        found = predict_layers(model, batch, "fp32")[-1].matches[:, 0] >= 0
-        wrong.append(found[~batch.related].sum(1).float())
+        matched = predict_layers(model, batch, "fp32")[-1].matches[:, 0] >= 0
+        wrong.append(matched[~batch.related].sum(1).float())
     return figures | {"matches of two scenes": float(torch.cat(wrong).mean())}
 
 
@@ -65,14 +65,14 @@ def on_real_pairs(models: dict[str, MatcherModel], folder: Path, flags: Pipeline
     methods = {name: matcher(model) for name, model in models.items()}
     pairs = only_groups(read_pairs(folder), ("oxford", "homogr", "strecha", "fox"))
     scores = list(score_pairs(folder, pairs, flags.pipeline().extractor, methods))
-    found = {}
+    figures = {}
     for name in methods:
         mine = [score for score in scores if score.method == name]
         summary = summarise(mine)[0]
         pose = auc([score.error for score in mine if score.type == "pose"], (5.0, 10.0, 20.0))
-        found[name] = {"planar F1": summary.f1, "corner AUC@5": summary.corner_auc[2]}
-        found[name] |= {f"wide pose AUC@{limit}": value for limit, value in zip((5, 10, 20), pose, strict=True)}
-    return found
+        figures[name] = {"planar F1": summary.f1, "corner AUC@5": summary.corner_auc[2]}
+        figures[name] |= {f"wide pose AUC@{limit}": value for limit, value in zip((5, 10, 20), pose, strict=True)}
+    return figures
 
 
 def main() -> None:

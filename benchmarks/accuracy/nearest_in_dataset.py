@@ -27,7 +27,7 @@ def look_at(file: Path, weights: Sequence[str]) -> None:
     dataset = FeatureDataset(file)
     config = preset("compact", dataset.extractor["name"], dataset.descriptor_dim, "xy-logscale-angle")
     sampler = PairSampler([dataset], config, split="validation", seed=0, negative_pair_ratio=0.0)
-    right = found = true = 0
+    right = predicted = true = 0
     for step in range(BATCHES):
         batch = sampler.batch(step, PAIRS, POINTS)
         truth, labelled = truth_of(batch)
@@ -36,11 +36,10 @@ def look_at(file: Path, weights: Sequence[str]) -> None:
         partner = similarity.argmax(2)
         mutual = similarity.argmax(1).gather(1, partner) == torch.arange(POINTS)
         right += int(((partner == truth) & mutual).sum())
-        found += int((mutual & labelled).sum())
+        predicted += int((mutual & labelled).sum())
         true += int((truth >= 0).sum())
-    print(
-        f"{file.name}: mutual nearest neighbours, recall {100 * right / true:.1f} %, precision {100 * right / found:.1f} %"
-    )
+    recall, precision = 100 * right / true, 100 * right / predicted
+    print(f"{file.name}: mutual nearest neighbours, recall {recall:.1f} %, precision {precision:.1f} %")
     torch.manual_seed(0)
     models = {"untrained": LightGlue(config), **{name: load_weights(resolve(name)) for name in weights}}
     for name, model in models.items():

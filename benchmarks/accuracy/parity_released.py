@@ -58,11 +58,11 @@ def compare(
     largest = 0.0
     for pair in pairs:
         mine, answer = model.match(pack([pair], model.config), settings)[0], ask_original(original, pair)
-        found = dict(zip(map(tuple, mine.pairs.tolist()), mine.scores.tolist(), strict=True))
+        our_scores = dict(zip(map(tuple, mine.pairs.tolist()), mine.scores.tolist(), strict=True))
         expected = dict(zip(map(tuple, answer["matches"].tolist()), answer["scores"].tolist(), strict=True))
-        common = found.keys() & expected.keys()
-        ours, theirs, both = ours + len(found), theirs + len(expected), both + len(common)
-        largest = max([largest, *(abs(found[key] - expected[key]) for key in common)])
+        common = our_scores.keys() & expected.keys()
+        ours, theirs, both = ours + len(our_scores), theirs + len(expected), both + len(common)
+        largest = max([largest, *(abs(our_scores[key] - expected[key]) for key in common)])
         stops += mine.stop_layer == answer["stop"]
         layers += torch.equal(mine.layers0, answer["layers0"]) and torch.equal(mine.layers1, answer["layers1"])
     share = 100 * both / max(ours + theirs - both, 1)

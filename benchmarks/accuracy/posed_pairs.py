@@ -49,12 +49,12 @@ def main() -> None:
     for folder in args.folders:
         data = read_posed(folder)
         pairing = OverlapSettings(min_overlap=args.min_overlap, max_overlap=args.max_overlap, max_pairs=args.pairs)
-        found = PosedFrames(frames=data.frames, overlaps=data.overlaps, pairing=pairing).pairs()
-        for first, second, _ in found:
+        candidates = PosedFrames(frames=data.frames, overlaps=data.overlaps, pairing=pairing).pairs()
+        for first, second, _ in candidates:
             a, b = data.frames[first], data.frames[second]
             images |= {str(frame.image.resolve()): {"size": stored_size(frame.image)} for frame in (a, b)}
             pairs.append(pair_of(a, b))
-        sys.stdout.write(f"{folder.name}: {len(found)} pairs of {len(data.frames)} frames\n")
+        sys.stdout.write(f"{folder.name}: {len(candidates)} pairs of {len(data.frames)} frames\n")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "pairs.json").write_text(json.dumps({"images": images, "pairs": pairs}))
 

@@ -208,8 +208,8 @@ def run(folder: Path, setups: Sequence[Setup], points: Sequence[int], files: Pat
             some = pairs[start : start + PAIRS_AT_A_TIME]
             for one, file in zip(runs, scores, strict=True):
                 began, missing = time.perf_counter(), file.missing(some)
-                found = score_pairs(folder, missing, one.extractor, one.methods)
-                for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
+                scored = score_pairs(folder, missing, one.extractor, one.methods)
+                for _, of_pair in groupby(scored, key=lambda score: (score.a, score.b)):
                     file.append(list(of_pair))
                 if missing:
                     what, done, seconds = one.setup.features, start + len(some), time.perf_counter() - began

@@ -40,7 +40,7 @@ View = tuple[Features, Features, np.ndarray, np.ndarray, np.ndarray]  # teacher'
 def synthetic(photos: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:
     """Pairs of views of synthetic scenes."""
     settings = SceneSettings(size=(640, 480))
-    source, found = SyntheticScenes.of_folder(photos, settings=settings, texture_side=480), []
+    source, rows = SyntheticScenes.of_folder(photos, settings=settings, texture_side=480), []
     for number in range(pairs):
         rng = np.random.default_rng(number)
         scene, views = build_scene(rng, source.textures(rng), settings), []
@@ -50,8 +50,8 @@ def synthetic(photos: Path, pairs: int, teacher: Extractor, labelled: Extractor)
             features = labelled(rendering.image)
             depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
             views.append((teacher(rendering.image), features, depths, camera.intrinsics, camera.camera_from_world))
-        found.append((views[0], views[1]))
-    return found
+        rows.append((views[0], views[1]))
+    return rows
 
 
 def measured(folder: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:

@@ -165,8 +165,10 @@ class Route:
             return None
         if self.magsac:
             cv2.setRNGSeed(0)
-            found, mask = cv2.findFundamentalMat(*points, cv2.USAC_MAGSAC, 1.5, 0.9999, 20000)
-            return None if found is None or found.shape != (3, 3) else (torch.from_numpy(found), mask.ravel() > 0)
+            fundamental, mask = cv2.findFundamentalMat(*points, cv2.USAC_MAGSAC, 1.5, 0.9999, 20000)
+            if fundamental is None or fundamental.shape != (3, 3):
+                return None
+            return torch.from_numpy(fundamental), mask.ravel() > 0
         geometry = estimate("fundamental", *points)
         return None if geometry.matrix is None else (geometry.matrix.double(), geometry.inliers.numpy())
 
@@ -305,7 +307,7 @@ class Builder:
         ]
         for route in self.witnesses:
             route.describe(self.cache, [name for name, _, _ in frames])
-        found = []
+        posed_pairs = []
         for (a, k_a, world_from_a), (b, k_b, world_from_b) in few(itertools.combinations(frames, 2), scene, _look_alike):
             b_from_a = np.linalg.inv(world_from_b) @ world_from_a
             rotation, translation = torch.from_numpy(b_from_a[:3, :3]), torch.from_numpy(b_from_a[:3, 3])
@@ -315,8 +317,9 @@ class Builder:
             if len(right[0]) < 20:
                 continue
             change = Change.of(right, [self.size(a), self.size(b)])
-            found.append(pose_pair(change.class_of(POSED[scene]), scene, (a, b), (k_a, k_b), b_from_a) | asdict(change))
-        return found
+            pair = pose_pair(change.class_of(POSED[scene]), scene, (a, b), (k_a, k_b), b_from_a)
+            posed_pairs.append(pair | asdict(change))
+        return posed_pairs
 
     def _on_lines(self, route: Route, fundamental: torch.Tensor, a: str, b: str) -> tuple[np.ndarray, np.ndarray]:
         """Matches of a route within 2 px of the epipolar lines; none where they are as few as chance would have it."""
@@ -328,7 +331,7 @@ class Builder:
 
     def unposed(self, scene: str, pairs: Sequence[tuple[str, str]], usual: str) -> list[Pair]:
         """Pairs with correspondences on which two routes agree."""
-        found, open_pairs = [], []
+        annotated_pairs, open_pairs = [], []
         for a, b in pairs:
             model = self.first.inliers(self.first.points(self.cache, a, b))
             if model is not None and model[1].sum() >= FEWEST_FIRST:
@@ -343,9 +346,9 @@ class Builder:
                     solved.append((a, b))
                     change = Change.of(right, [self.size(a), self.size(b)])
                     annotated = annotated_pair(change.class_of(usual), scene, (a, b), spread(right))
-                    found.append(annotated | asdict(change) | {"second": second.name, "inliers": len(right[0])})
+                    annotated_pairs.append(annotated | asdict(change) | {"second": second.name, "inliers": len(right[0])})
             open_pairs = [pair for pair in open_pairs if pair not in solved]
-        return found
+        return annotated_pairs
 
     # RGB-D frames
 
@@ -364,7 +367,7 @@ class Builder:
             )
             cameras.append(camera.reduced())
         overlap = overlap_matrix(cameras)
-        found = []
+        all_pairs = []
         for label, (low, high) in lows.items():
             rows = np.argwhere(np.triu((overlap >= low) & (overlap < high), 1))
             order = rng_for(0, f"{folder}/{label}").permutation(len(rows))
@@ -384,8 +387,8 @@ class Builder:
                 taken.append(pose_pair(label, f"{folder}-{place}", names, (k, k), b_from_a) | change)
                 if len(taken) == count:
                     break
-            found += taken
-        return found
+            all_pairs += taken
+        return all_pairs
 
     # homographies
 
@@ -397,7 +400,7 @@ class Builder:
         others = [
             other for other in held_out()["photos"] if not any(crop in other for crop in OTHER_CROPS) and other != photo
         ]
-        found = []
+        pairs = []
         for number in range(views):
             rng = rng_for(number, f"{label}/{photo}")
             view_from_photo = sample_view(rng, size, settings)
@@ -405,8 +408,8 @@ class Builder:
             view = light.photographed(rng, seen(pixels, view_from_photo, behind))
             made = self.written(view, f"{label}-{photo.replace('/', '-').removesuffix('.jpg')}-{number}.jpg")
             pair = {"type": "homography", "group": f"{label}/{Path(photo).stem}", "a": name, "b": made}
-            found.append(pair | {"H": view_from_photo.tolist()})
-        return found
+            pairs.append(pair | {"H": view_from_photo.tolist()})
+        return pairs
 
     def turned(self, pair: Pair, degrees: float) -> Pair:
         """A pair with correspondences whose image b is turned, on a grey canvas."""
@@ -461,9 +464,9 @@ def annotated_pair(label: str, scene: str, names: Sequence[str], points: tuple[n
     }  # fmt: skip
 
 
-def few(pairs: Iterable[Any], scene: str, wanted: Callable[[Any], bool] = lambda _: True) -> list[Any]:
+def few(pairs: Iterable[Any], scene: str, usable: Callable[[Any], bool] = lambda _: True) -> list[Any]:
     """At most CANDIDATES of the wanted pairs, the same each time."""
-    pairs = [pair for pair in pairs if wanted(pair)]
+    pairs = [pair for pair in pairs if usable(pair)]
     rows = np.sort(rng_for(0, scene).permutation(len(pairs))[:CANDIDATES])
     return [pairs[row] for row in rows]
 
@@ -513,15 +516,15 @@ def build(shared: Path, out: Path, released: Path, cache: Path) -> None:
         pairs += builder.posed(scene)
         say_count(scene, pairs)
     upright = [pair for pair in real if not pair["group"].startswith(("rotation", "little")) and pair["overlap"] > 0.3]
-    kept = balanced(pairs)
-    spare = [pair for pair in upright if pair not in kept]
+    selected = balanced(pairs)
+    spare = [pair for pair in upright if pair not in selected]
     spare = [spare[row] for row in rng_for(0, "turned").permutation(len(spare))]
     one_each = {pair["group"]: pair for pair in spare}
     extra = [builder.turned(pair, float(rng_for(0, pair["a"]).uniform(30, 330))) for pair in one_each.values()]
-    kept = balanced(pairs + extra)
-    images = {name: {"size": builder.size(name)} for name in sorted({pair[side] for pair in kept for side in "ab"})}
-    (out / "pairs.json").write_text(json.dumps({"images": images, "pairs": kept}))
-    say_count("kept", kept)
+    selected = balanced(pairs + extra)
+    images = {name: {"size": builder.size(name)} for name in sorted({pair[side] for pair in selected for side in "ab"})}
+    (out / "pairs.json").write_text(json.dumps({"images": images, "pairs": selected}))
+    say_count("selected", selected)
 
 
 def planar_pairs(builder: Builder, photos: Sequence[str]) -> list[Pair]:
@@ -552,7 +555,7 @@ def unposed_candidates(builder: Builder, held: Mapping[str, Sequence[str]]) -> l
         if entry.get("scene") in {*UNPOSED, *held["dut_pairs"]}:
             photos[entry["scene"]].append(f"photos/{entry['file']}")
     photos["redkitchen"] = photos["redkitchen"][::2]  # of a video
-    found = []
+    candidates = []
     for scene in (*[s for s in UNPOSED if s not in ("redkitchen", "bonsai")], *held["dut_pairs"], "bonsai", "redkitchen"):
         names = [builder.copied(name) for name in photos[scene]]
         reach = REACH.get(scene, len(names))
@@ -561,8 +564,8 @@ def unposed_candidates(builder: Builder, held: Mapping[str, Sequence[str]]) -> l
         usual = UNPOSED.get(scene) or (
             "repeats" if scene in REPEATING_PAIRS else "indoor" if scene in INDOOR_PAIRS else "outdoor"
         )
-        found.append((scene, pairs, usual))
-    return found
+        candidates.append((scene, pairs, usual))
+    return candidates
 
 
 def say_count(what: str, pairs: Sequence[Pair]) -> None:
@@ -650,7 +653,7 @@ def matcher(features: str, weights: Path | None, full: bool) -> Matcher:
 
 
 def measure(args: argparse.Namespace) -> None:
-    """One file of scores for each method and number of points; goes on where it was."""
+    """One file of scores for each method and number of points. Run again to resume."""
     pairs = read_pairs(args.folder)
     pairs = [pairs[row] for row in rng_for(0, "order").permutation(len(pairs))]  # so that a part is a fair sample
     cache = FeatureCache(args.folder, args.cache)
@@ -664,10 +667,10 @@ def measure(args: argparse.Namespace) -> None:
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
         file = ScoresFile(args.out / f"{args.features}-{count}-{name}.csv", record, len(protocol.seeds))
-        found = score_features(
+        scored = score_features(
             file.missing(pairs), lambda image, _, n=count: cache.features(args.features, image, n), {name: match}, protocol
         )
-        for _, of_pair in groupby(found, key=lambda score: (score.a, score.b)):
+        for _, of_pair in groupby(scored, key=lambda score: (score.a, score.b)):
             file.append(of_pair)
         print(f"{file.path}: {len(file.scores) // len(protocol.seeds)} pairs", flush=True)
 
@@ -752,12 +755,12 @@ def main() -> None:
     measured.add_argument("--max-keypoints", type=int, nargs="+", default=[1024, 2048])
     measured.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of RANSAC")
     measured.add_argument("--threads", type=int, default=1)
-    told = commands.add_parser("report", help="print tables by class")
-    told.add_argument("scores", type=Path)
-    told.add_argument("--features", nargs="+")
-    told.add_argument("--against", help="a method, such as nn: print gains over it on the same pairs")
-    told.add_argument("--max-keypoints", type=int, nargs="+", default=[1024, 2048])
-    told.add_argument("--rounds", type=int, default=500, help="bootstrap samples")
+    reported = commands.add_parser("report", help="print tables by class")
+    reported.add_argument("scores", type=Path)
+    reported.add_argument("--features", nargs="+")
+    reported.add_argument("--against", help="a method, such as nn: print gains over it on the same pairs")
+    reported.add_argument("--max-keypoints", type=int, nargs="+", default=[1024, 2048])
+    reported.add_argument("--rounds", type=int, default=500, help="bootstrap samples")
     args = parser.parse_args()
     torch.set_num_threads(getattr(args, "threads", 1))
     match args.command:

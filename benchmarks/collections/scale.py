@@ -26,7 +26,7 @@ def simulate(chunks: int, workers: int, seconds: float, lifetime: float, start: 
     """Wall seconds until all chunks are done, and the share of the workers' time that was not lost. A chunk takes `seconds`
     +-20 %, a worker fails after `lifetime` seconds on average, a new one needs `start`."""
     rng = random.Random(seed)
-    waiting, kept, now = chunks, 0.0, 0.0
+    waiting, useful, now = chunks, 0.0, 0.0
     dies = [rng.expovariate(1 / lifetime) for _ in range(workers)]
     events: list[tuple[float, int, float]] = []  # when a worker is free, which, what it then has done
 
@@ -47,12 +47,12 @@ def simulate(chunks: int, workers: int, seconds: float, lifetime: float, start: 
         give(worker, 0.0)
     while events:
         now, worker, done = heapq.heappop(events)
-        kept += done
+        useful += done
         give(worker, now)
-    return now, kept / (now * workers)
+    return now, useful / (now * workers)
 
 
-def search_gflops(images: int = 6000, asked: int = 1500) -> float:
+def search_gflops(images: int = 6000, queries: int = 1500) -> float:
     """Billions of operations a second of faiss's exact search on one core, the best of three."""
     import faiss
 
@@ -63,9 +63,9 @@ def search_gflops(images: int = 6000, asked: int = 1500) -> float:
     seconds = []
     for _ in range(3):
         start = time.perf_counter()
-        index.search(vectors[:asked], 20)  # pyright: ignore[reportCallIssue]
+        index.search(vectors[:queries], 20)  # pyright: ignore[reportCallIssue]
         seconds.append(time.perf_counter() - start)
-    return 2e-9 * images * asked * VLAD / min(seconds)
+    return 2e-9 * images * queries * VLAD / min(seconds)
 
 
 def main() -> None:

@@ -50,8 +50,8 @@ def true_centres(pairs: list[PosePair]) -> dict[str, np.ndarray]:
 def centre_errors(model: Model, true: dict[str, np.ndarray]) -> np.ndarray:
     """Distances of the registered cameras to the truth after the best similarity (Umeyama 1991)."""
     images = {i.name: i.projection_center() for i in model.reconstruction.images.values() if i.has_pose and i.name in true}
-    found, wanted = np.array(list(images.values())), np.array([true[name] for name in images])
-    a, b = found - found.mean(0), wanted - wanted.mean(0)
+    estimated, expected = np.array(list(images.values())), np.array([true[name] for name in images])
+    a, b = estimated - estimated.mean(0), expected - expected.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a)
     flip = np.array([1, 1, np.sign(np.linalg.det(u @ vt))])
     return np.linalg.norm((s * flip).sum() / (a**2).sum() * a @ (u @ np.diag(flip) @ vt).T - b, axis=1)

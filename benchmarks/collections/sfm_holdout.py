@@ -50,8 +50,8 @@ def holdout(model: Path, settings: SfmSettings) -> tuple[np.ndarray, float]:
         image = reconstruction.image(number)
         camera = reconstruction.camera(image.camera_id)
         seen = {p.point3D_id for p in image.points2D if p.has_point3D()} & trusted.keys()
-        kept = np.array([trusted[n] for n in sorted(seen - left_out)]).reshape(-1, 3) @ pose[:, :3].T + pose[:, 3]
-        depth = interpolate_depth(kept, intrinsics, (camera.height, camera.width), settings)
+        remaining = np.array([trusted[n] for n in sorted(seen - left_out)]).reshape(-1, 3) @ pose[:, :3].T + pose[:, 3]
+        depth = interpolate_depth(remaining, intrinsics, (camera.height, camera.width), settings)
         known.append(float((depth > 0).mean()))
         depth[depth == 0] = np.nan
         for point in sorted(seen & left_out):

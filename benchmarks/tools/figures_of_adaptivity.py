@@ -90,12 +90,12 @@ def layer_by_layer(model: LightGlue, a: Features, b: Features, example: Example)
     return rows
 
 
-def draw_layers(found: dict[str, tuple[list[AfterLayer], int]], exit_ratio: float) -> Figure:
+def draw_layers(pairs: dict[str, tuple[list[AfterLayer], int]], exit_ratio: float) -> Figure:
     """Confident points and matches over the layers; a ring where the pair stops."""
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     sure, matched = figure.subplots(1, 2)
-    n_layers = max(len(rows) for rows, _ in found.values())
-    for (title, (rows, stop)), colour in zip(found.items(), ("C2", "C0", "C1", "C3"), strict=True):
+    n_layers = max(len(rows) for rows, _ in pairs.values())
+    for (title, (rows, stop)), colour in zip(pairs.items(), ("C2", "C0", "C1", "C3"), strict=True):
         layers = np.arange(1, len(rows) + 1)
         shares = [100 * row.confident for row in rows[:-1]]
         sure.plot(layers[:-1], shares, c=colour, marker="o", markersize=4, label=title)
@@ -146,18 +146,18 @@ def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int
     model, exit_ratio = pipeline.matcher, MatchSettings().exit_ratio
     assert isinstance(model, LightGlue)
     assert exit_ratio is not None
-    found, lengths = {}, []
+    layers_of, lengths = {}, []
     print("| pair | keypoints | after layer | confident | matches (right) | stops after |\n|---|---|---|---|---|---|")
     for example in examples():
         a, b = pipeline.extract(example.image0), pipeline.extract(example.image1)
         (matches,) = pipeline.match_features([(a, b)])
         rows = layer_by_layer(model, a, b, example)
-        found[example.title] = (rows, matches.stop_layer)
+        layers_of[example.title] = (rows, matches.stop_layer)
         lengths.append((len(a), len(b)))
         shares = " / ".join(f"{100 * row.confident:.0f}" for row in rows[:-1])
         numbers = " / ".join(f"{row.matches} ({row.right})" for row in rows)
         print(f"| {example.title} | {len(a)}, {len(b)} | 1 to 4, 1 to 5 | {shares} % | {numbers} | {matches.stop_layer} |")
-    save_figure(draw_layers(found, exit_ratio), out / "adaptivity-layers.png")
+    save_figure(draw_layers(layers_of, exit_ratio), out / "adaptivity-layers.png")
     save_figure(draw_packing(lengths), out / "packing.png")
 
     example = examples()[1]

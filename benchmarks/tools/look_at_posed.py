@@ -84,10 +84,10 @@ def round_trip(source: PosedFrames, a: int, b: int, views: dict[int, View]) -> t
     there, z = move(points, depths_of(source, a, views[a], points), views[a], views[b])
     usable = np.isfinite(there).all(1) & (np.abs(there) < 1e5).all(1)
     points, there, z = points[usable], there[usable], z[usable]
-    found = depths_of(source, b, views[b], there)
-    known = np.isfinite(found)
-    agree = known & (np.abs(found / z - 1) < 0.05)
-    back, _ = move(there[agree], found[agree], views[b], views[a])
+    depths_there = depths_of(source, b, views[b], there)
+    known = np.isfinite(depths_there)
+    agree = known & (np.abs(depths_there / z - 1) < 0.05)
+    back, _ = move(there[agree], depths_there[agree], views[b], views[a])
     return np.linalg.norm(back - points[agree], axis=1), float(agree.sum() / known.sum()) if known.any() else np.nan
 
 

@@ -80,13 +80,13 @@ def rewritten(page: Path) -> str:
     """The page's text with each table as its data has it."""
     above: list[dict[str, Any]] = []
 
-    def block(found: re.Match[str]) -> str:
-        file = page.parent / "data" / f"{found[2]}.json"
+    def block(marker: re.Match[str]) -> str:
+        file = page.parent / "data" / f"{marker[2]}.json"
         try:
             above.append(json.loads(file.read_text(encoding="utf-8")))
-            return found[1] + render(above[-1], above[-2] if len(above) > 1 else None) + found[3]
+            return marker[1] + render(above[-1], above[-2] if len(above) > 1 else None) + marker[3]
         except (OSError, ValueError, KeyError) as error:
-            raise SystemExit(f"{page.name}, table {found[2]}: {error}") from None
+            raise SystemExit(f"{page.name}, table {marker[2]}: {error}") from None
 
     return BLOCK.sub(block, page.read_text(encoding="utf-8"))
 

@@ -87,8 +87,8 @@ def test_pairs_that_a_graph_cannot_hold_run_as_they_are(monkeypatch: pytest.Monk
     model = make_model(2)
     layers = ReplayedLayers(model.layers, recorder)
     pairs = [related(30, 40, 0), related(20, 10, 2)]
-    found = model.match(pack(pairs, model.config), layers=layers)
-    assert all(same(a, b) for a, b in zip(found, model.match(pack(pairs, model.config)), strict=True))
+    matches = model.match(pack(pairs, model.config), layers=layers)
+    assert all(same(a, b) for a, b in zip(matches, model.match(pack(pairs, model.config)), strict=True))
     assert len(match(model, (make_features(0, 1), make_features(9, 2)), MatchSettings(), layers)) == 0
     assert [padded_length(n) for n in (1, 128, 129, 513, 2048, 2049, 4096, 4097)] == [
         128, 128, 256, 768, 2048, 2560, 4096, None,
@@ -142,10 +142,10 @@ def test_cuda_graphs_match_as_the_gpu_does_without(settings: MatchSettings, capl
     for n, m, seed in ((128, 120, 0), (100, 17, 4), (300, 129, 12), (100, 17, 4)):
         a, b = related(n, m, seed)
         pair = a.to("cuda"), b.to("cuda")
-        expected, found = (match(model, pair, settings, each) for each in (None, layers))
-        assert torch.equal(found.pairs, expected.pairs)
-        assert found.stop_layer == expected.stop_layer
-        assert torch.allclose(found.scores, expected.scores, atol=1e-3)
+        expected, replayed = (match(model, pair, settings, each) for each in (None, layers))
+        assert torch.equal(replayed.pairs, expected.pairs)
+        assert replayed.stop_layer == expected.stop_layer
+        assert torch.allclose(replayed.scores, expected.scores, atol=1e-3)
     assert "cannot be recorded" not in caplog.text
 
 
@@ -165,8 +165,8 @@ def test_layers_in_bf16_are_recorded_too() -> None:
     recorder = Recorder()
     model, pair, settings = make_model(2), related(100, 90, 3), MatchSettings()
     layers = execution_layers(model, "bf16")
-    found, expected = (match(model, pair, settings, each) for each in (ReplayedLayers(layers, recorder), layers))
-    common = set(map(tuple, found.pairs.tolist())) & set(map(tuple, expected.pairs.tolist()))
+    replayed, expected = (match(model, pair, settings, each) for each in (ReplayedLayers(layers, recorder), layers))
+    common = set(map(tuple, replayed.pairs.tolist())) & set(map(tuple, expected.pairs.tolist()))
     assert len(common) >= 0.9 * len(expected) > 5
     assert recorder.replayed > 0
 

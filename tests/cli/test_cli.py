@@ -42,7 +42,7 @@ def run(*arguments: object) -> int:
 
 def test_two_photos_make_a_picture_and_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run("match", "photos/0.jpg", "photos/0.jpg", "--adaptivity", "a.png") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert (folder / "0_0_matches.png").stat().st_size > 20_000
     assert (folder / "a.png").exists()
     for word in (
@@ -54,7 +54,7 @@ def test_two_photos_make_a_picture_and_a_summary(folder: Path, capsys: pytest.Ca
         " ms",
         "saved 0_0_matches.png",
     ):
-        assert word in said
+        assert word in printed
 
 
 @pytest.mark.parametrize("suffix", ["npz", "json", "png", "svg"])
@@ -169,11 +169,11 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
 def test_bad_input_gets_one_sentence_and_exit_code_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, message in bad_inputs(folder):
         assert run(*arguments) == 2, arguments
-        said = capsys.readouterr().err.strip()
-        assert message in said, arguments
-        assert said.startswith("error: ")
-        assert "Traceback" not in said
-        assert len(said.splitlines()) == 1, said
+        printed = capsys.readouterr().err.strip()
+        assert message in printed, arguments
+        assert printed.startswith("error: ")
+        assert "Traceback" not in printed
+        assert len(printed.splitlines()) == 1, printed
 
 
 def test_unknown_flags_exit_with_code_two(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -184,8 +184,8 @@ def test_unknown_flags_exit_with_code_two(folder: Path, capsys: pytest.CaptureFi
 def test_sample_is_mostly_right(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("skimage")
     assert run("sample", "--out", "demo.png", "--photos", "sample") == 0
-    said = capsys.readouterr().out
-    right, share = said.split(" truly right (")[0].split()[-1], said.split("truly right (")[1].split(" %")[0]
+    printed = capsys.readouterr().out
+    right, share = printed.split(" truly right (")[0].split()[-1], printed.split("truly right (")[1].split(" %")[0]
     assert int(right) > 200
     assert int(share) >= 80
     assert (folder / "demo.png").stat().st_size > 100_000
@@ -243,9 +243,9 @@ def test_eval_compares_the_methods(folder: Path, capsys: pytest.CaptureFixture[s
     (folder / "photos" / "pairs.json").write_text(json.dumps({"images": {}, "pairs": pairs}))
     methods = ("--methods", "lumiglue", "lumiglue-full", "nn", "ratio-0.8", "adalam")
     assert run("eval", "photos", *methods, "--out", "scores.csv", "--max-keypoints", 200) == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for name in methods[1:]:
-        assert name in said
+        assert name in printed
     rows = (folder / "scores.csv").read_text().splitlines()
     assert len(rows) == 6
     assert run("eval", "photos", "--methods", "magic") == 2
@@ -255,9 +255,9 @@ def test_eval_compares_the_methods(folder: Path, capsys: pytest.CaptureFixture[s
 
 def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     for command in ("match", "sample", "dataset homographies", "train", "eval", "weights import"):
-        assert command in said
+        assert command in printed
     assert run("--version") == 0
     assert capsys.readouterr().out.strip().startswith("lumiglue 0.")
 
@@ -280,12 +280,12 @@ print(os.environ.get("GOMP_SPINCOUNT"))
 
 
 @pytest.mark.parametrize(
-    ("asked", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
+    ("settings", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "None")]
 )
-def test_threads_wait_politely_unless_told_otherwise(asked: dict[str, str], spins: str) -> None:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
+def test_threads_wait_politely_unless_told_otherwise(settings: dict[str, str], spins: str) -> None:
+    others = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     run = subprocess.run(
-        [sys.executable, "-c", _WAITS], env={**kept, **asked}, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", _WAITS], env={**others, **settings}, capture_output=True, text=True, check=True, timeout=120
     )
     assert run.stdout.split()[-1] == spins
 

@@ -70,14 +70,14 @@ def _write(path: Path, content: bytes) -> Path:
 def test_json_says_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run("doctor", "--json") == 0
-    said = capsys.readouterr().out
-    report = json.loads(said)
+    printed = capsys.readouterr().out
+    report = json.loads(printed)
     assert report["problems"] == []
     assert set(report["packages"]) == set(diagnosis.NEEDED)
     assert {entry["package"] for entry in report["extras"]} == set(EXTRAS)
     assert {entry["name"] for entry in report["weights"]["built_in"]} == set(BUILT_IN)
     assert report["weights"]["cache"]["folder"] == "~/cache"
-    assert str(tmp_path) not in said
+    assert str(tmp_path) not in printed
     test = report["self_test"]
     assert test["right"] >= 0.95 * test["matches"] > 95
     assert min(report["products"]["gflops"].values()) > 0
@@ -111,7 +111,7 @@ def test_what_is_broken_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     monkeypatch.setattr(diagnosis, "_processor", lambda: 1 / 0)
     monkeypatch.setattr(diagnosis, "MIN_MATCHES", 10**6)
     assert run("doctor") == 1
-    said = capsys.readouterr().err.splitlines()
+    printed = capsys.readouterr().err.splitlines()
     for words in (
         "error: processor: ZeroDivisionError: division by zero",
         "error: the built-in weights sift (sift-compact.safetensors) are damaged; install Lumiglue again",
@@ -119,8 +119,8 @@ def test_what_is_broken_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
         f"error: LUMIGLUE_ALIKED names {tmp_path / 'gone'}, which does not exist",
         "error: the self-test found",
     ):
-        assert any(words in line for line in said), words
-    assert len(said) == 5
+        assert any(words in line for line in printed), words
+    assert len(printed) == 5
 
 
 def test_with_a_broken_pytorch_the_rest_is_said(tmp_path: Path) -> None:
@@ -165,8 +165,8 @@ def test_a_missing_extra_is_one_sentence(
 
     monkeypatch.setitem(COMMANDS, "sample", command)
     assert run("sample") == 2
-    said = capsys.readouterr().err.strip()
-    assert said == f"error: this needs the package {package}; pip install 'lumiglue[{EXTRAS[package][0]}]'"
+    printed = capsys.readouterr().err.strip()
+    assert printed == f"error: this needs the package {package}; pip install 'lumiglue[{EXTRAS[package][0]}]'"
     monkeypatch.setattr("lumiglue.system.extras.find_spec", lambda name: None)
     with pytest.raises(lumiglue.InputError, match=f"needs the package {package}"):
         require(package)
@@ -177,10 +177,10 @@ def test_a_missing_extra_is_one_sentence(
 
 def test_help_fits_the_terminal_and_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert run("--help") == 0
-    said = capsys.readouterr().out
-    assert max(map(len, said.splitlines())) <= 80
-    assert len(said.splitlines()) < 75
-    assert all(f"  {name} " in said for name in COMMANDS)
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.splitlines())) <= 80
+    assert len(printed.splitlines()) < 75
+    assert all(f"  {name} " in printed for name in COMMANDS)
     assert "More" not in overview().splitlines()  # every group of commands has a heading
     assert run() == 2
 
@@ -195,10 +195,10 @@ def test_mistyped_commands_are_answered(capsys: pytest.CaptureFixture[str], tmp_
         (["zzz"], "there is no command 'zzz'; `lumiglue --help`"),
     ]:
         assert run(*words) == 2
-        said = capsys.readouterr().err.strip()
-        assert said.startswith("error: ")
-        assert answer in said
-        assert len(said.splitlines()) == 1
+        printed = capsys.readouterr().err.strip()
+        assert printed.startswith("error: ")
+        assert answer in printed
+        assert len(printed.splitlines()) == 1
     assert run("weights", "--help") == 0
     assert "lumiglue weights show: Print" in capsys.readouterr().out
 
@@ -209,8 +209,8 @@ def test_mistyped_commands_are_answered(capsys: pytest.CaptureFixture[str], tmp_
 def complete(shell_script: Path, *words: str) -> list[str]:
     """What bash offers after these words, the last of which is being typed."""
     listed = " ".join(f"'{word}'" for word in ("lumiglue", *words))
-    asked = f"source {shell_script}; COMP_WORDS=({listed}); COMP_CWORD={len(words)}; _lumiglue"
-    ask = asked + "; printf '%s\\n' \"${COMPREPLY[@]}\""
+    setup = f"source {shell_script}; COMP_WORDS=({listed}); COMP_CWORD={len(words)}; _lumiglue"
+    ask = setup + "; printf '%s\\n' \"${COMPREPLY[@]}\""
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert done.stderr == ""
     return done.stdout.split()
@@ -237,8 +237,8 @@ def test_bash_completes_commands_flags_and_choices(tmp_path: Path, capsys: pytes
 def test_completion_knows_the_flags_that_help_lists(capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("match", "pairs", "sfm", "train", "eval pose", "bench", "export onnx", "doctor"):
         assert run(*name.split(), "--help") == 0
-        said = capsys.readouterr().out
-        listed = {word.strip(",") for line in said.splitlines() for word in line.split() if word.startswith("--")}
+        printed = capsys.readouterr().out
+        listed = {word.strip(",") for line in printed.splitlines() for word in line.split() if word.startswith("--")}
         ours = set(flags_of(COMMANDS[name]))
         assert {flag for flag in listed if flag.removesuffix("|") in ours | {"--help"}} >= {
             f for f in ours if f.startswith("--")

@@ -76,10 +76,10 @@ def described(drawn: Path, tmp_path: Path) -> Path:
 
 def contents(path: Path) -> dict[str, np.ndarray]:
     """Every data set of an HDF5 file."""
-    found: dict[str, np.ndarray] = {}
+    arrays: dict[str, np.ndarray] = {}
     with h5py.File(path) as file:
-        file.visititems(lambda name, item: found.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
-    return found
+        file.visititems(lambda name, item: arrays.update({name: item[()]}) if isinstance(item, h5py.Dataset) else None)
+    return arrays
 
 
 def same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
@@ -120,7 +120,7 @@ def test_parts_are_whole_or_not_there(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "now", "told"),
+    ("before", "now", "message"),
     [
         ({"a": 1, "b": {"c": [1, 2]}}, {"a": 2, "b": {"c": [1, 2]}}, "a 1, now 2"),
         ({"a": 1}, {"a": 1, "b": True}, "b none, now true"),
@@ -134,8 +134,8 @@ def test_parts_are_whole_or_not_there(tmp_path: Path) -> None:
         ({"a": 1}, {"a": 1}, ""),
     ],
 )
-def test_records_say_what_they_do_not_agree_in(before: Any, now: Any, told: str) -> None:
-    assert differences(before, now) == (f" ({told})" if told else "")
+def test_records_say_what_they_do_not_agree_in(before: Any, now: Any, message: str) -> None:
+    assert differences(before, now) == (f" ({message})" if message else "")
 
 
 def test_a_file_belongs_to_one_process_and_one_record(tmp_path: Path) -> None:
@@ -167,11 +167,11 @@ def test_features_are_in_hlocs_layout(photos: Path, described: Path) -> None:
     alone = Sift(max_keypoints=200)(read_image(photos / "east/01.png"))
     with FeaturesFile(described) as file:
         assert file.names() == names
-        found = file.read("east/01.png")
-    assert np.array_equal(found.keypoints, alone.keypoints)
-    assert np.allclose(found.descriptors, alone.descriptors, atol=1e-3)
-    assert found.image_size == (320, 240)
-    assert found.extractor == "sift"
+        stored = file.read("east/01.png")
+    assert np.array_equal(stored.keypoints, alone.keypoints)
+    assert np.allclose(stored.descriptors, alone.descriptors, atol=1e-3)
+    assert stored.image_size == (320, 240)
+    assert stored.extractor == "sift"
 
 
 def test_description_goes_on_and_leaves_out_broken_images(
@@ -228,13 +228,13 @@ def test_matches_are_those_of_single_pairs(photos: Path, described: Path, tmp_pa
     pairs = exhaustive(image_names(photos))
     steps = list(match_in_parts(described, pairs, pipeline, out, in_threads(2, cached_images=3)))
     assert steps[-1].done == len(pairs) == 36
-    with FeaturesFile(described) as file, MatchesReader(out) as found:
+    with FeaturesFile(described) as file, MatchesReader(out) as reader:
         for a, b in pairs[::5]:
             (alone,) = pipeline.match_features([(file.read(a), file.read(b))])
-            assert np.array_equal(found.read(a, b), alone.pairs)
-            assert np.array_equal(found.read(b, a), alone.pairs.flip(1))
+            assert np.array_equal(reader.read(a, b), alone.pairs)
+            assert np.array_equal(reader.read(b, a), alone.pairs.flip(1))
         with pytest.raises(InputError, match="has no matches of"):
-            found.read("east/00.png", "nowhere.png")
+            reader.read("east/00.png", "nowhere.png")
     with h5py.File(out) as file:  # as hloc's find_pair looks for it
         assert {"matches0", "matching_scores0"} <= set(file["east-00.png/east-01.png"])  # pyright: ignore[reportArgumentType]
     list(match_in_parts(described, pairs, pipeline, out))  # there already
@@ -249,7 +249,7 @@ from lumiglue.collection.pairs import read_pairs
 from lumiglue.pipeline.pipeline import Pipeline
 matching.PAIRS_IN_A_PART = 3
 for step in matching.match_in_parts(features, read_pairs(pairs), Pipeline.pretrained("sift"), out, matching.in_threads(2)):
-    said.send(step.done)
+    sender.send(step.done)
     time.sleep(0.02)
 """
 
@@ -263,11 +263,11 @@ def test_kills_change_nothing(photos: Path, described: Path, tmp_path: Path) -> 
     server = multiprocessing.get_context("forkserver")  # which imports once for all the processes that are killed
     server.set_forkserver_preload(["lumiglue.collection.matching", "lumiglue.pipeline.pipeline"])
     while not out.exists():
-        heard, said = server.Pipe(duplex=False)
-        names = {"features": described, "pairs": pairs, "out": out, "said": said}
+        heard, sender = server.Pipe(duplex=False)
+        names = {"features": described, "pairs": pairs, "out": out, "sender": sender}
         process = server.Process(target=exec, args=(KILLED, names))
         process.start()
-        said.close()
+        sender.close()
         counts.append(heard.recv())
         if kills < 3:  # somewhere in the next parts
             for _ in range(int(rng.integers(1, 4))):
@@ -291,8 +291,8 @@ def test_a_pair_that_cannot_be_matched_stops_no_other(described: Path, tmp_path:
     assert [failure for step in steps for failure in step.failed] == [
         ("east/00.png gone.png", f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`")
     ]
-    with MatchesReader(tmp_path / "m.h5") as found:
-        assert len(found.read("west/20.png", "west/21.png")) > 30
+    with MatchesReader(tmp_path / "m.h5") as reader:
+        assert len(reader.read("west/20.png", "west/21.png")) > 30
 
 
 def test_a_full_disk_is_said_and_keeps_what_was_done(tmp_path: Path) -> None:
@@ -342,10 +342,10 @@ def test_a_cluster_that_loses_a_worker_gives_the_same_matches(photos: Path, desc
     environment = {**os.environ, "RAY_worker_niceness": "0"}  # of 15 by itself: on a busy machine they would hardly run
     done = subprocess.run(command, capture_output=True, text=True, timeout=900, env=environment)
     assert done.returncode == 0, done.stderr[-2000:]
-    said = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # Ray reports the restart
-    assert said["cores"] == said["actors"][0] == 2
+    report = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("{")))  # Ray reports the restart
+    assert report["cores"] == report["actors"][0] == 2
     reason = f"{described} has no features of 'gone.png'; write the file again with `lumiglue features`"
-    assert said["failed"] == [["east/00.png gone.png", reason]]
+    assert report["failed"] == [["east/00.png gone.png", reason]]
     on_ray, in_threads_alone = contents(out), contents(whole)
     assert on_ray.keys() == in_threads_alone.keys()
     for key, values in in_threads_alone.items():
@@ -389,9 +389,9 @@ def test_positions_come_from_exif(tmp_path: Path) -> None:
     exif[0x8825] = {1: "S", 2: (33.0, 51.0, 36.0), 3: "E", 4: (151.0, 12.0, 54.0)}
     photo.save(tmp_path / "gps.jpg", exif=exif)
     photo.save(tmp_path / "plain.jpg")
-    found = read_position(tmp_path / "gps.jpg")
-    assert found is not None
-    assert found == pytest.approx((-33.86, 151.215))
+    position = read_position(tmp_path / "gps.jpg")
+    assert position is not None
+    assert position == pytest.approx((-33.86, 151.215))
     assert read_position(tmp_path / "plain.jpg") is None
     assert read_position(tmp_path / "none.jpg") is None
 
@@ -423,8 +423,8 @@ def test_commands_from_photos_to_matches(photos: Path, tmp_path: Path, capsys: p
     assert main(["pairs", features, "-o", pairs, "--by", "position", "--photos", str(photos)]) == 2
     assert "0 of 9 photos" in capsys.readouterr().err.replace("\n", " ")
     assert main(["matches", features, pairs, "-o", matches]) == 0
-    with MatchesReader(matches) as found:
-        assert len(found.read("west/20.png", "west/21.png")) > 30
+    with MatchesReader(matches) as reader:
+        assert len(reader.read("west/20.png", "west/21.png")) > 30
 
 
 # -- reconstruction ----------------------------------------------------------------------------------------------------
@@ -464,10 +464,10 @@ def test_a_known_scene_is_reconstructed(
     model = pycolmap.Reconstruction(str(out / "0"))
     assert model.num_reg_images() == 8
     assert model.compute_mean_reprojection_error() < 1.0
-    found = np.array([image.projection_center() for _, image in sorted(model.images.items(), key=lambda i: i[1].name)])
+    estimated = np.array([image.projection_center() for _, image in sorted(model.images.items(), key=lambda i: i[1].name)])
     true = np.array([centres[name] for name in sorted(centres)])
     # the best similarity between the two (Umeyama 1991)
-    a, b = found - found.mean(0), true - true.mean(0)
+    a, b = estimated - estimated.mean(0), true - true.mean(0)
     u, s, vt = np.linalg.svd(b.T @ a)
     flip = np.diag([1, 1, np.sign(np.linalg.det(u @ vt))])
     aligned = (s * np.diag(flip)).sum() / (a**2).sum() * a @ (u @ flip @ vt).T
@@ -531,8 +531,8 @@ def test_photos_of_different_places_are_refused(photos: Path, tmp_path: Path, ca
     for number in range(3):
         write(apart / f"{number}.png", draw_photo(50 + number, 200, 150))
     assert main(["sfm", str(apart), "-o", str(tmp_path / "m"), "--max-keypoints", "150"]) == 2
-    said = capsys.readouterr().err.replace("\n", " ")  # a pair of drawn shapes may agree by chance, three do not
-    assert "are these photos of one place?" in said or "nothing could be reconstructed" in said
+    printed = capsys.readouterr().err.replace("\n", " ")  # a pair of drawn shapes may agree by chance, three do not
+    assert "are these photos of one place?" in printed or "nothing could be reconstructed" in printed
     assert not (tmp_path / "m" / "0").exists()
     (tmp_path / "two").mkdir()
     write(tmp_path / "two" / "a.png", draw_photo(1))
@@ -641,9 +641,9 @@ def test_what_colmap_cannot_take_is_said_first(
     for path in sorted(scene[0].glob("*.png"))[:3]:
         Image.fromarray(read_image(path)).save(photos / f"{path.stem}.webp", lossless=True)
     assert main(["sfm", str(photos), "-o", str(tmp_path / "out")]) == 2
-    said = capsys.readouterr().err.replace("\n", " ")
-    assert "left out: 0.webp: this COLMAP reads no WebP; convert it" in said
-    assert "holds 0 photos to use" in said
+    printed = capsys.readouterr().err.replace("\n", " ")
+    assert "left out: 0.webp: this COLMAP reads no WebP; convert it" in printed
+    assert "holds 0 photos to use" in printed
 
 
 def test_matches_of_other_features_are_not_used(

@@ -107,14 +107,14 @@ def server(folder: Path) -> Iterator[str]:
     )
     assert process.stdout is not None
     line = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", line)
-    if found:
-        yield found[0]
+    address = re.search(r"http://127\.0\.0\.1:\d+", line)
+    if address:
+        yield address[0]
     process.terminate()
     process.stdout.close()
     process.wait(30)
     log.close()
-    assert found, line + (folder / "log.txt").read_text()
+    assert address, line + (folder / "log.txt").read_text()
     assert not list((folder / "tmp").glob("lumiglue-demo-*")), "what users sent goes with the server"
     assert "Traceback" not in (folder / "log.txt").read_text()
 
@@ -148,16 +148,16 @@ def post(client: Any, a: bytes | Path, b: bytes | Path, **form: object) -> Any:
 def test_api_gives_what_the_pipeline_gives(client: Any, photos: list[Photos], expected: list[MatchResult]) -> None:
     reply = post(client, *photos[0], estimator="homography")
     assert reply.status_code == 200, reply.text
-    found, mine = reply.json(), expected[0]
-    assert found["matches"] == mine.matches.pairs.tolist()
-    np.testing.assert_array_equal(np.array(found["points0"], np.float32), mine.points0)
-    np.testing.assert_array_equal(np.array(found["keypoints1"], np.float32), mine.features1.keypoints)
-    np.testing.assert_allclose(found["scores"], mine.scores, atol=1e-5)
-    assert found["stop_layer"] == mine.matches.stop_layer == found["layers"][-1]["layer"]
-    assert found["layers"][-1]["matches"] == len(mine) > 20
-    assert sum(found["inliers"]) > 0.8 * len(mine)
-    assert found["fundamental"] is None
-    assert np.shape(found["homography"]) == (3, 3)
+    answer, mine = reply.json(), expected[0]
+    assert answer["matches"] == mine.matches.pairs.tolist()
+    np.testing.assert_array_equal(np.array(answer["points0"], np.float32), mine.points0)
+    np.testing.assert_array_equal(np.array(answer["keypoints1"], np.float32), mine.features1.keypoints)
+    np.testing.assert_allclose(answer["scores"], mine.scores, atol=1e-5)
+    assert answer["stop_layer"] == mine.matches.stop_layer == answer["layers"][-1]["layer"]
+    assert answer["layers"][-1]["matches"] == len(mine) > 20
+    assert sum(answer["inliers"]) > 0.8 * len(mine)
+    assert answer["fundamental"] is None
+    assert np.shape(answer["homography"]) == (3, 3)
     full = post(client, *photos[0], estimator="none", exit_ratio=0, prune_below=0, score_threshold=0.5).json()
     assert full["stop_layer"] == full["n_layers"] == len(full["layers"])
     assert {layer["pruned_before"] for layer in full["layers"]} == {0}
@@ -248,10 +248,10 @@ def test_no_file_of_the_server_can_be_read(client: Any, folder: Path, photos: li
         data = [claimed if k == place else value for k, value in enumerate(usual)]
         session = f"s{number}"
         joined = client.post("/gradio_api/queue/join", json={"data": data, "fn_index": click["id"], "session_hash": session})
-        said = joined.text + client.get("/gradio_api/queue/data", params={"session_hash": session}).text
-        assert "send the photo itself" in said, (path, said)
-        assert '"success":false' in said
-        assert "Traceback" not in said
+        answers = joined.text + client.get("/gradio_api/queue/data", params={"session_hash": session}).text
+        assert "send the photo itself" in answers, (path, answers)
+        assert '"success":false' in answers
+        assert "Traceback" not in answers
     copies = [
         file
         for file in (folder / "tmp").rglob("*")
@@ -268,18 +268,18 @@ def page(browser: Any, server: str) -> Iterator[Any]:
     page = browser.new_page(viewport={"width": 1300, "height": 900})
     page.set_default_timeout(PATIENCE)
     outside: list[str] = []
-    said: list[str] = []
+    messages: list[str] = []
     page.on(
         "request",
         lambda request: outside.append(request.url) if not request.url.startswith((server, "data:", "blob:")) else None,
     )
-    page.on("console", lambda message: said.append(message.text) if message.type == "error" else None)
+    page.on("console", lambda message: messages.append(message.text) if message.type == "error" else None)
     page.goto(server)
     page.wait_for_selector("#photo-a input[type=file]", state="attached")
     yield page
     page.close()
     assert outside == [], "the page loads nothing from elsewhere"
-    assert [text for text in said if "413" not in text] == []
+    assert [text for text in messages if "413" not in text] == []
 
 
 def send(page: Any, a: object, b: object) -> None:

@@ -26,24 +26,24 @@ def score(pair: int, scene: str, error: float, seed: int = 0, kind: str = "pose"
 def random_scores(seeds: int = 3) -> list[PairScore]:
     rng = np.random.default_rng(0)
     kinds = ["homography", "pose", "correspondences"]
-    found = []
+    scores = []
     for pair in range(60):
         base = score(pair, f"indoor/{pair % 7}", 0.0, kind=kinds[pair % 3], precision=float(rng.random()))
-        found += [replace(base, error=float(rng.exponential(6)), seed=seed) for seed in range(seeds)]
-    return found
+        scores += [replace(base, error=float(rng.exponential(6)), seed=seed) for seed in range(seeds)]
+    return scores
 
 
 def test_figures_are_those_of_the_summary_and_lie_in_their_intervals() -> None:
     scores = random_scores()
-    found = figures(scores, rounds=200)
+    measured = figures(scores, rounds=200)
     (summary,) = summarise(scores)
     assert summary.pairs == 60
     expected = {"planar F1": summary.f1}
     expected |= {f"pose AUC@{t}": v for t, v in zip((5, 10, 20), summary.pose_auc, strict=True)}
     expected |= {f"epipolar AUC@{t}": v for t, v in zip((3, 10, 20), summary.epipolar_auc, strict=True)}
-    assert {name: pytest.approx(figure.value) for name, figure in found.items()} == expected
-    assert all(figure.low < figure.value < figure.high for figure in found.values())
-    assert figures(scores[::-1], rounds=200) == found  # the order of the scores is of no matter
+    assert {name: pytest.approx(figure.value) for name, figure in measured.items()} == expected
+    assert all(figure.low < figure.value < figure.high for figure in measured.values())
+    assert figures(scores[::-1], rounds=200) == measured  # the order of the scores is of no matter
 
 
 def test_auc_over_seeds_is_the_mean_of_each_seeds_auc() -> None:
@@ -56,15 +56,15 @@ def test_scenes_are_resampled_whole() -> None:
     """All pairs of a scene are alike: the interval is that of resampling the scenes' own figures."""
     levels = [0.5, 1.0, 2.0, 3.0, 4.0, 4.5]
     scores = [score(20 * k + n, f"indoor/{k}", level) for k, level in enumerate(levels) for n in range(20)]
-    found = figures(scores, rounds=2000)["pose AUC@5"]
+    figure = figures(scores, rounds=2000)["pose AUC@5"]
     # the area of equal errors e under threshold 5, by the trapezoid rule, is nearly 1 - e / 5 for each
     means = [np.mean(1 - np.random.default_rng(k).choice(levels, len(levels)) / 5) * 100 for k in range(2000)]
     low, high = np.percentile(means, [2.5, 97.5])
-    assert found.low == pytest.approx(low, abs=3)
-    assert found.high == pytest.approx(high, abs=3)
+    assert figure.low == pytest.approx(low, abs=3)
+    assert figure.high == pytest.approx(high, abs=3)
     single = [replace(s, group="indoor/one") for s in scores]  # one scene: pairs are resampled, which is far narrower
     narrow = figures(single, rounds=500)["pose AUC@5"]
-    assert narrow.high - narrow.low < 0.4 * (found.high - found.low)
+    assert narrow.high - narrow.low < 0.4 * (figure.high - figure.low)
     assert len(levels) >= FEWEST_SCENES
 
 
@@ -139,7 +139,7 @@ def test_features_may_be_there_already() -> None:
         requested.append((name, turns))
         return features[name]
 
-    (found,) = score_features(pairs, features_of, {"nn": BASELINES["nn"]})
+    (score,) = score_features(pairs, features_of, {"nn": BASELINES["nn"]})
     assert requested == [("a", 0), ("b", 0)]
-    assert (found.matches, found.precision, found.layers_per_point) == (40, 1.0, 0.0)
-    assert found.error < 1e-3
+    assert (score.matches, score.precision, score.layers_per_point) == (40, 1.0, 0.0)
+    assert score.error < 1e-3

@@ -66,9 +66,9 @@ def test_nearest_neighbours_by_definition() -> None:
     distance = torch.cdist(a.descriptors.double(), b.descriptors.double())
     expected = [[i, int(row.argmin())] for i, row in enumerate(distance) if int(distance[:, row.argmin()].argmin()) == i]
     assert mutual_nearest_neighbours(a, b).pairs.tolist() == expected
-    kept = [[i, j] for i, j in expected if distance[i, j] <= 0.8 * distance[i].sort().values[1]]
-    assert mutual_nearest_neighbours(a, b, 0.8).pairs.tolist() == kept
-    assert 0 < len(kept) < len(expected)
+    distinct = [[i, j] for i, j in expected if distance[i, j] <= 0.8 * distance[i].sort().values[1]]
+    assert mutual_nearest_neighbours(a, b, 0.8).pairs.tolist() == distinct
+    assert 0 < len(distinct) < len(expected)
 
 
 @pytest.mark.parametrize("name", sorted(BASELINES))
@@ -115,9 +115,9 @@ def test_turned_photos_are_where_the_homography_says(degrees: int) -> None:
     image, image_from_photo = turned(photo, degrees)
     weights = image[..., 0].astype(float) * (image[..., 0] > 150)  # the canvas is grey, the photo black
     y, x = np.mgrid[: image.shape[0], : image.shape[1]]
-    found = [(weights * x).sum() / weights.sum(), (weights * y).sum() / weights.sum()]
+    centroid = [(weights * x).sum() / weights.sum(), (weights * y).sum() / weights.sum()]
     expected = transform(torch.from_numpy(image_from_photo), torch.tensor([[101.0, 21.0]], dtype=torch.float64))
-    assert found == pytest.approx(expected[0].tolist(), abs=0.2)  # grey mixes in at its rim
+    assert centroid == pytest.approx(expected[0].tolist(), abs=0.2)  # grey mixes in at its rim
     corners = transform(torch.from_numpy(image_from_photo), torch.tensor([[0.0, 0], [120, 0], [120, 89], [0, 89]]).double())
     assert float(corners.min()) >= -0.5
     assert (corners.amax(0) <= torch.tensor([image.shape[1] - 0.5, image.shape[0] - 0.5])).all()
@@ -130,8 +130,8 @@ def test_shrunk_photos_are_where_the_homography_says() -> None:
     assert image.shape == (30, 40, 3)
     assert (image[10:12, 20:22] == 255).all()
     assert image.sum() == 4 * 255 * 3
-    found = transform(torch.from_numpy(image_from_photo), torch.tensor([[62.5, 32.5]], dtype=torch.float64))[0]
-    assert found.tolist() == pytest.approx([20.5, 10.5])
+    mapped = transform(torch.from_numpy(image_from_photo), torch.tensor([[62.5, 32.5]], dtype=torch.float64))[0]
+    assert mapped.tolist() == pytest.approx([20.5, 10.5])
     with pytest.raises(InputError, match=r"factor is 0\.5; give 1 or more"):
         shrunk(photo, 0.5)
 
@@ -220,8 +220,8 @@ def test_a_pose_that_was_not_found_is_none() -> None:
     rng = np.random.default_rng(0)
     intrinsics = np.array([[500.0, 0, 320], [0, 500, 240], [0, 0, 1]])
     points = rng.uniform(0, 480, (8, 2, 5, 2))
-    found = [relative_pose(a, b, intrinsics, intrinsics) for a, b in points]
-    assert any(pose is None for pose in found)
-    for pose in found:
+    poses = [relative_pose(a, b, intrinsics, intrinsics) for a, b in points]
+    assert any(pose is None for pose in poses)
+    for pose in poses:
         assert pose is None or (pose[2].sum() >= 5 and np.linalg.norm(pose[1]) > 0.5)
     assert pose_error(torch.eye(3), torch.zeros(3), torch.eye(3), torch.tensor([1.0, 0, 0])) == float("inf")

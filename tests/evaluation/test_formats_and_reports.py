@@ -63,12 +63,12 @@ def test_opencv_finds_the_pose_that_poselib_finds() -> None:
         pixels.append(seen[:, :2] / seen[:, 2:] + rng.normal(0, 0.2, (200, 2)))
     pixels[1][:60] = rng.uniform(0, 480, (60, 2))
     for estimator in (relative_pose, relative_pose_opencv):
-        found = estimator(pixels[0], pixels[1], k0, k1)
-        assert found is not None
-        assert np.abs(found[0] - rotation).max() < 0.01
-        assert found[1] / np.linalg.norm(found[1]) @ translation / np.linalg.norm(translation) > 0.999
-        assert found[2][60:].mean() > 0.9
-        assert found[2][:60].mean() < 0.2
+        pose = estimator(pixels[0], pixels[1], k0, k1)
+        assert pose is not None
+        assert np.abs(pose[0] - rotation).max() < 0.01
+        assert pose[1] / np.linalg.norm(pose[1]) @ translation / np.linalg.norm(translation) > 0.999
+        assert pose[2][60:].mean() > 0.9
+        assert pose[2][:60].mean() < 0.2
     assert relative_pose_opencv(pixels[0][:4], pixels[1][:4], k0, k1) is None
 
 
@@ -227,7 +227,7 @@ def test_strechas_cameras(world_views: tuple[list[np.ndarray], list[Camera]], tm
 def test_opencvs_ratio_test_by_definition(flann: bool) -> None:
     a = make_features(60, 1, dim=64)
     b = make_features(70, 2, dim=64, like=a)
-    found = opencv_ratio(a, b, flann=flann, ratio=0.8)
+    matches = opencv_ratio(a, b, flann=flann, ratio=0.8)
     distance = torch.cdist(a.descriptors.double(), b.descriptors.double())
     expected: dict[int, int] = {}
     for i, row in enumerate(distance):
@@ -236,8 +236,8 @@ def test_opencvs_ratio_test_by_definition(flann: bool) -> None:
             expected[nearest] = i
     both = {(i, j) for j, i in expected.items()}
     assert len(both) > 15
-    assert len(both & {(i, j) for i, j in found.pairs.tolist()}) >= (0.95 if flann else 1.0) * len(both)
-    assert len({j for _, j in found.pairs.tolist()}) == len(found)
+    assert len(both & {(i, j) for i, j in matches.pairs.tolist()}) >= (0.95 if flann else 1.0) * len(both)
+    assert len({j for _, j in matches.pairs.tolist()}) == len(matches)
 
 
 # -- results on disk --------------------------------------------------------------------------------------------------
@@ -344,11 +344,11 @@ def test_examples_are_the_worst_and_the_most_improved() -> None:
         return Run(name, [score(a, method, error) for a, error in errors.items()], {})
 
     new, old = run("new", {"p": 1.0, "q": 18.0, "r": 3.0}), run("old", {"p": float("inf"), "q": 17.0, "r": 4.0})
-    found = [(e.score.a, e.why) for e in examples([new, old], "lumiglue", "nn", 1)]
-    assert found == [("q", "among the worst"), ("p", "gains most over old: inf degrees there")]
+    chosen = [(e.score.a, e.why) for e in examples([new, old], "lumiglue", "nn", 1)]
+    assert chosen == [("q", "among the worst"), ("p", "gains most over old: inf degrees there")]
     alone = Run("one", [*new.scores, score("r", "nn", 9.0)], {})
-    found = [(e.score.a, e.why) for e in examples([alone], "lumiglue", "nn", 3)][-1]
-    assert found == ("r", "gains most over nn: 9.00 degrees there")
+    chosen = [(e.score.a, e.why) for e in examples([alone], "lumiglue", "nn", 3)][-1]
+    assert chosen == ("r", "gains most over nn: 9.00 degrees there")
 
 
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="Debian's chromium is not installed")
@@ -358,9 +358,9 @@ def test_a_browser_shows_the_report(report: Path) -> None:
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         page = browser.new_page(viewport={"width": 1280, "height": 900})
-        said: list[str] = []
-        page.on("console", lambda message: said.append(message.text))
-        page.on("request", lambda request: said.append(request.url) if request.url.startswith("http") else None)
+        messages: list[str] = []
+        page.on("console", lambda message: messages.append(message.text))
+        page.on("request", lambda request: messages.append(request.url) if request.url.startswith("http") else None)
         page.goto(report.as_uri())
         assert page.title() == "many and few"
         assert page.locator("table").count() == 3
@@ -372,5 +372,5 @@ def test_a_browser_shows_the_report(report: Path) -> None:
         assert all(width > 500 for width in widths), widths
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         assert overflow <= 0
-        assert said == []
+        assert messages == []
         browser.close()

@@ -73,9 +73,9 @@ def test_lower_precision_contenders_run() -> None:
     jobs = speed.contenders(["lumiglue bf16", "int8", "openvino bf16"], model, pairs, speed.FULL)
     with torch.inference_mode():
         for name, job in jobs.items():
-            found = job()
-            assert isinstance(found, list), name
-            assert [matches.stop_layer for matches in found] == [5, 5], name
+            results = job()
+            assert isinstance(results, list), name
+            assert [matches.stop_layer for matches in results] == [5, 5], name
     assert {p.dtype for p in model.parameters()} == {torch.float32}  # the copy alone was lowered
 
 
@@ -93,8 +93,8 @@ def test_contenders_on_a_gpu_find_the_cpus_matches(settings: MatchSettings) -> N
     with torch.inference_mode():
         for job in jobs.values():
             job()
-        found = jobs["lumiglue"]()
-    assert [torch.equal(m.pairs.cpu(), e.pairs) for m, e in zip(found, expected, strict=True)] == [True, True]  # pyright: ignore[reportArgumentType, reportCallIssue]
+        matches = jobs["lumiglue"]()
+    assert [torch.equal(m.pairs.cpu(), e.pairs) for m, e in zip(matches, expected, strict=True)] == [True, True]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(InputError, match="'openvino' does not run on a cuda"):
         speed.contenders(["openvino"], model, on_gpu, settings)
     assert speed.peak_memory("lumiglue", "compact", 256, "cuda") > 0
@@ -136,10 +136,10 @@ def test_the_command_prints_times_ratios_and_memory(
     monkeypatch.setattr("lumiglue.matcher.precision._TOKENS", 64)  # bfloat16 is slow on processors that lack it
     command = ["bench", "--sizes", "64", "--preset", "compact", "--against", "onnxruntime", "--rounds", "2", "--memory"]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "products" in said
-    assert "compact, full depth, 64 x 64 points: median ms of 2 rounds" in said
-    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in said.splitlines() if line.startswith("│")}
+    printed = capsys.readouterr().out
+    assert "products" in printed
+    assert "compact, full depth, 64 x 64 points: median ms of 2 rounds" in printed
+    rows = {line.split("│")[1].strip(): line.split("│")[2:-1] for line in printed.splitlines() if line.startswith("│")}
     assert list(rows) == ["lumiglue", "onnxruntime"]
     assert rows["lumiglue"][2].strip() == "1.00 (1.00 to 1.00)"
     assert all(float(row[0]) > 0 and float(row[5]) >= 0 for row in rows.values())

@@ -86,8 +86,8 @@ def test_a_view_shows_each_point_where_its_homography_says(yardstick: Any) -> No
     inside = ((there > 4) & (there < np.array([width, height]) - 5)).all(1)
     shown = cv2.remap(view, there[:, :1], there[:, 1:], cv2.INTER_LINEAR)[:, 0]
     shifted = cv2.remap(view, there[:, :1] + 2, there[:, 1:], cv2.INTER_LINEAR)[:, 0]
-    wanted = photo[y.ravel(), x.ravel()]
-    error, error_shifted = (float(np.abs(side[inside].astype(float) - wanted[inside]).mean()) for side in (shown, shifted))
+    expected = photo[y.ravel(), x.ravel()]
+    error, error_shifted = (float(np.abs(side[inside].astype(float) - expected[inside]).mean()) for side in (shown, shifted))
     assert inside.sum() > 100
     assert error < 0.4 * error_shifted
     back = cv2.perspectiveTransform(np.array([[[1.0, 1.0]]]), np.linalg.inv(view_from_photo))[0, 0]

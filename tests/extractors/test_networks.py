@@ -37,20 +37,20 @@ def test_features_of_a_photo(saved: tuple[str, Path]) -> None:
     name, file = saved
     photo = draw_photo(1, 320, 250)
     extractor = create_extractor(name, max_keypoints=60, resize=160, weights=file)
-    found = extractor(photo)
+    features = extractor(photo)
     assert (extractor.name, extractor.descriptor_dim) == (name, {"disk": 128, "xfeat": 64, "superpoint": 256}[name])
-    assert 0 < len(found) <= 60 or name == "xfeat"  # random weights may find none
-    assert found.descriptors.shape == (len(found), extractor.descriptor_dim)
-    assert found.image_size == (320, 250)
-    assert torch.allclose(found.descriptors.norm(dim=1), torch.ones(len(found)), atol=1e-5)
-    assert bool((found.keypoints >= -0.5).all())
-    assert bool((found.keypoints <= torch.tensor([319.5, 249.5])).all())
-    assert found.scores is not None
-    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+    assert 0 < len(features) <= 60 or name == "xfeat"  # random weights may find none
+    assert features.descriptors.shape == (len(features), extractor.descriptor_dim)
+    assert features.image_size == (320, 250)
+    assert torch.allclose(features.descriptors.norm(dim=1), torch.ones(len(features)), atol=1e-5)
+    assert bool((features.keypoints >= -0.5).all())
+    assert bool((features.keypoints <= torch.tensor([319.5, 249.5])).all())
+    assert features.scores is not None
+    assert features.scores.tolist() == sorted(features.scores.tolist(), reverse=True)
     again = extractor(photo)
-    assert torch.equal(found.keypoints, again.keypoints)
-    assert torch.equal(found.descriptors, again.descriptors)
-    assert not found.descriptors.is_inference()
+    assert torch.equal(features.keypoints, again.keypoints)
+    assert torch.equal(features.descriptors, again.descriptors)
+    assert not features.descriptors.is_inference()
 
 
 def test_keypoints_come_back_to_the_photos_pixels(saved: tuple[str, Path]) -> None:
@@ -61,8 +61,8 @@ def test_keypoints_come_back_to_the_photos_pixels(saved: tuple[str, Path]) -> No
     from lumiglue.images import resize_long_side
 
     small = extractor(resize_long_side(big, 160))
-    found = extractor(big)
-    assert torch.allclose(found.keypoints, (small.keypoints + 0.5) * 2 - 0.5)
+    features = extractor(big)
+    assert torch.allclose(features.keypoints, (small.keypoints + 0.5) * 2 - 0.5)
 
 
 def test_tiny_and_blank_images_have_features_or_none(saved: tuple[str, Path]) -> None:

@@ -62,10 +62,10 @@ def test_tiles_cover_each_pixel_once_and_stay_small() -> None:
 
     for height, width in ((512, 512), (513, 700), (900, 300)):
         extractor = Every()
-        found = Tiled(extractor=extractor, tile=512, max_keypoints=10**7)(np.zeros((height, width, 3), np.uint8))
-        assert len(found) == height * width
-        assert len(torch.unique(found.keypoints, dim=0)) == height * width
-        assert found.image_size == (width, height)
+        features = Tiled(extractor=extractor, tile=512, max_keypoints=10**7)(np.zeros((height, width, 3), np.uint8))
+        assert len(features) == height * width
+        assert len(torch.unique(features.keypoints, dim=0)) == height * width
+        assert features.image_size == (width, height)
         assert max(max(shape) for shape in extractor.seen) <= 512
 
 
@@ -106,17 +106,17 @@ def test_a_mask_keeps_the_points_of_the_whole_photo_inside() -> None:
     mask = np.zeros(PHOTO.shape[:2], dtype=bool)
     mask[60:180, 100:250] = True
     sift = Sift(max_keypoints=60, resize=None)
-    found, everything = extract_inside(sift, PHOTO, mask), replace(sift, max_keypoints=5000)(PHOTO)
-    x, y = (found.keypoints + 0.5).floor().long().unbind(1)
+    masked, everything = extract_inside(sift, PHOTO, mask), replace(sift, max_keypoints=5000)(PHOTO)
+    x, y = (masked.keypoints + 0.5).floor().long().unbind(1)
     assert mask[y.numpy(), x.numpy()].all()
     column, row = (everything.keypoints + 0.5).floor().long().unbind(1)
     inside = everything[torch.nonzero(torch.from_numpy(mask[row.numpy(), column.numpy()]))[:, 0]]
-    assert len(found) == min(60, len(inside))
-    assert rows(found) <= rows(inside)
+    assert len(masked) == min(60, len(inside))
+    assert rows(masked) <= rows(inside)
     assert len(extract_inside(sift, PHOTO, np.zeros_like(mask))) == 0
     assert torch.equal(extract_inside(sift, PHOTO, np.ones_like(mask)).keypoints, sift(PHOTO).keypoints)
     tiled = Tiled(extractor=sift, tile=512, max_keypoints=60)
-    assert rows(extract_inside(tiled, PHOTO, mask)) == rows(found)
+    assert rows(extract_inside(tiled, PHOTO, mask)) == rows(masked)
 
 
 def test_own_extractors_are_masked_too() -> None:

@@ -65,10 +65,10 @@ def run(name: str, seconds: int) -> int:
                 break
             crashes += 1
             save(name, f"crash{crashes}", (scratch / "now").read_bytes(), text[-4000:])
-        found = sorted(path.name for path in (FOUND / name).glob("*") if path.suffix != ".txt")
+        files = sorted(path.name for path in (FOUND / name).glob("*") if path.suffix != ".txt")
         taken = time.monotonic() - start
-        print(f"{name}: {executions} files, {edges} edges, {taken:.0f} s, {crashes} crashes, found {found}", flush=True)
-    return int(bool(found))
+        print(f"{name}: {executions} files, {edges} edges, {taken:.0f} s, {crashes} crashes, found {files}", flush=True)
+    return int(bool(files))
 
 
 def _in_a_fork(name: str, seconds: int, scratch: Path) -> int:

@@ -90,7 +90,7 @@ def small_photo() -> np.ndarray:
 
 
 def image_seeds(folder: Path) -> list[bytes]:
-    photo, found = Image.fromarray(small_photo()), []
+    photo, seeds = Image.fromarray(small_photo()), []
     exif = Image.Exif()
     exif[0x0112] = 6
     exif[0x8825] = {1: "N", 2: (1.0, 2.0, 3.0), 3: "W", 4: (4.0, 5.0, 6.0)}
@@ -106,12 +106,12 @@ def image_seeds(folder: Path) -> list[bytes]:
     ]:  # fmt: skip
         buffer = io.BytesIO()
         image.save(buffer, name, **options)
-        found.append(buffer.getvalue())
+        seeds.append(buffer.getvalue())
     for suffix in (".tif", ".png", ".ppm"):
         coded, data = cv2.imencode(suffix, small_photo().astype(np.uint16) * 257)
         assert coded
-        found.append(data.tobytes())
-    return found
+        seeds.append(data.tobytes())
+    return seeds
 
 
 def read_as_image(data: bytes, folder: Path) -> None:
@@ -378,11 +378,11 @@ def small_models() -> list[LightGlue | SuperGlue]:
 
 
 def weights_seeds(folder: Path) -> list[bytes]:
-    found = []
+    seeds = []
     for model in small_models():
         save_weights(model, folder / "w.safetensors", {"hours": 1.5})
-        found.append((folder / "w.safetensors").read_bytes())
-    return found
+        seeds.append((folder / "w.safetensors").read_bytes())
+    return seeds
 
 
 def read_weights(path: Path) -> None:
@@ -397,10 +397,10 @@ def weights_structure(data: bytes, folder: Path) -> None:
     config = asdict(model.config)
     if draw.byte() % 2:
         config = odd_json(config, draw)
-    said = draw.pick((json.dumps(config), "[]", "{", "null", "3", "[" * 20000))
+    config_text = draw.pick((json.dumps(config), "[]", "{", "null", "3", "[" * 20000))
     name = draw.pick(("lumiglue-lightglue", "lumiglue-superglue", "x"))
     metadata = draw.pick(("{}", "[]", "[" * 20000, "null", "{"))
-    header = {"format": name, "config": said, "metadata": metadata}
+    header = {"format": name, "config": config_text, "metadata": metadata}
     (folder / "w.safetensors").write_bytes(save(tensors, metadata=header))
     read_weights(folder / "w.safetensors")
 

@@ -113,14 +113,14 @@ def test_adaptivity_off_equals_the_plain_forward(pairs: Pairs) -> None:
         f0, f1 = head.features(x).split(packed.lengths[0])
         z0, z1 = head.matchability_logits(x).split(packed.lengths[0])
         p = log_assignment(f0 @ f1.T, z0, z1).exp()
-    found = [
+    matches = [
         (i, j)
         for i in range(len(a))
         for j in range(len(b))
         if p[i, j] > 0.1 and p[i, j] == p[i].max() and p[i, j] == p[:, j].max()
     ]
     result = match(model, [(a, b)], OFF)[0]
-    assert [tuple(row) for row in result.pairs.tolist()] == found
+    assert [tuple(row) for row in result.pairs.tolist()] == matches
     assert result.stop_layer == model.config.n_layers
     assert bool((result.layers0 == model.config.n_layers).all())
 
@@ -261,10 +261,10 @@ def test_a_new_matcher_is_a_nearest_neighbour_matcher() -> None:
     model = LightGlue(LightGlueConfig(descriptor_dim=32, d=64, heads=4, n_layers=2, project_input=True)).eval()
     a = make_features(50, 1)
     b = make_features(50, 2, like=a)
-    found = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
+    matches = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
     cosine = a.descriptors @ b.descriptors.T
     mutual = {(i, int(j)) for i, j in enumerate(cosine.argmax(1)) if int(cosine[:, j].argmax()) == i}
-    assert len({tuple(row) for row in found.pairs.tolist()} & mutual) >= 25
+    assert len({tuple(row) for row in matches.pairs.tolist()} & mutual) >= 25
 
 
 @pytest.mark.parametrize(
@@ -340,11 +340,11 @@ def test_without_matchability_the_assignment_is_the_double_softmax() -> None:
     model = make_model(ablation="no-matchability")
     a = make_features(40, 1)
     b = make_features(30, 2, like=a)
-    found = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
+    matches = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
     f0, f1 = model.heads[-1].features(last_state(model, a, b)).detach().split([40, 30])
     p = (f0 @ f1.T).softmax(0) * (f0 @ f1.T).softmax(1)
-    assert len(found) > 5
-    assert_close(found.scores, p[found.pairs[:, 0], found.pairs[:, 1]])
+    assert len(matches) > 5
+    assert_close(matches.scores, p[matches.pairs[:, 0], matches.pairs[:, 1]])
 
 
 def test_bfloat16_layers_keep_float32_states() -> None:

@@ -48,15 +48,15 @@ def _definition(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 )
 def test_it_is_attention(n: int, m: int, c: int) -> None:
     q, k, v = _qkv(n, m, c)
-    found, expected = fused_attention(q, k, v), _definition(q, k, v)
-    assert found is not None
-    assert found.shape == (n, 2, c)
+    actual, expected = fused_attention(q, k, v), _definition(q, k, v)
+    assert actual is not None
+    assert actual.shape == (n, 2, c)
     batched = [x.transpose(0, 1)[None] for x in (q, k, v)]
     usual = F.scaled_dot_product_attention(batched[0], batched[1], batched[2])[0].transpose(0, 1)
     rounding = (usual.double() - expected).square().mean().sqrt()  # what PyTorch's kernel of the same precision is off
     if n > 1:  # a single row is rounded by luck
-        assert (found.double() - expected).square().mean().sqrt() <= 1.3 * rounding + 1e-4
-    assert (found.double() - expected).abs().max() <= 2**-8 * float(v.abs().max()) * 1.5
+        assert (actual.double() - expected).square().mean().sqrt() <= 1.3 * rounding + 1e-4
+    assert (actual.double() - expected).abs().max() <= 2**-8 * float(v.abs().max()) * 1.5
 
 
 @needs_kernel
@@ -65,9 +65,9 @@ def test_sharp_attention_picks_its_key() -> None:
     keys = F.normalize(torch.randn(200, 1, 64, generator=torch.Generator().manual_seed(0)), dim=2).bfloat16()
     values = torch.randn(200, 1, 64).bfloat16()
     order = torch.randperm(200)
-    found = fused_attention((800 * keys[order]).bfloat16(), keys, values)
-    assert found is not None
-    assert torch.equal(found, values[order])
+    actual = fused_attention((800 * keys[order]).bfloat16(), keys, values)
+    assert actual is not None
+    assert torch.equal(actual, values[order])
 
 
 @needs_kernel
@@ -79,8 +79,8 @@ def test_what_one_offset_cannot_serve_is_left_to_pytorch(scale: float) -> None:
     k[:, :, 0], q = 0.0, torch.zeros_like(q).contiguous()
     q[:, :, 0] = scale
     assert fused_attention(q, (k * 50).bfloat16(), v) is None
-    found = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [(40, 0)])
-    assert torch.isfinite(found).all() == math.isfinite(scale)
+    actual = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [(40, 0)])
+    assert torch.isfinite(actual).all() == math.isfinite(scale)
 
 
 @needs_kernel
@@ -100,15 +100,15 @@ def test_threads_change_no_bit() -> None:
     q, k, v = _qkv(333, 444, 64, heads=4)
     before = torch.get_num_threads()
     try:
-        found = []
+        outputs = []
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            found.append(fused_attention(q, k, v))
+            outputs.append(fused_attention(q, k, v))
         with ThreadPoolExecutor(8) as pool:
-            found += list(pool.map(lambda _: fused_attention(q, k, v), range(16)))
+            outputs += list(pool.map(lambda _: fused_attention(q, k, v), range(16)))
     finally:
         torch.set_num_threads(before)
-    assert all(other is not None and torch.equal(other, found[0]) for other in found)  # pyright: ignore[reportArgumentType]
+    assert all(other is not None and torch.equal(other, outputs[0]) for other in outputs)  # pyright: ignore[reportArgumentType]
 
 
 @needs_kernel
@@ -118,9 +118,9 @@ def test_a_matcher_in_bf16_keeps_the_matches() -> None:
     pairs = pack([(a, make_features(120, 1, like=a))], model.config)
     expected = {tuple(pair) for pair in model.match(pairs)[0].pairs.tolist()}
     matches = model.match(pairs, layers=execution_layers(model, "bf16"))[0]
-    found = {tuple(pair) for pair in matches.pairs.tolist()}
+    rows = {tuple(pair) for pair in matches.pairs.tolist()}
     assert len(expected) > 3
-    assert len(found & expected) >= 0.95 * len(expected | found)
+    assert len(rows & expected) >= 0.95 * len(expected | rows)
 
 
 def test_what_it_does_not_fit_is_left_alone() -> None:
@@ -137,12 +137,12 @@ def test_what_it_does_not_fit_is_left_alone() -> None:
 def test_rotation_turns_planes(n: int, c: int) -> None:
     x = torch.randn(n, 9, c).bfloat16()[:, :5]
     angles = torch.randn(n, c // 2)
-    found = rotated(x, angles.cos(), angles.sin())
+    actual = rotated(x, angles.cos(), angles.sin())
     a, b = x.double().chunk(2, dim=2)
     cosine, sine = angles.double().cos()[:, None], angles.double().sin()[:, None]
     expected = torch.cat([a * cosine - b * sine, b * cosine + a * sine], dim=2)
-    assert found is not None
-    torch.testing.assert_close(found.double(), expected, rtol=2**-8, atol=1e-5)
+    assert actual is not None
+    torch.testing.assert_close(actual.double(), expected, rtol=2**-8, atol=1e-5)
 
 
 @needs_kernel

@@ -59,11 +59,11 @@ def test_matches_do_not_depend_on_how_a_gpu_fills_up(monkeypatch: pytest.MonkeyP
     together = pack(pairs, model.config)
     expected = model.match(together)
     monkeypatch.setattr(attention, "choose_path", lambda *_: "padded")
-    for found, one in zip(model.match(together), expected, strict=True):
-        assert torch.equal(found.pairs, one.pairs)
-        assert_close(found.scores, one.scores, rtol=0, atol=1e-5)
-        assert found.stop_layer == one.stop_layer
-        assert torch.equal(found.layers0, one.layers0)
+    for matches, one in zip(model.match(together), expected, strict=True):
+        assert torch.equal(matches.pairs, one.pairs)
+        assert_close(matches.scores, one.scores, rtol=0, atol=1e-5)
+        assert matches.stop_layer == one.stop_layer
+        assert torch.equal(matches.layers0, one.layers0)
     assert sum(len(one) for one in expected) >= 10
 
 

@@ -162,13 +162,13 @@ def test_matches_are_mutual_maxima_above_the_threshold() -> None:
     b = make_features(30, 2, like=a)
     p = twin(model, a, b)[:-1, :-1]
     for threshold in (None, 0.0, 0.5):
-        found = model.match(pack([(a, b)], model.config), MatchSettings(score_threshold=threshold))[0]
+        matches = model.match(pack([(a, b)], model.config), MatchSettings(score_threshold=threshold))[0]
         limit = 0.2 if threshold is None else threshold
         expected = [
             [i, j] for i in range(40) for j in range(30) if p[i, j] == p[i].max() == p[:, j].max() and p[i, j] > limit
         ]
-        assert found.pairs.tolist() == expected
-        assert_close(found.scores.double(), p[found.pairs[:, 0], found.pairs[:, 1]], atol=2e-5, rtol=0)
+        assert matches.pairs.tolist() == expected
+        assert_close(matches.scores.double(), p[matches.pairs[:, 0], matches.pairs[:, 1]], atol=2e-5, rtol=0)
 
 
 def test_packed_is_one_by_one(pairs: list[tuple[Features, Features]]) -> None:
@@ -220,25 +220,25 @@ def test_saved_weights_load_to_the_same_matcher(tmp_path: Path) -> None:
 
 def released_names(model: SuperGlue) -> dict[str, Tensor]:
     """The state in the naming and layout of the released files: channel c of head h at c * heads + h."""
-    heads, found = model.config.heads, {}
+    heads, tensors = model.config.heads, {}
     for name, tensor in model.state_dict().items():
         match name.split("."):
             case ["layers", i, ("q" | "k" | "v") as part, leaf]:
                 apart = tensor.unflatten(0, (heads, -1)).transpose(0, 1).flatten(0, 1)
-                found[f"gnn.layers.{i}.attn.proj.{'qkv'.index(part)}.{leaf}"] = apart
+                tensors[f"gnn.layers.{i}.attn.proj.{'qkv'.index(part)}.{leaf}"] = apart
             case ["layers", i, "out", "weight"]:
-                found[f"gnn.layers.{i}.attn.merge.weight"] = tensor.unflatten(1, (heads, -1)).transpose(1, 2).flatten(1)
+                tensors[f"gnn.layers.{i}.attn.merge.weight"] = tensor.unflatten(1, (heads, -1)).transpose(1, 2).flatten(1)
             case ["layers", i, "out", "bias"]:
-                found[f"gnn.layers.{i}.attn.merge.bias"] = tensor
+                tensors[f"gnn.layers.{i}.attn.merge.bias"] = tensor
             case ["layers", i, "mlp", *rest]:
-                found[f"gnn.layers.{i}.mlp.{'.'.join(rest)}"] = tensor
+                tensors[f"gnn.layers.{i}.mlp.{'.'.join(rest)}"] = tensor
             case ["keypoint_encoder", *rest]:
-                found[f"kenc.encoder.{'.'.join(rest)}"] = tensor
+                tensors[f"kenc.encoder.{'.'.join(rest)}"] = tensor
             case ["projection", leaf]:
-                found[f"final_proj.{leaf}"] = tensor
+                tensors[f"final_proj.{leaf}"] = tensor
             case _:
-                found["bin_score"] = tensor
-    return {n: t[..., None] if t.ndim == 2 else t for n, t in found.items()}  # convolutions of width 1
+                tensors["bin_score"] = tensor
+    return {n: t[..., None] if t.ndim == 2 else t for n, t in tensors.items()}  # convolutions of width 1
 
 
 @pytest.mark.parametrize("wrapper", ["", "module.", "superglue."])
@@ -291,10 +291,10 @@ def test_transformers_superglue_says_the_same(tmp_path: Path) -> None:
     )
     with torch.inference_mode():
         matches, matching_scores, *_ = theirs._match_image_pair(points, descriptors, scores, 480, 640)
-    found = ours.match(pack([(a, b)], ours.config), MatchSettings(score_threshold=0.0))[0]
-    assert len(found) > 10
-    assert torch.equal(found.matches0(50), matches[0, 0].long())
-    assert_close(found.scores0(50), matching_scores[0, 0] * (matches[0, 0] >= 0), atol=1e-5, rtol=0)
+    actual = ours.match(pack([(a, b)], ours.config), MatchSettings(score_threshold=0.0))[0]
+    assert len(actual) > 10
+    assert torch.equal(actual.matches0(50), matches[0, 0].long())
+    assert_close(actual.scores0(50), matching_scores[0, 0] * (matches[0, 0] >= 0), atol=1e-5, rtol=0)
 
 
 # -- training ---------------------------------------------------------------------------------------------------------

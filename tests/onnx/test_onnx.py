@@ -57,9 +57,9 @@ def test_random_matchers_adapt_alike(
     pairs: list[tuple[Features, Features]], runtime: Runtime, settings: MatchSettings
 ) -> None:
     model = make_model()
-    found = OnnxMatcher(model, runtime).match_features(pairs, settings)
+    actual = OnnxMatcher(model, runtime).match_features(pairs, settings)
     expected = [by_torch(model, pair, settings) for pair in pairs]
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         assert_same(mine, theirs)
     if settings == EAGER:
         assert len({matches.stop_layer for matches in expected}) > 2  # pairs stop at several layers
@@ -88,10 +88,10 @@ def test_the_default_weights_on_real_photos(photos: list[tuple[Features, Feature
     model = load_weights(pretrained_path("sift"))
     assert isinstance(model, LightGlue)
     for settings in (MatchSettings(), FULL, MatchSettings(exit_ratio=0.9, prune_below=0.1)):
-        found = OnnxMatcher(model, runtime).match_features(photos, settings)
-        for mine, pair in zip(found, photos, strict=True):
+        actual = OnnxMatcher(model, runtime).match_features(photos, settings)
+        for mine, pair in zip(actual, photos, strict=True):
             assert_same(mine, by_torch(model, pair, settings))
-    assert len(found[0]) > 100
+    assert len(actual[0]) > 100
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.995), ("int8", 0.95)])
@@ -113,8 +113,8 @@ def test_threads_share_a_matcher(runtime: Runtime) -> None:
     todo = list(pairwise(images))
     matcher = OnnxMatcher(model, runtime)
     with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda pair: matcher.match_features([pair])[0], todo * 3))
-    for mine, pair in zip(found, todo * 3, strict=True):
+        results = list(threads.map(lambda pair: matcher.match_features([pair])[0], todo * 3))
+    for mine, pair in zip(results, todo * 3, strict=True):
         assert_same(mine, by_torch(model, pair, MatchSettings()))
 
 
@@ -128,11 +128,11 @@ def test_opencv_matches_with_the_file(tmp_path: Path) -> None:
     matcher = cv2.LightGlueMatcher.create(str(file), 0.0)
     square = (max(a.image_size),) * 2
     matcher.setPairInfo(a.keypoints.numpy(), b.keypoints.numpy(), square, square)
-    found = {(m.queryIdx, m.trainIdx): 1 - m.distance for m in matcher.match(a.descriptors.numpy(), b.descriptors.numpy())}
+    scores = {(m.queryIdx, m.trainIdx): 1 - m.distance for m in matcher.match(a.descriptors.numpy(), b.descriptors.numpy())}
     expected = by_torch(model, (a, b), FULL)
-    assert list(found) == list(map(tuple, expected.pairs.tolist()))
-    np.testing.assert_allclose(list(found.values()), expected.scores.numpy(), atol=1e-4)
-    assert len(found) > 50
+    assert list(scores) == list(map(tuple, expected.pairs.tolist()))
+    np.testing.assert_allclose(list(scores.values()), expected.scores.numpy(), atol=1e-4)
+    assert len(scores) > 50
 
 
 @pytest.mark.parametrize(("name", "dim"), [("aliked-compact", 128), ("sift", 128)])
@@ -269,8 +269,8 @@ def test_a_lone_keypoint_first_changes_no_later_pair(runtime: Runtime, photos: l
     model = load_weights(pretrained_path("sift"))
     assert isinstance(model, LightGlue)
     a, b = photos[0]
-    found = OnnxMatcher(model, runtime).match_features([(a[:1], b), (a, b)], FULL)
-    for mine, pair in zip(found, [(a[:1], b), (a, b)], strict=True):
+    actual = OnnxMatcher(model, runtime).match_features([(a[:1], b), (a, b)], FULL)
+    for mine, pair in zip(actual, [(a[:1], b), (a, b)], strict=True):
         assert_same(mine, by_torch(model, pair, FULL))
 
 

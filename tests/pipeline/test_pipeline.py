@@ -56,10 +56,10 @@ def test_a_known_homography_is_recovered(result: MatchResult, views: tuple) -> N
     assert result.scores.min() > 0.1
     error = (transform(views[2], torch.tensor(result.points0).double()) - torch.tensor(result.points1)).norm(dim=1)
     assert float((error < 3).double().mean()) > 0.95
-    found = result.geometry("homography")
-    assert found.matrix is not None
+    geometry = result.geometry("homography")
+    assert geometry.matrix is not None
     corners = torch.tensor([[0.0, 0], [319, 0], [319, 239], [0, 239]])
-    difference = transform(found.matrix, corners) - transform(views[2].float(), corners)
+    difference = transform(geometry.matrix, corners) - transform(views[2].float(), corners)
     assert float(difference.norm(dim=1).max()) < 2
 
 
@@ -87,9 +87,9 @@ def batches(pipeline: Pipeline, pairs: list, tokens: int) -> Iterator[MatchResul
     """As on a GPU: batches of about so many keypoints."""
     with prefetch.pool(2, one_thread_each=False) as threads:
         cache = prefetch.FeatureCache(pipeline.extract, threads, 4, str)
-        for found in prefetch.match_in_batches(pairs, cache, pipeline.match_features, None, tokens):
-            assert found is not None
-            yield MatchResult(found.features0, found.features1, found.matches, found.seconds)
+        for batch in prefetch.match_in_batches(pairs, cache, pipeline.match_features, None, tokens):
+            assert batch is not None
+            yield MatchResult(batch.features0, batch.features1, batch.matches, batch.seconds)
 
 
 def test_an_image_is_described_once(pipeline: Pipeline, save_photo: Save) -> None:
@@ -110,17 +110,17 @@ def test_an_image_is_described_once(pipeline: Pipeline, save_photo: Save) -> Non
 def test_many_pairs_may_be_left_early(pipeline: Pipeline, save_photo: Save) -> None:
     """Whoever stops asking leaves no thread behind, and pairs that were never asked for are not read."""
     threads, path = torch.get_num_threads(), save_photo("a.png", draw_photo(1))
-    asked: list[int] = []
+    drawn: list[int] = []
 
     def endless() -> Iterator[tuple[Path, Path]]:
         for number in count():
-            asked.append(number)
+            drawn.append(number)
             yield path, path
 
-    found = pipeline.match_many(endless(), workers=2)
-    assert next(found) is not None
-    found.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
-    assert len(asked) < 10
+    results = pipeline.match_many(endless(), workers=2)
+    assert next(results) is not None
+    results.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
+    assert len(drawn) < 10
     assert torch.get_num_threads() == threads
 
 
@@ -133,11 +133,11 @@ def test_many_pairs_equal_one_by_one(pipeline: Pipeline, save_photo: Save) -> No
     runs = [pipeline.match_many(pairs, workers=workers, cached_images=2) for workers in (1, 2, 5)]
     runs += [batches(pipeline, pairs, tokens) for tokens in (1, 900, 10**6)]
     for run in runs:
-        for alone, found in zip(by_one, run, strict=True):
-            assert found is not None
-            assert np.array_equal(found.matches.pairs, alone.matches.pairs)
-            assert found.matches.stop_layer == alone.matches.stop_layer
-            assert np.allclose(found.scores, alone.scores, atol=1e-5)
+        for alone, together in zip(by_one, run, strict=True):
+            assert together is not None
+            assert np.array_equal(together.matches.pairs, alone.matches.pairs)
+            assert together.matches.stop_layer == alone.matches.stop_layer
+            assert np.allclose(together.scores, alone.scores, atol=1e-5)
     assert torch.get_num_threads() == threads
     assert len(by_one[2]) == 0  # a black image: a valid empty result
 
@@ -148,9 +148,9 @@ def test_a_broken_image_stops_its_own_pairs_only(pipeline: Pipeline, save_photo:
     pairs = [(good, good), (good, tmp_path / "bad.png"), (good, good)]
     for workers in (1, 3):
         errors: list[int] = []
-        found = list(pipeline.match_many(pairs, workers=workers, on_error=lambda n, _, e=errors: e.append(n)))
+        results = list(pipeline.match_many(pairs, workers=workers, on_error=lambda n, _, e=errors: e.append(n)))
         assert errors == [1]
-        assert [r is None for r in found] == [False, True, False]
+        assert [r is None for r in results] == [False, True, False]
     with pytest.raises(ImageError, match=r"bad.png is not an image"):
         list(pipeline.match_many(pairs))
 
@@ -195,8 +195,8 @@ def test_settings_that_make_no_sense_are_refused(pipeline: Pipeline) -> None:
     with pytest.raises(InputError, match="no pairs"):
         pipeline.match_features([])
     features = make_features(3, 0)
-    for wrong, said in (([features, features], "pair 0 is Features"), ([(features,)], r"pair 0 is \(Features\)")):
-        with pytest.raises(InputError, match=f"{said}; give a list of pairs"):
+    for wrong, message in (([features, features], "pair 0 is Features"), ([(features,)], r"pair 0 is \(Features\)")):
+        with pytest.raises(InputError, match=f"{message}; give a list of pairs"):
             pipeline.match_features(wrong)  # pyright: ignore[reportArgumentType]
 
 
@@ -252,12 +252,12 @@ def test_pictures_show_the_matches(result: MatchResult, views: tuple, tmp_path: 
 
 def test_pictures_of_empty_results(pipeline: Pipeline, tmp_path: Path) -> None:
     black, photo = np.zeros((50, 90, 3), np.uint8), draw_photo(1)
-    found = pipeline.match(black, photo)
-    assert len(found) == 0
-    assert found.matches.stop_layer == 0
-    features = found.features0, found.features1
-    save_figure(draw_matches(black, photo, *features, found.matches, found.geometry()), tmp_path / "m.png")
-    save_figure(draw_adaptivity(black, photo, *features, found.matches, 5), tmp_path / "a.png")
+    result = pipeline.match(black, photo)
+    assert len(result) == 0
+    assert result.matches.stop_layer == 0
+    features = result.features0, result.features1
+    save_figure(draw_matches(black, photo, *features, result.matches, result.geometry()), tmp_path / "m.png")
+    save_figure(draw_adaptivity(black, photo, *features, result.matches, 5), tmp_path / "a.png")
     assert isinstance(Sift()(black).scales, torch.Tensor)
 
 
@@ -277,9 +277,9 @@ def test_a_long_title_stays_in_the_picture(result: MatchResult, views: tuple, st
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_the_callers_autocast_changes_nothing(pipeline: Pipeline, result: MatchResult, dtype: torch.dtype) -> None:
     with torch.autocast("cpu", dtype):
-        (found,) = pipeline.match_features([(result.features0, result.features1)])
+        (again,) = pipeline.match_features([(result.features0, result.features1)])
         layers = pipeline.match_by_layer(result.features0, result.features1)
-    assert torch.equal(found.pairs, result.matches.pairs)
+    assert torch.equal(again.pairs, result.matches.pairs)
     assert torch.equal(layers[-1].pairs, result.matches.pairs)
 
 
@@ -304,14 +304,14 @@ def test_a_pair_that_cannot_be_matched_stops_no_batch(pipeline: Pipeline, result
     with prefetch.pool(2, one_thread_each=False) as threads:
         cache: prefetch.FeatureCache[Features] = prefetch.FeatureCache(lambda features: features, threads, 8, lambda _: None)
         pairs = [good, (bare, result.features1), good]
-        found = list(
+        results = list(
             prefetch.match_in_batches(
                 pairs, cache, pipeline.match_features, lambda number, error: failed.append((number, str(error))), 10**6
             )
         )
     assert [number for number, _ in failed] == [1]
-    assert found[1] is None
-    for pair in (found[0], found[2]):
+    assert results[1] is None
+    for pair in (results[0], results[2]):
         assert pair is not None
         assert torch.equal(pair.matches.pairs, result.matches.pairs)
 

@@ -32,13 +32,13 @@ def test_points_follow_their_pixels(turns: int) -> None:
 def test_orientations_follow_what_is_seen(turns: int) -> None:
     """SIFT of the turned photo has the points of the photo's, where turning puts them, with the turned directions."""
     sift = Sift(max_keypoints=150, resize=None)
-    expected, found = turned_features(sift(PHOTO), turns), sift(turned_image(PHOTO, turns))
-    distance = torch.cdist(expected.keypoints, found.keypoints)
+    expected, actual = turned_features(sift(PHOTO), turns), sift(turned_image(PHOTO, turns))
+    distance = torch.cdist(expected.keypoints, actual.keypoints)
     near, row = distance.min(1)
     assert (near < 0.5).float().mean() > 0.8
     assert expected.orientations is not None
-    assert found.orientations is not None
-    difference = torch.remainder(found.orientations[row] - expected.orientations + torch.pi, 2 * torch.pi) - torch.pi
+    assert actual.orientations is not None
+    difference = torch.remainder(actual.orientations[row] - expected.orientations + torch.pi, 2 * torch.pi) - torch.pi
     assert (difference[near < 0.5].abs() < 0.2).float().mean() > 0.6  # of several directions SIFT keeps one
 
 
@@ -54,14 +54,16 @@ class Upright:
         return {"name": self.name}
 
     def __call__(self, image: np.ndarray) -> Features:
-        found = self.sift(image)
+        features = self.sift(image)
         grey = np.pad(image.mean(2).astype(np.float32), 12, mode="edge")
         patches = []
-        for x, y in found.keypoints.round().int().tolist():
+        for x, y in features.keypoints.round().int().tolist():
             patch = torch.from_numpy(grey[y : y + 24, x : x + 24])[None, None]
             patch = torch.nn.functional.interpolate(patch, (8, 16), mode="bilinear").flatten()
             patches.append(torch.nn.functional.normalize(patch - patch.mean(), dim=0))
-        return Features(found.keypoints, torch.stack(patches), found.image_size, scores=found.scores, extractor=self.name)
+        return Features(
+            features.keypoints, torch.stack(patches), features.image_size, scores=features.scores, extractor=self.name
+        )
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
@@ -74,10 +76,10 @@ def test_the_search_finds_the_turn(turns: int) -> None:
     )
     pipeline = Pipeline(Upright(), matcher)
     lying = turned_image(PHOTO, turns)
-    features1, matches, found = match_best_turn(
+    features1, matches, turn = match_best_turn(
         pipeline.extract(PHOTO), lying, lambda image, _: pipeline.extract(image), pipeline.match_features
     )
-    assert found == -turns % 4
+    assert turn == -turns % 4
     assert features1.image_size == (lying.shape[1], lying.shape[0])
     result = pipeline.match(PHOTO, lying, rotation="search")
     assert len(result) == len(matches) > 60

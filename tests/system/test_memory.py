@@ -35,6 +35,6 @@ def _faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns freed memory in this way")
 def test_a_match_reuses_the_memory_of_the_one_before() -> None:
     """4096 x 512 states are 8 MiB; kept, hardly a page of them is mapped anew."""
-    kept, returned = _faults("with"), _faults("without")
+    reused, returned = _faults("with"), _faults("without")
     assert returned > 500
-    assert kept < returned / 5
+    assert reused < returned / 5

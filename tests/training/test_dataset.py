@@ -74,9 +74,9 @@ def test_warped_pixels_are_where_the_homography_says() -> None:
     view = sample_view(np.random.default_rng(5), (160, 120), ViewSettings(any_roll=0, tilt=30, zoom=(1.0, 1.2), shift=0.05))
     weights = warp(torch.from_numpy(photo), view)[..., 0].numpy().astype(float)
     y, x = np.mgrid[0:120, 0:160]
-    found = np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+    centroid = np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
     expected = transform(torch.tensor(view), torch.tensor([[70.0, 50.0]], dtype=torch.float64))[0].numpy()
-    assert found == pytest.approx(expected, abs=0.5)
+    assert centroid == pytest.approx(expected, abs=0.5)
 
 
 def test_warping_is_opencvs() -> None:

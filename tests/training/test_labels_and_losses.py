@@ -119,16 +119,16 @@ def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike_and_unfin
     packed = pack(pairs, model.config)
     with torch.no_grad():
         states = list(model.states(packed))
-        said = []  # of each layer, of each pair, of each point of both images
+        predicted = []  # of each layer, of each pair, of each point of both images
         for head, x in zip(model.heads, states, strict=True):
             side0, side1 = predictions(*layer_scores(head, x, 2), 0.1)
-            said.append([[*side0[pair].tolist(), *side1[pair].tolist()] for pair in range(2)])
+            predicted.append([[*side0[pair].tolist(), *side1[pair].tolist()] for pair in range(2)])
         parts, shares = [], set()
         for layer in range(2):
             logits = model.confidences[layer](states[layer])[:, 0].view(2, 60).tolist()
             groups: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
             for pair in range(2):
-                points = list(zip(said[layer][pair], said[-1][pair], strict=True))
+                points = list(zip(predicted[layer][pair], predicted[-1][pair], strict=True))
                 changed = sum(now != last for now, last in points)
                 share = changed / max(1, sum(now >= 0 or last >= 0 for now, last in points))
                 shares.add(share)

@@ -401,9 +401,9 @@ def test_depth_is_unknown_where_it_is_doubtful() -> None:
     depth[:, 6:] = 2.1  # a jump of 5 %
     depth[2, 2] = np.nan
     points = np.array([[5.5, 5.0], [4.9, 5.0], [6.0, 5.0], [1.5, 1.5], [3.0, 3.0], [-0.6, 3.0], [-0.5, 9.5], [11.6, 3.0]])
-    found = depth_at(depth, points)
-    assert np.isnan(found).tolist() == [True, False, False, True, False, True, False, True]
-    assert found[[1, 2, 4, 6]] == pytest.approx([2.0, 2.1, 2.0, 2.0], rel=1e-6)
+    depths = depth_at(depth, points)
+    assert np.isnan(depths).tolist() == [True, False, False, True, False, True, False, True]
+    assert depths[[1, 2, 4, 6]] == pytest.approx([2.0, 2.1, 2.0, 2.0], rel=1e-6)
     assert np.isfinite(depth_at(depth, points[:1], jump=0.06)).all()
     assert depth_at(np.full((1, 1), 3.0, np.float32), np.array([[0.2, -0.3]])) == pytest.approx([3.0])
 
@@ -446,10 +446,10 @@ def test_maps_of_another_size_give_the_same_depths(tmp_path: Path) -> None:
         frame = PosedFrame(
             name="a", scene="s", image=tmp_path / "photo.png", depth=source, intrinsics=K, camera_from_world=pose
         )
-        found = frame.depths_at(points, SIZE)
-        both = np.isfinite(found) & np.isfinite(expected)
+        depths = frame.depths_at(points, SIZE)
+        both = np.isfinite(depths) & np.isfinite(expected)
         assert both.mean() > 0.85
-        assert found[both] == pytest.approx(expected[both], rel=1e-5)
+        assert depths[both] == pytest.approx(expected[both], rel=1e-5)
         camera = frame.depth_camera()
         assert np.allclose(camera.intrinsics, intrinsics)
 
@@ -719,9 +719,9 @@ def test_a_colmap_model_becomes_posed_images(tmp_path: Path, shots: list[Shot], 
         error = np.abs(depth / exact.depth - 1)[known]
         assert np.median(error) < 5e-5  # 16 bits; interpolation itself is exact on planes
         assert np.mean(error < 0.03) > 0.93  # contours are a few pixels off where a point's square of pixels crosses them
-        found = cv2.imread(str(frame.image))
-        assert found is not None
-        assert best_shift(found[..., ::-1], exact.photo) == (0, 0)  # half a pixel would be COLMAP's convention
+        photo = cv2.imread(str(frame.image))
+        assert photo is not None
+        assert best_shift(photo[..., ::-1], exact.photo) == (0, 0)  # half a pixel would be COLMAP's convention
 
 
 def best_shift(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
@@ -847,10 +847,10 @@ def test_real_depth_and_poses_agree_to_a_pixel(shared: Path, name: str) -> None:
     for a, b, _ in source.pairs():
         views = [source.views(item, Sift(max_keypoints=512, resize=None), 512)[0] for item in (a, b)]
         errors.append(match_errors(*views))
-    found = np.concatenate(errors)
-    assert len(found) > 50
-    assert np.median(found) < 1.6
-    assert np.mean(found < 3) > 0.7
+    distances = np.concatenate(errors)
+    assert len(distances) > 50
+    assert np.median(distances) < 1.6
+    assert np.mean(distances < 3) > 0.7
 
 
 def match_errors(a: View, b: View) -> np.ndarray:

@@ -173,13 +173,13 @@ def test_labels_of_some_keypoints_are_those_of_their_dense_distances(seed: int) 
     far = larger.copy()
     far[smaller > NEAR_PX] = np.inf
     dense = mutual_nearest(torch.from_numpy(far[np.ix_(rows0, rows1)])[None], 3.0)[:, 1:].numpy()
-    found = some.matches()
-    assert sorted(map(tuple, found)) == sorted(map(tuple, dense))
+    matches = some.matches()
+    assert sorted(map(tuple, matches)) == sorted(map(tuple, dense))
     lonely0, lonely1 = some.unmatchable()
     assert (lonely0 == labels.judged0[rows0] & (smaller[np.ix_(rows0, rows1)] > NEAR_PX).all(1)).all()
     assert (lonely1 == labels.judged1[rows1] & (smaller[np.ix_(rows0, rows1)] > NEAR_PX).all(0)).all()
     back = some.reversed()
-    assert sorted(map(tuple, back.matches()[:, ::-1])) == sorted(map(tuple, found))
+    assert sorted(map(tuple, back.matches()[:, ::-1])) == sorted(map(tuple, matches))
     assert (back.unmatchable()[0] == lonely1).all()
     assert (back.unmatchable()[1] == lonely0).all()
 
@@ -267,11 +267,11 @@ def test_other_features_take_the_same_matches_from_the_folder(
 ) -> None:
     """A second dataset reads the matches: the teacher is not asked again, and the labels are the same."""
 
-    def asked(*_: object) -> None:
+    def refuse(*_: object) -> None:
         raise AssertionError("the teacher was asked again")
 
-    monkeypatch.setattr(Teacher, "assign", asked)
-    monkeypatch.setattr(Teacher, "match", asked)
+    monkeypatch.setattr(Teacher, "assign", refuse)
+    monkeypatch.setattr(Teacher, "match", refuse)
     flags = ["--teacher", "sift", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
     out = module_folder / "again.h5"
     photos = str(module_folder / "photos")
@@ -328,9 +328,9 @@ def test_batches_hold_the_labels_of_the_sampled_keypoints(taught: Path) -> None:
                 full = dataset.taught.labels(pair).reversed() if way[1] else dataset.taught.labels(pair)
                 first, second = views[::-1] if way[1] else views
                 near = {(tuple(first[i]), tuple(second[j])): d for (i, j), d in zip(full.near, full.distances, strict=True)}
-                found = labels.matches[labels.matches[:, 0] == number, 1:].numpy()
-                assert len(found) > 5
-                assert all(near[tuple(ends[0][i]), tuple(ends[1][j])] <= 3 for i, j in found)
+                rows = labels.matches[labels.matches[:, 0] == number, 1:].numpy()
+                assert len(rows) > 5
+                assert all(near[tuple(ends[0][i]), tuple(ends[1][j])] <= 3 for i, j in rows)
     assert 0 < reversed_pairs < 18
 
 

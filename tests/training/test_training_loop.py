@@ -121,13 +121,13 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "weight_decay": 0.3, "clip": 0.4, "negative_pair_ratio": 0.6, "ema": 7.0, "precision": "fp32", "compile": True,
         "evaluate_every": 9, "checkpoint_every": 10, "draw_every": 11, "keep_every": 12, "seed": 13,
     }  # fmt: skip
-    wanted = TrainSettings(**values)
+    expected = TrainSettings(**values)
     usual = asdict(TrainSettings())
-    assert {name for name, value in asdict(wanted).items() if value == usual[name]} == {"model"}
-    asked: list[TrainSettings] = []
+    assert {name for name, value in asdict(expected).items() if value == usual[name]} == {"model"}
+    received: list[TrainSettings] = []
 
     def run(_: object, __: object, settings: TrainSettings, **___: object) -> Iterator[TrainProgress]:
-        asked.append(settings)
+        received.append(settings)
         return iter(())
 
     monkeypatch.setattr(loop, "train", run)
@@ -135,7 +135,7 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     for name, value in values.items():
         flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
     assert main(["train", "dataset.h5", "-o", str(tmp_path), *flags]) == 0
-    assert asked == [wanted]
+    assert received == [expected]
 
 
 def test_cosine_schedule() -> None:
@@ -291,8 +291,8 @@ def test_the_faster_precision_is_measured_once_and_kept(
 ) -> None:
     settings, choices = replace(TINY, precision="auto"), iter(["bf16"])
     monkeypatch.setattr("lumiglue.training.learner.faster_precision", lambda _: next(choices))
-    asked = iter([False, False, True])
-    before = finish(train(dataset, tmp_path / "auto", settings, stop=lambda: next(asked)))
+    stops = iter([False, False, True])
+    before = finish(train(dataset, tmp_path / "auto", settings, stop=lambda: next(stops)))
     after = finish(train(dataset, tmp_path / "auto", settings))  # measures nothing: the choices are used up
     given = finish(train(dataset, tmp_path / "given", replace(TINY, precision="bf16")))
     assert losses(before + after) == losses(given)
@@ -381,13 +381,13 @@ def test_validation_against_a_slow_twin(dataset: Path) -> None:
                 confident += int(now.confident.sum())
                 agree += int((now.confident & (now.matches == last.matches)).sum())
         ranked.sort(key=lambda match: -match[0])
-        found = [right for score, right in ranked if score > 0.1]
+        above = [right for score, right in ranked if score > 0.1]
         hits, area = 0, 0.0
         for rank, (_, right) in enumerate(ranked, start=1):
             hits += right
             area += right * hits / rank
-        assert figures[layer]["recall"] == pytest.approx(100 * sum(found) / true)
-        assert figures[layer]["precision"] == pytest.approx(100 * sum(found) / max(len(found), 1))
+        assert figures[layer]["recall"] == pytest.approx(100 * sum(above) / true)
+        assert figures[layer]["precision"] == pytest.approx(100 * sum(above) / max(len(above), 1))
         assert figures[layer]["average_precision"] == pytest.approx(100 * area / true)
         if layer < 2:
             assert figures[layer]["confident"] == pytest.approx(100 * confident / points)
@@ -428,11 +428,11 @@ def test_tensorboard_has_the_figures_of_the_log(dataset: Path, tmp_path: Path) -
     events = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
     lines = lines_of(tmp_path / "run")
     for name in ("loss", "learning_rate", "gradient_norm", "pairs_per_second"):
-        said = {event.step: event.value for event in events.Scalars(name)}
-        assert said == pytest.approx({line["pairs"]: line[name] for line in lines}, rel=1e-5)
-    said = {event.step: event.value for event in events.Scalars("validation/layer_3/precision")}
+        recorded = {event.step: event.value for event in events.Scalars(name)}
+        assert recorded == pytest.approx({line["pairs"]: line[name] for line in lines}, rel=1e-5)
+    recorded = {event.step: event.value for event in events.Scalars("validation/layer_3/precision")}
     expected = {line["pairs"]: line["layers"][2]["precision"] for line in lines if line["layers"]}
-    assert said == pytest.approx(expected, rel=1e-5)
+    assert recorded == pytest.approx(expected, rel=1e-5)
 
 
 # -- going on ---------------------------------------------------------------------------------------------------------
@@ -482,12 +482,12 @@ def test_a_process_that_is_ended_goes_on_to_the_same_losses(dataset: Path, tmp_p
     while process.poll() is None and (not log.exists() or log.read_text().count("\n") < 3):
         time.sleep(0.02)
     process.send_signal(end)
-    said = process.communicate()[1]
+    printed = process.communicate()[1]
     if end is signal.SIGKILL:
         assert process.returncode == -signal.SIGKILL
     else:
-        assert process.returncode == 130, said
-        assert re.search(r"stopped after step \d+ of 8; run the same command again to resume", said)
+        assert process.returncode == 130, printed
+        assert re.search(r"stopped after step \d+ of 8; run the same command again to resume", printed)
         state = torch.load(run / "checkpoint.pt", weights_only=True)
         assert state["step"] == len(lines_of(run)) < 8
     rest = finish(train(dataset, run, FROM_FLAGS))
@@ -522,9 +522,9 @@ def test_slices_of_a_batch_average_to_the_loss_of_the_whole() -> None:
     for half in halves:
         loss_and_gradient(half, lambda t: counts.append(t.clone()))
     mean = torch.stack(counts).mean(0)
-    found = [loss_and_gradient(half, lambda t: set_to(t, mean)) for half in halves]
+    averaged = [loss_and_gradient(half, lambda t: set_to(t, mean)) for half in halves]
     for index in (0, 1):
-        torch.testing.assert_close(torch.stack([f[index] for f in found]).mean(0), whole[index], rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(torch.stack([f[index] for f in averaged]).mean(0), whole[index], rtol=1e-5, atol=1e-7)
 
 
 def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -41,7 +41,7 @@ class FakeHub:
     branches: dict[tuple[str, str], str] = field(default_factory=dict)
     stored: dict[str, bytes] = field(default_factory=dict)  # by SHA-256, as git-lfs does
     spoil: dict[str, object] = field(default_factory=dict)  # by file name
-    asked: list[str] = field(default_factory=list)
+    requests: list[str] = field(default_factory=list)
 
 
 @pytest.fixture
@@ -82,11 +82,11 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 
         def do_GET(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            state.asked.append(f"{self.command} {path}")
-            found = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
-            if not found:
+            state.requests.append(f"{self.command} {path}")
+            route = re.fullmatch(r"/([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", path)
+            if not route:
                 return self.refuse(404, "NotFound", "no such page")
-            repo, revision, name = found.groups()
+            repo, revision, name = route.groups()
             if repo not in state.commits or (repo in state.private and not self.known):
                 # as the Hub does: without a token nobody learns whether a private repository exists
                 return self.refuse(404 if self.known else 401, "RepoNotFound", "Repository not found")
@@ -113,7 +113,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 
         def do_POST(self) -> None:
             path = unquote(urlsplit(self.path).path)
-            state.asked.append(f"POST {path}")
+            state.requests.append(f"POST {path}")
             body = self.body()
             if path == "/api/validate-yaml":
                 return self.say({"errors": [], "warnings": []})
@@ -122,9 +122,9 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
             if isinstance(state.spoil.get("commit"), int):
                 return self.reply(int(str(state.spoil["commit"])))
             if path == "/api/repos/create":
-                asked = json.loads(body)
-                repo = f"{asked['organization']}/{asked['name']}" if asked.get("organization") else f"me/{asked['name']}"
-                if asked.get("private") or asked.get("visibility") == "private":
+                request = json.loads(body)
+                repo = f"{request.get('organization') or 'me'}/{request['name']}"
+                if request.get("private") or request.get("visibility") == "private":
                     state.private.add(repo)
                 state.commits.setdefault(repo, {})
                 return self.say({"url": f"{state.url}/{repo}", "name": repo})
@@ -208,9 +208,9 @@ def test_what_is_pushed_is_what_is_pulled(server: FakeHub, pipeline: Pipeline, t
     assert (tmp_path / "mine").is_dir()
     a = make_features(40, 1, dim=128)
     pair = (a, make_features(40, 2, dim=128, like=a))
-    (found,), (expected,) = again.match_features([pair]), pipeline.match_features([pair])
-    assert torch.equal(found.pairs, expected.pairs)
-    assert torch.equal(found.scores, expected.scores)
+    (pulled,), (expected,) = again.match_features([pair]), pipeline.match_features([pair])
+    assert torch.equal(pulled.pairs, expected.pairs)
+    assert torch.equal(pulled.scores, expected.scores)
 
 
 def test_the_card_says_what_is_known(server: FakeHub, pipeline: Pipeline) -> None:
@@ -246,10 +246,10 @@ def test_revisions_private_repositories_and_the_cache(
     with pytest.raises(WeightsError, match="no revision 'v9'"):
         Pipeline.from_pretrained("org/secret", token=TOKEN, revision="v9")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)  # what was fetched serves without a connection
-    asked = len(server.asked)
+    before = len(server.requests)
     assert same_weights(Pipeline.from_pretrained("org/secret"), other)
     assert same_weights(Pipeline.from_pretrained("org/secret", revision=first), pipeline)
-    assert len(server.asked) == asked
+    assert len(server.requests) == before
 
 
 def test_pushes_that_fail_say_so(server: FakeHub, pipeline: Pipeline) -> None:

@@ -119,9 +119,9 @@ def test_without_a_known_checksum_the_one_received_is_reported(
         fetch("superpoint-lightglue", sha256="0" * 63)
     with caplog.at_level(logging.WARNING):
         path = fetch("superpoint-lightglue")
-    said = "\n".join(record.message for record in caplog.records)
-    assert f"--sha256 {received}" in said
-    assert "non-commercial research only" in said
+    messages = "\n".join(record.message for record in caplog.records)
+    assert f"--sha256 {received}" in messages
+    assert "non-commercial research only" in messages
     assert read_metadata(path)[1]["source_sha256"] == received
     assert "non-commercial" in read_metadata(path)[1]["notice"]
     assert fetch("superpoint-lightglue", sha256=received) == path

@@ -77,13 +77,13 @@ def setup(request: pytest.FixtureRequest) -> tuple[str, LightGlue, list[tuple[Fe
 ROUNDING = 3e-4
 
 
-def check_same(found: list[Matches], expected: list[dict], within: float, *, layers: bool = True) -> int:
+def check_same(actual: list[Matches], expected: list[dict], within: float, *, layers: bool = True) -> int:
     """99.9 % of the union; equal stop layers and layers of each point; scores `within` that, 199 of 200 within 1e-4.
 
     Returns how many are common.
     """
     union, differences = 0, []
-    for mine, theirs in zip(found, expected, strict=True):
+    for mine, theirs in zip(actual, expected, strict=True):
         ours = dict(zip(map(tuple, mine.pairs.tolist()), mine.scores.tolist(), strict=True))
         original = dict(zip(map(tuple, theirs["matches"].tolist()), theirs["scores"].tolist(), strict=True))
         union += len(ours.keys() | original.keys())
@@ -175,10 +175,10 @@ def test_a_networks_file_is_read_and_a_cut_one_is_refused(
     wrapped = {f"module.extractor.model.{n}": t for n, t in tensors.items()}
     torch.save({"model": wrapped | {"matcher.x": torch.ones(2)}, "epoch": 3}, tmp_path / "wrapped.pth")
     with caplog.at_level(logging.INFO, "lumiglue"):
-        found = network(name, tmp_path / "wrapped.pth")(photo)
+        features = network(name, tmp_path / "wrapped.pth")(photo)
     assert [(r.levelname, r.message.rpartition("not used: ")[2]) for r in caplog.records] == [("INFO", "matcher.x, epoch")]
-    assert torch.equal(found.keypoints, expected.keypoints)
-    assert torch.equal(found.descriptors, expected.descriptors)
+    assert torch.equal(features.keypoints, expected.keypoints)
+    assert torch.equal(features.descriptors, expected.descriptors)
 
 
 @needs_files
@@ -196,8 +196,8 @@ def test_what_a_released_matcher_has_beside_its_tensors_is_named(caplog: pytest.
         import_released(file_of("disk_lightglue.pth"), "disk")
         import_released(file_of("xfeat-lighterglue.pt"), "xfeat")
         import_released(file_of("aliked_lightglue.pth"), "aliked-n16")
-    told = [(record.levelname, record.message.rpartition("not used: ")[2]) for record in caplog.records]
-    assert told == [
+    logged = [(record.levelname, record.message.rpartition("not used: ")[2]) for record in caplog.records]
+    assert logged == [
         ("INFO", ", ".join(f"log_assignment.{i}.r" for i in range(9))),
         ("INFO", "extractor.* (122 tensors)"),
     ]
@@ -264,12 +264,12 @@ def test_wrappers_and_what_a_training_saves(
     torch.save(wrap(tensors), tmp_path / "w.pth")
     with caplog.at_level(logging.INFO, "lumiglue"):
         again = import_released(tmp_path / "w.pth", "")
-    wanted = model.state_dict()
+    state = model.state_dict()
     assert again.config.n_layers == 2
-    assert again.state_dict().keys() == wanted.keys()
-    assert all(torch.equal(tensor, wanted[name]) for name, tensor in again.state_dict().items())
-    told = [(record.levelname, record.message.rpartition("not used: ")[2]) for record in caplog.records]
-    assert told == ([] if unused is None else [("INFO", unused)])
+    assert again.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in again.state_dict().items())
+    logged = [(record.levelname, record.message.rpartition("not used: ")[2]) for record in caplog.records]
+    assert logged == ([] if unused is None else [("INFO", unused)])
 
 
 def test_odd_tensors_beside_a_matcher_are_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -318,9 +318,11 @@ class Beside:
 def test_a_checkpoint_that_needs_pickle_says_how_to_save_it_again(tmp_path: Path, value: object) -> None:
     _, tensors = small()
     torch.save({"model": tensors, "conf": value}, tmp_path / "w.pth")
-    with pytest.raises(WeightsError, match=r"nothing else is executed: it also has a \S+; .*torch.save\(checkpoint") as told:
+    with pytest.raises(
+        WeightsError, match=r"nothing else is executed: it also has a \S+; .*torch.save\(checkpoint"
+    ) as message:
         import_released(tmp_path / "w.pth", "")
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(message.value)
     checkpoint = torch.load(tmp_path / "w.pth", weights_only=False)
     torch.save(checkpoint["model"], tmp_path / "weights.pth")
     model = import_released(tmp_path / "weights.pth", "")

@@ -32,9 +32,9 @@ def test_saved_weights_load_to_the_same_matcher(tmp_path: Path) -> None:
     assert metadata == {"licence": "Apache-2.0"}
     a = make_features(40, 1)
     pairs = [(a, make_features(40, 2, like=a))]
-    found, expected = again.match(pack(pairs, config))[0], model.match(pack(pairs, config))[0]
-    assert torch.equal(found.pairs, expected.pairs)
-    assert torch.equal(found.scores, expected.scores)
+    actual, expected = again.match(pack(pairs, config))[0], model.match(pack(pairs, config))[0]
+    assert torch.equal(actual.pairs, expected.pairs)
+    assert torch.equal(actual.scores, expected.scores)
 
 
 def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
@@ -97,16 +97,16 @@ def server(tmp_path: Path) -> Iterator[str]:
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            Handler.asked += 1
-            found = self.path.endswith("w.safetensors")
-            self.send_response(200 if found else 404)
+            Handler.requests += 1
+            exists = self.path.endswith("w.safetensors")
+            self.send_response(200 if exists else 404)
             self.end_headers()
-            self.wfile.write(content if found else b"")
+            self.wfile.write(content if exists else b"")
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-        asked = 0
+        requests = 0
 
     httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=httpd.serve_forever)
