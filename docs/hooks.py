@@ -1,4 +1,4 @@
-"""Brings what lies beside docs/ into the site, and points links at it: pages read the same on a code host and here."""
+"""Adds files outside docs/ to the site and adapts links, so that they work on a code host and in the site."""
 
 import posixpath
 import re
@@ -21,7 +21,7 @@ _FIGURES = re.compile(r"(?<=\d) / (?=\d)(?=[^\n]*\|\s*$)", re.MULTILINE)
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
-    """Adds them."""
+    """Adds the files."""
     root = posixpath.dirname(config.config_file_path)
     for target, source in BESIDE.items():
         files.append(File.generated(config, target, abs_src_path=posixpath.join(root, source)))
@@ -31,12 +31,12 @@ def on_files(files: Files, *, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, *, page: Page, **_: Any) -> str:
     """Links between files of the repository become links between pages."""
     here = page.file.src_uri
-    lies = BESIDE.get(here, posixpath.join("docs", here))
+    origin = BESIDE.get(here, posixpath.join("docs", here))
     shown = {source: target for target, source in BESIDE.items()}
 
     def moved(link: re.Match[str]) -> str:
         before, path, anchor, after = link.groups()
-        file = posixpath.normpath(posixpath.join(posixpath.dirname(lies), path))
+        file = posixpath.normpath(posixpath.join(posixpath.dirname(origin), path))
         target = shown.get(file, file.removeprefix("docs/") if file.startswith("docs/") else None)
         if target is None:
             return link.group()

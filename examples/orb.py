@@ -8,7 +8,7 @@ import torch
 
 import lumiglue
 
-SPACING = 3  # pixels; labels take what lies within 3 pixels for the same point
+SPACING = 3  # pixels; within 3 pixels, labels do not tell two points apart
 
 
 class Orb:

@@ -153,10 +153,10 @@ def with_one(name: str, value: float, dtype: torch.dtype = torch.float32) -> Cal
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        *[(with_one(name, value), f"{name} hold NaN or infinity .first at row .*drop such")
+        *[(with_one(name, value), f"{name} contain NaN or infinity .first at row .*drop such")
           for name in ("keypoints", "descriptors", "scores", "scales", "orientations")
           for value in (float("nan"), float("inf"), float("-inf"))],
-        (with_one("descriptors", 1e39, torch.float64), "descriptors hold NaN or infinity"),  # in float32
+        (with_one("descriptors", 1e39, torch.float64), "descriptors contain NaN or infinity"),  # in float32
         (with_one("scales", 1e-60, torch.float64), "scales must be positive pixels; the smallest is 1e-60"),
         (with_one("scales", -2), "scales must be positive pixels; the smallest is -2"),
         (broken(keypoints=torch.zeros(4, 3)), r"keypoints have shape \(4, 3\); give n x 2"),

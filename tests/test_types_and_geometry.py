@@ -29,8 +29,8 @@ def test_features_say_what_is_wrong() -> None:
     nan = good.keypoints.clone()
     nan[1, 0] = math.nan
     cases = [
-        ({"keypoints": nan}, "keypoints hold NaN or infinity .first at row 1."),
-        ({"descriptors": good.descriptors * math.inf}, "descriptors hold NaN"),
+        ({"keypoints": nan}, "keypoints contain NaN or infinity .first at row 1."),
+        ({"descriptors": good.descriptors * math.inf}, "descriptors contain NaN"),
         ({"scales": torch.tensor([1.0, 0.0, 2.0])}, "scales must be positive"),
         ({"image_size": (0, 480)}, "image_size is"),
     ]

@@ -23,7 +23,7 @@ from lumiglue.visualization import draw_curves, save_figure
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path, help="holds pairs.json")
+    parser.add_argument("folder", type=Path, help="folder of pairs.json")
     parser.add_argument("--features", default="sift")
     parser.add_argument("--weights", help="a .safetensors file; by default the built-in ones")
     parser.add_argument("--max-keypoints", type=int, default=1024)

@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy/parity.py EVAL [--every 11] [--max-keypoints 1024]
 
-On every so many-th real pair: of float32's matches the share that the form finds too, and of the form's matches the share
+On every N-th real pair: of float32's matches the share that the form finds too, and of the form's matches the share
 that are float32's; of the matches that either finds, the share that both find; the largest difference of a score; pairs
 that stop at another layer. Adaptive, then at full depth.
 """
@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--features", default="sift")
     parser.add_argument("--every", type=int, default=11)
     parser.add_argument("--max-keypoints", type=int, default=1024)
-    parser.add_argument("--forms", default="", help="only forms whose name holds this")
+    parser.add_argument("--forms", default="", help="only forms whose name contains this")
     options = parser.parse_args()
     usual = Pipeline.pretrained(options.features, max_keypoints=options.max_keypoints, resize=None, precision="fp32")
     rough = Pipeline.pretrained(options.features, max_keypoints=options.max_keypoints, resize=None, precision="bf16")

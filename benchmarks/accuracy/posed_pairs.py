@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("-o", "--out", type=Path, required=True)
-    parser.add_argument("--pairs", type=int, default=60, help="at most so many of a folder")
+    parser.add_argument("--pairs", type=int, default=60, help="largest number of pairs per folder")
     parser.add_argument("--min-overlap", type=float, default=0.1)
     parser.add_argument("--max-overlap", type=float, default=0.7)
     args = parser.parse_args()

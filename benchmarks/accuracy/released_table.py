@@ -4,7 +4,7 @@
     python benchmarks/accuracy/released_table.py time EVAL --files FILES --out OUT
     python benchmarks/accuracy/released_table.py tables --out OUT                      # OUT/tables.json
 
-EVAL is a folder with a pairs.json. FILES holds the released extractors and matchers under the names in `SETUPS`. OUT gets
+EVAL is a folder with a pairs.json. FILES has the released extractors and matchers under the names in `SETUPS`. OUT gets
 a .csv for each kind of features and number of keypoints (as from `lumiglue eval --out`), and the features of each image.
 
 Pairs are measured in an order that covers all groups evenly, a few pairs of every kind of features at a time, so that the
@@ -97,7 +97,7 @@ SETUPS = (
 class StoredFeatures:
     """An extractor whose features are stored in `folder`, one file an image, and read from there the next time.
 
-    max_keypoints: the first so many of the extractor's are returned.
+    max_keypoints: how many of the extractor's keypoints are returned.
     """
 
     extractor: Extractor

@@ -14,10 +14,10 @@ planar, outdoor (wide baselines), indoor, rotation-scale, low-light, repeats, li
 
 Ground truth:
     Homographies of photos are exact. RGB-D frames and five photo sets have poses; of the sets a pair counts as overlapping
-    where nearest neighbours of SIFT and ALIKED, after a ratio test, lie on its epipolar lines far oftener than by chance.
+    where nearest neighbours of SIFT and ALIKED, after a ratio test, are on its epipolar lines far more often than by chance.
     The other photos have correspondences on which two independent routes agree: the released LightGlue on ALIKED with
     LO-RANSAC, and SIFT with the ratio test and MAGSAC++, or where SIFT fails the released LightGlue on DISK. Each route's
-    inliers must lie within 2 px (median) of the other's epipolar lines. `REJECTED` are pairs that agreed and looked wrong.
+    inliers must be within 2 px (median) of the other's epipolar lines. `REJECTED` are pairs that agreed and looked wrong.
 Its bias: a pair that neither SIFT nor DISK confirms is missing, so the correspondences favour the released matcher. RGB-D
 frames and homographies do not.
 """
@@ -739,7 +739,7 @@ def main() -> None:
     made = commands.add_parser("build", help="write the folder of pairs")
     made.add_argument("shared", type=Path)
     made.add_argument("-o", "--out", type=Path, required=True)
-    made.add_argument("--released", type=Path, required=True, help="holds aliked_lightglue.pth and disk_lightglue.pth")
+    made.add_argument("--released", type=Path, required=True, help="folder of aliked_lightglue.pth and disk_lightglue.pth")
     made.add_argument("--cache", type=Path, required=True, help="features and matches, which a later run takes from there")
     looked = commands.add_parser("look", help="draw all pairs with their ground truth")
     looked.add_argument("folder", type=Path)

@@ -46,7 +46,7 @@ def lumiglue(*words: object) -> list[str]:
 
 
 def equal(a: Path, b: Path) -> bool:
-    """Whether two files hold the same data sets with the same bits."""
+    """Whether two files have the same data sets with the same bits."""
     with h5py.File(a) as one, h5py.File(b) as other:
         names: list[str] = []
         one.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)

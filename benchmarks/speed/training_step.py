@@ -60,7 +60,7 @@ class Step:
 
 
 def gradient_gap(eager: Step, compiled: Step, packed: PackedPairs, labels: Labels) -> str:
-    """How far compiled gradients are from eager ones, relative, the worst tensor; or how many hold NaN."""
+    """How far compiled gradients are from eager ones, relative, the worst tensor; or how many contain NaN."""
     gradients = []
     for step in (eager, compiled):
         with torch.autocast("cpu", torch.bfloat16, enabled=step.precision == "bf16"):
@@ -68,7 +68,7 @@ def gradient_gap(eager: Step, compiled: Step, packed: PackedPairs, labels: Label
         gradients.append(torch.autograd.grad(loss, step.parameters))
     broken = sum(not bool(torch.isfinite(gradient).all()) for gradient in gradients[1])
     if broken:
-        return f"{broken} of {len(gradients[1])} gradients hold NaN"
+        return f"{broken} of {len(gradients[1])} gradients contain NaN"
     gaps = [float((a - b).norm() / a.norm().clamp_min(1e-12)) for a, b in zip(*gradients, strict=True)]
     return f"largest relative gap of a gradient {max(gaps):.1e}"
 

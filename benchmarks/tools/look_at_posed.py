@@ -24,7 +24,7 @@ from lumiglue.training.data.posed_formats import read_posed
 
 
 def move(points: np.ndarray, depths: np.ndarray, a: View, b: View) -> tuple[np.ndarray, np.ndarray]:
-    """Where pixels of view a lie in view b, and their depths there."""
+    """Where pixels of view a are in view b, and their depths there."""
     assert a.camera_from_world is not None
     assert b.camera_from_world is not None
     b_from_a = b.camera_from_world @ np.linalg.inv(a.camera_from_world)

@@ -3,7 +3,7 @@
     python benchmarks/tools/results_tables.py            # rewrites what is between the markers of each page
     python benchmarks/tools/results_tables.py --check    # changes nothing; exits with 1 where a page and its data differ
 
-A page has a marker for each table, `<!-- table: NAME -->`, and `<!-- end of table -->`. NAME.json holds
+A page has a marker for each table, `<!-- table: NAME -->`, and `<!-- end of table -->`. NAME.json has
 
     processor   what computed
     versions    of the packages that matter

@@ -63,7 +63,7 @@ class Features:
         for name, value in self._rows():
             if value is not None and not bool((finite := torch.isfinite(value.float())).all()):  # float32, as in use
                 bad = (~finite).reshape(n, -1).any(1).nonzero()[0].item()
-                raise InputError(f"{name} hold NaN or infinity (first at row {bad}); drop such keypoints")
+                raise InputError(f"{name} contain NaN or infinity (first at row {bad}); drop such keypoints")
         if self.scales is not None and n and float(self.scales.float().min()) <= 0:
             raise InputError(f"scales must be positive pixels; the smallest is {float(self.scales.min()):g}")
 

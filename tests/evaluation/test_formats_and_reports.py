@@ -141,7 +141,7 @@ def test_damaged_hpatches_are_refused(hpatches: Path, tmp_path: Path) -> None:
     (hpatches / "v_wall" / "H_1_2").write_text("1 0 0 0 1 zero")
     with pytest.raises(InputError, match="give numbers"):
         read_hpatches(hpatches)
-    with pytest.raises(InputError, match=r"holds no folders v_\* or i_\*"):
+    with pytest.raises(InputError, match=r"has no folders v_\* or i_\*"):
         read_hpatches(tmp_path)
 
 
@@ -180,7 +180,7 @@ def test_pose_pairs_upright_and_turned(world_views: tuple[list[np.ndarray], list
     assert scores[1].error == pytest.approx(scores[0].error, abs=0.2)
 
 
-@pytest.mark.parametrize(("text", "message"), [("a b 0 0 1", "line 1 has 5 words"), ("", "holds no pair")])
+@pytest.mark.parametrize(("text", "message"), [("a b 0 0 1", "line 1 has 5 words"), ("", "has no pair")])
 def test_damaged_pair_lists_are_refused(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "pairs.txt").write_text(text)
     with pytest.raises(InputError, match=message):
@@ -264,7 +264,7 @@ def test_an_interrupted_evaluation_goes_on_with_whole_pairs(tmp_path: Path) -> N
     assert read_scores(path) == expected
     assert read_scores(path)[0] != replace(expected[0], inliers=5)
     assert json.loads(path.with_suffix(".json").read_text()) == record
-    with pytest.raises(InputError, match="holds results of another protocol, set or matcher"):
+    with pytest.raises(InputError, match="has results of another protocol, set or matcher"):
         ScoresFile(path, {"protocol": {"pose_px": 2.0}}, 2)
     path.write_text("one,two\n1,2\n")
     with pytest.raises(InputError, match="is not a file of scores"):
@@ -306,7 +306,7 @@ def test_python_evaluates_as_the_command_does(hpatches: Path, tmp_path: Path, ca
         hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out, matching=matching
     )
     assert again == read_scores(out)
-    with pytest.raises(InputError, match="holds results of another protocol, set or matcher"):
+    with pytest.raises(InputError, match="has results of another protocol, set or matcher"):
         lumiglue.evaluate(hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out)
 
 

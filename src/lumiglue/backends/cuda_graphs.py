@@ -106,7 +106,7 @@ class ReplayedLayers:
         """Records nothing yet.
 
         Args:
-            layers: LightGlue's layers. Pairs that a graph cannot hold run through them directly.
+            layers: LightGlue's layers. Pairs that are too large for a graph run through them directly.
             record: Records one call, see `record_cuda_graph`.
             device: The only device that `record` records on; None is any.
         """
@@ -133,7 +133,7 @@ class ReplayedLayers:
         return ReplayedLayers(copy.deepcopy(self._layers, memo), self._record, self._device)
 
     def _run(self, number: int, layer: Run, x: Tensor, rotation: tuple[Tensor, Tensor], lengths: Lengths) -> Tensor:
-        """The states after that layer, by its graph if it can hold the pair."""
+        """The states after that layer, by its graph if the pair fits."""
         states = self._replayed(number, layer, x, rotation, lengths[0]) if len(lengths) == 1 else None
         return layer(x, rotation, lengths) if states is None else states
 

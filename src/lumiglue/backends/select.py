@@ -40,7 +40,7 @@ def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMat
         return OnnxMatcher(file, backend, precision=precision)
     model = load_weights(file)
     if not isinstance(model, LightGlue):
-        raise InputError(f"only LightGlue runs on {backend}; {file} holds {model_name(model.config)}")
+        raise InputError(f"only LightGlue runs on {backend}; {file} is {model_name(model.config)}")
     return OnnxMatcher(model, backend, precision=precision)
 
 

@@ -68,7 +68,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 DESCRIPTION = (
     "Sparse feature matching: two photos in, correspondences out. Pixels: (0, 0) is the centre of the top-left one."
 )
-# Headings of the list of commands, by the module that holds them.
+# Headings of the list of commands, by the module of the commands.
 HEADINGS = {
     "matching": "Match",
     "collections": "Collections of photos",

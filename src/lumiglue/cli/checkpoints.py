@@ -40,7 +40,7 @@ def download_weights(name: Positional[str], sha256: str | None = None) -> int:
 
     Args:
         name: A name of `lumiglue weights list`.
-        sha256: Checksum to verify, if Lumiglue knows none.
+        sha256: Checksum to verify, for files whose checksum Lumiglue does not have.
     """
     from lumiglue.weights.files import BUILT_IN, pretrained_path
     from lumiglue.weights.registry import fetch

@@ -35,7 +35,7 @@ def read_hpatches(folder: str | Path) -> list[HomographyPair]:
     folder = Path(folder)
     sequences = sorted(path for path in folder.glob("[vi]_*") if path.is_dir())
     if not sequences:
-        raise InputError(f"{folder} holds no folders v_* or i_*; give the folder of HPatches' sequences")
+        raise InputError(f"{folder} has no folders v_* or i_*; give the folder of HPatches' sequences")
     pairs = []
     for sequence in sequences:
         images = {path.stem: path for path in sequence.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES}
@@ -48,12 +48,12 @@ def read_hpatches(folder: str | Path) -> list[HomographyPair]:
             a, b = (images[name].relative_to(folder).as_posix() for name in ("1", target))
             pairs.append(HomographyPair(group=sequence.name, a=a, b=b, b_from_a=check_homography(matrix, file)))
     if not pairs:
-        raise InputError(f"{folder} holds no file H_1_2; give the folder of HPatches' sequences")
+        raise InputError(f"{folder} has no file H_1_2; give the folder of HPatches' sequences")
     return pairs
 
 
 def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
-    """Reads SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line holds
+    """Reads SuperGlue's lists of pairs with ground truth, as for ScanNet-1500, YFCC and MegaDepth-1500. A line has
 
         path_A path_B rotation_A rotation_B K_A (9 numbers) K_B (9) T_AB (16)
 
@@ -99,7 +99,7 @@ def read_pose_pairs(file: str | Path, root: str | Path) -> list[PosePair]:
             )
         )  # fmt: skip
     if not pairs:
-        raise InputError(f"{file} holds no pair; give a line of 38 words for each")
+        raise InputError(f"{file} has no pair; give a line of 38 words for each")
     return pairs
 
 
@@ -113,7 +113,7 @@ def read_strecha(folder: str | Path, *, largest_gap: int | None = None) -> list[
     folder = Path(folder)
     files = sorted(folder.rglob("*.camera"))
     if len(files) < 2:
-        raise InputError(f"{folder} holds {len(files)} .camera files; give a set with two images or more")
+        raise InputError(f"{folder} has {len(files)} .camera files; give a set with two images or more")
     images = {path.name: path for path in sorted(folder.rglob("*")) if path.suffix.lower() in IMAGE_SUFFIXES}
     cameras = []
     for file in files:
@@ -170,7 +170,7 @@ def _numbers(text: str, count: int, source: object) -> np.ndarray:
     except ValueError as error:
         raise InputError(f"{source}: {error}; give numbers") from None
     if len(values) != count or not np.isfinite(values).all() or np.abs(values).max() > LARGEST_NUMBER:
-        raise InputError(f"{source} holds {len(values)} numbers; give {count} finite ones, none beyond {LARGEST_NUMBER:g}")
+        raise InputError(f"{source} has {len(values)} numbers; give {count} finite ones, none beyond {LARGEST_NUMBER:g}")
     return values
 
 

@@ -43,7 +43,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     file = Path(path).with_suffix(".json")
     record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}
     if not isinstance(record, dict):
-        raise InputError(f"{file} holds no record of an evaluation; write it with `lumiglue eval --out`")
+        raise InputError(f"{file} is no record of an evaluation; write it with `lumiglue eval --out`")
     return record
 
 
@@ -71,7 +71,7 @@ class ScoresFile:
         if self.path.exists():
             if read_record(self.path) != plain:
                 raise InputError(
-                    f"{path} holds results of another protocol, set or matcher; choose another --out or delete it"
+                    f"{path} has results of another protocol, set or matcher; choose another --out or delete it"
                 )
             stored = read_scores(self.path)
             counts = Counter((score.a, score.b) for score in stored)

@@ -123,7 +123,7 @@ class Learner:
         if self.settings.precision == "auto" and self.notes.get("precision", "fp32") not in ("bf16", "fp32"):
             raise ValueError(f"the precision is {self.notes['precision']!r}")
         if not all(bool(torch.isfinite(p).all()) for p in self.model.parameters()):
-            raise ValueError("the weights hold NaN or infinity")
+            raise ValueError("the weights contain NaN or infinity")
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:

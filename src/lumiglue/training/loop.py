@@ -122,7 +122,7 @@ def train(
             loss, norm, stopping = _gradient(learner, next(batches), stage, here, stop())
             if not math.isfinite(loss) or not math.isfinite(norm):
                 what = f"the loss is {loss}" if not math.isfinite(loss) else f"the gradient's norm is {norm}"
-                raise TrainingError(f"{what} at step {learner.step}; {run}/checkpoint.pt holds the last good state")
+                raise TrainingError(f"{what} at step {learner.step}; {run}/checkpoint.pt has the last good state")
             learner.update(stage, rate)
             durations.append(time.perf_counter() - started)
 

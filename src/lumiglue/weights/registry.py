@@ -287,7 +287,7 @@ def local_network(model: str, file_name: str, weights: str | Path | None = None)
             file = path / file_name if path.is_dir() else path
             if not file.is_file():
                 raise WeightsError(
-                    f"{file}, named by {source}, does not exist; give {file_name} or the folder that holds it"
+                    f"{file}, named by {source}, does not exist; give {file_name} or its folder"
                 )
             return file.absolute()
     cached = cache_folder() / f"{model}{Path(file_name).suffix}"

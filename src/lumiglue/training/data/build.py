@@ -156,7 +156,7 @@ def _build_in(
     plan: dict[str, Any],
     workers: int,
 ) -> Iterator[DatasetProgress]:
-    """Builds the missing parts and joins all parts; the lock is held."""
+    """Builds the missing parts and joins all parts, once the folder is locked."""
     count, step = len(source.items), settings.items_per_part
     jobs = [
         _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
