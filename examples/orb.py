@@ -50,7 +50,7 @@ class Orb:
 
 def apart(keypoints: np.ndarray, scores: np.ndarray, spacing: int) -> list[int]:
     """Rows, strongest first, of which no two are within about `spacing` pixels. ORB finds a corner on several levels of
-    its pyramid, three times on average; as copies of one point they share its match, and none of them gets it."""
+    its pyramid, three times on average; as copies of one point they compete for its match, and none of them gets it."""
     cells = np.rint(keypoints).astype(int) + spacing
     taken = np.zeros(cells.max(0, initial=0) + spacing + 1, bool)
     rows = []

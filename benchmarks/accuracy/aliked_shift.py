@@ -1,9 +1,9 @@
 """How far beside its structure an extractor puts its keypoints: python benchmarks/accuracy/aliked_shift.py PHOTOS --photos
 10
 
-Turned and scaled copies of photos are matched by mutual nearest neighbours. Keypoints that are all shifted by b from the structure
-miss their partners by (I - A) b, where A is the linear part of the copy; b is the robust least-squares answer. The shift
-that `Aliked` takes off is left in, so what is printed is the number in extractors/networks.py; SIFT is the control.
+Turned and scaled copies of photos are matched by mutual nearest neighbours. Keypoints that are all shifted by b
+from the structure miss their partners by (I - A) b, where A is the linear part of the copy; b is the robust least-squares
+answer. The shift that `Aliked` subtracts is left in: the number in extractors/networks.py is printed. SIFT is the control.
 """
 
 import argparse
