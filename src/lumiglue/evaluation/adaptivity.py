@@ -66,7 +66,7 @@ def settings_name(settings: MatchSettings) -> str:
     return "alpha {}, beta {}".format(*shown)
 
 
-def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dict[tuple[str, str], str]:
+def difficulties(scores: Sequence[PairScore]) -> dict[tuple[str, str], str]:
     """Sorts the pairs (a, b) with a known geometry into "easy", "medium" and "hard" thirds, by the share of keypoints that
     the yardstick, any method but the measured one, matches correctly.
 
@@ -75,10 +75,10 @@ def difficulties(scores: Sequence[PairScore], yardstick: str = YARDSTICK) -> dic
     share = {
         (s.a, s.b): (0.0 if np.isnan(s.precision) else s.precision) * s.matches / max(min(s.keypoints_a, s.keypoints_b), 1)
         for s in scores
-        if s.method == yardstick and s.type != "correspondences"
+        if s.method == YARDSTICK and s.type != "correspondences"
     }
     if not share:
-        raise InputError(f"there is no score of {yardstick!r} on a pair with a known pose or homography")
+        raise InputError(f"there is no score of {YARDSTICK!r} on a pair with a known pose or homography")
     from_easiest = sorted(share, key=lambda pair: -share[pair])
     return {pair: LEVELS[rank * len(LEVELS) // len(from_easiest)] for rank, pair in enumerate(from_easiest)}
 

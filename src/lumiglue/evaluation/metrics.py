@@ -105,17 +105,10 @@ def f1(shares: Float[np.ndarray, "n 2"]) -> float:
     return float(200 * precision * recall / max(precision + recall, 1e-12))
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    statistic: Callable[[np.ndarray], float],
-    *,
-    share: float = 0.95,
-    rounds: int = 1000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Low and high end of the central `share` of a statistic's bootstrap distribution, of a mean or an AUC for example."""
-    rng = np.random.default_rng(seed)
+def bootstrap_interval(values: Sequence[float], statistic: Callable[[np.ndarray], float]) -> tuple[float, float]:
+    """The central 95 % of a statistic's bootstrap distribution (1,000 samples, seed 0), of a mean or an AUC for example."""
+    rng = np.random.default_rng(0)
     array = np.asarray(values, dtype=np.float64)
-    samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(rounds)]
-    low, high = np.quantile(samples, [(1 - share) / 2, (1 + share) / 2])
+    samples = [float(statistic(rng.choice(array, len(array)))) for _ in range(1000)]
+    low, high = np.quantile(samples, [0.025, 0.975])
     return float(low), float(high)

@@ -359,7 +359,7 @@ def _summary(scores: list[PairScore]) -> Summary:
     )
 
 
-def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(scores: Sequence[PairScore]) -> dict[str, tuple[float, float]]:
     """95 % bootstrap intervals over the pairs of planar F1, corner AUC@5 and pose AUC@5, as far as there are such pairs.
 
     Scores are of one method; of several seeds only the first is used. `classes.figures` has intervals over scenes and seeds.
@@ -369,11 +369,11 @@ def intervals(scores: Sequence[PairScore], *, rounds: int = 1000, seed: int = 0)
     ends = {}
     for name, kind in (("corner AUC@5", "homography"), ("pose AUC@5", "pose")):
         if errors := [s.error for s in kinds[kind]]:
-            ends[name] = bootstrap_interval(errors, lambda v: auc(v.tolist(), (5.0,))[0], rounds=rounds, seed=seed)
+            ends[name] = bootstrap_interval(errors, lambda v: auc(v.tolist(), (5.0,))[0])
     planar = np.array([[np.nan_to_num(s.precision), s.recall] for s in kinds["homography"]])
     if len(planar):
         numbers = list(range(len(planar)))
-        ends["planar F1"] = bootstrap_interval(numbers, lambda k: f1(planar[k.astype(int)]), rounds=rounds, seed=seed)
+        ends["planar F1"] = bootstrap_interval(numbers, lambda k: f1(planar[k.astype(int)]))
     return ends
 
 

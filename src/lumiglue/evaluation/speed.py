@@ -72,13 +72,13 @@ def operations(config: LightGlueConfig, n: int) -> float:
     return config.n_layers * layer + linear * (d * d + config.descriptor_dim * d) + 2 * d * n * n
 
 
-def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu", rounds: int = 5) -> float:
-    """Operations per second of a large matrix product: the best of `rounds`, or of fewer where one takes long, as bfloat16
+def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
+    """Operations per second of a large matrix product: the best of 5 rounds, or of fewer where one takes long, as bfloat16
     does on processors without it."""
     size = 1024 if device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times = []
-    for _ in range(rounds + 1):
+    for _ in range(6):
         _finish()
         start = time.perf_counter()
         torch.mm(a, b)

@@ -21,6 +21,8 @@ from lumiglue.training.data.taught import PairLabels
 from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.labels import Labels, labels_from_depths, labels_from_homographies
 
+LEAST_OVERLAP = 0.1  # pairs with less are not drawn, unless a teacher matched them
+
 
 @dataclass(frozen=True, eq=False)
 class Side:
@@ -161,7 +163,6 @@ class PairSampler:
         seed: Seed of the draws.
         negative_pair_ratio: Probability of a negative pair: two views of different scenes.
         sampling_weights: How often each dataset is drawn from; equal by default.
-        least_overlap: Pairs with less overlap are not drawn, unless a teacher matched them.
 
     Raises:
         DatasetError: If the number of sampling weights is wrong, or one is negative, or all are 0.
@@ -176,7 +177,6 @@ class PairSampler:
         seed: int,
         negative_pair_ratio: float,
         sampling_weights: Sequence[float] | None = None,
-        least_overlap: float = 0.1,
     ) -> None:
         self.datasets, self.config, self.split, self.seed = list(datasets), config, split, seed
         self.negative_pair_ratio = negative_pair_ratio
@@ -187,7 +187,7 @@ class PairSampler:
             )
         self.chances = chances / chances.sum()
         self.numbers = [
-            np.flatnonzero(_in_split(dataset, split) & ((dataset.overlaps >= least_overlap) | (dataset.kind == "taught")))
+            np.flatnonzero(_in_split(dataset, split) & ((dataset.overlaps >= LEAST_OVERLAP) | (dataset.kind == "taught")))
             for dataset in self.datasets
         ]
         self.folders = [_folders(dataset) for dataset in self.datasets]

@@ -286,9 +286,7 @@ def local_network(model: str, file_name: str, weights: str | Path | None = None)
             path = Path(given)
             file = path / file_name if path.is_dir() else path
             if not file.is_file():
-                raise WeightsError(
-                    f"{file}, named by {source}, does not exist; give {file_name} or its folder"
-                )
+                raise WeightsError(f"{file}, named by {source}, does not exist; give {file_name} or its folder")
             return file.absolute()
     cached = cache_folder() / f"{model}{Path(file_name).suffix}"
     return cached if cached.is_file() else None

@@ -64,10 +64,10 @@ class DepthCamera:
         depth = np.ascontiguousarray(self.depth[start_y::step, start_x::step])
         return DepthCamera(depth=depth, intrinsics=shift @ self.intrinsics, camera_from_world=self.camera_from_world)
 
-    def samples(self, count: int = SAMPLES) -> Float64[np.ndarray, "n 3"]:
-        """World points of a grid of pixels of which about `count` have a depth; NaN for the others."""
+    def samples(self) -> Float64[np.ndarray, "n 3"]:
+        """World points of a grid of pixels of which about `SAMPLES` have a depth; NaN for the others."""
         height, width = self.depth.shape
-        count = round(count / max(float(np.isfinite(self.depth).mean()), count / (height * width)))
+        count = round(SAMPLES / max(float(np.isfinite(self.depth).mean()), SAMPLES / (height * width)))
         columns = min(width, max(1, round((count * width / height) ** 0.5)))
         rows = min(height, max(1, round(count / columns)))
         x = ((np.arange(columns) + 0.5) * width / columns).astype(int)

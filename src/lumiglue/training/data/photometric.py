@@ -48,9 +48,9 @@ def augment_photometric(rng: np.random.Generator, image: UInt8[Tensor, "h w 3"],
     return changed
 
 
-def gaussian_blur(values: Float[Tensor, "c h w"], sigma: float, reach: float = 4.0) -> Float[Tensor, "c h w"]:
-    """Gaussian blur of `sigma` pixels, truncated at `reach` times sigma; the image is mirrored at its edge."""
-    radius = min(round(sigma * reach), *(side - 1 for side in values.shape[1:]))
+def gaussian_blur(values: Float[Tensor, "c h w"], sigma: float) -> Float[Tensor, "c h w"]:
+    """Gaussian blur of `sigma` pixels, truncated at 4 times sigma; the image is mirrored at its edge."""
+    radius = min(round(sigma * 4.0), *(side - 1 for side in values.shape[1:]))
     if radius < 1:
         return values
     weights = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)[None]

@@ -273,7 +273,7 @@ def check_intrinsics(intrinsics: np.ndarray, name: str) -> None:
         )
 
 
-def check_rigid(pose: np.ndarray, name: str, *, tolerance: float = 5e-3) -> None:
+def check_rigid(pose: np.ndarray, name: str) -> None:
     """Raises InputError unless this is a 4 x 4 rigid transform."""
     if pose.shape != (4, 4):
         raise InputError(f"the pose of {name} has shape {pose.shape}; give 4 x 4")
@@ -281,7 +281,7 @@ def check_rigid(pose: np.ndarray, name: str, *, tolerance: float = 5e-3) -> None
         raise InputError(f"the pose of {name} has NaN or infinity; remove frames without a pose")
     rotation = pose[:3, :3]
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
-    if error > tolerance:
+    if error > 5e-3:
         raise InputError(f"the rotation of {name} is off orthogonal by {error:.3g}; give a pose without scale or shear")
     if np.linalg.det(rotation) < 0:
         raise InputError(f"the rotation of {name} mirrors (determinant {np.linalg.det(rotation):.3f}); flip one axis")

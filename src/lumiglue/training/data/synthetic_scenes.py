@@ -26,6 +26,8 @@ from lumiglue.training.data.homographies import check_share, photo_names, photos
 from lumiglue.training.data.photometric import augment_photometric
 from lumiglue.training.data.repeats import sometimes_repeating
 
+NEAREST = 0.02  # nearer than this to the camera, rectangles are clipped
+
 
 @dataclass(frozen=True, kw_only=True)
 class SceneSettings:
@@ -168,14 +170,14 @@ def _draw(rectangle: Rectangle, camera: Camera) -> tuple[tuple[int, int], np.nda
     return (int(low[0]), int(low[1])), colours, covered, z
 
 
-def _clip(corners: np.ndarray, nearest: float = 0.02) -> np.ndarray | None:
+def _clip(corners: np.ndarray) -> np.ndarray | None:
     """The part of a polygon (3 x n, camera frame) in front of the camera; None if there is none."""
     clipped = []
     for a, b in zip(corners.T, np.roll(corners.T, -1, axis=0), strict=True):
-        if a[2] >= nearest:
+        if a[2] >= NEAREST:
             clipped.append(a)
-        if (a[2] >= nearest) != (b[2] >= nearest):
-            clipped.append(a + (b - a) * (nearest - a[2]) / (b[2] - a[2]))
+        if (a[2] >= NEAREST) != (b[2] >= NEAREST):
+            clipped.append(a + (b - a) * (NEAREST - a[2]) / (b[2] - a[2]))
     return np.column_stack(clipped) if len(clipped) >= 3 else None
 
 
@@ -235,12 +237,12 @@ def aim_camera(rng: np.random.Generator, settings: SceneSettings) -> Camera:
     return Camera(intrinsics, camera_from_world, settings.size)
 
 
-def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"], reach: int = 2) -> Float64[np.ndarray, " n"]:
-    """Depth at pixels (x, y); NaN in the background and within `reach` pixels of depth edges, where a keypoint belongs to
+def depths_at(rendering: Rendering, points: Float64[np.ndarray, "n 2"]) -> Float64[np.ndarray, " n"]:
+    """Depth at pixels (x, y); NaN in the background and within 2 pixels of depth edges, where a keypoint belongs to
     neither surface."""
     height, width = rendering.depth.shape
     x, y = np.clip(np.rint(points), 0, [width - 1, height - 1]).astype(int).T
-    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    square = np.ones((5, 5), np.uint8)
     nearest, farthest = (
         morph(rendering.depth, square, borderType=cv2.BORDER_REPLICATE) for morph in (cv2.erode, cv2.dilate)
     )
