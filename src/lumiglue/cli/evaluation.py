@@ -10,7 +10,7 @@ from rich.table import Table
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import PipelineFlags
-from lumiglue.cli.terminal import ProgressBar, err, say
+from lumiglue.cli.terminal import ProgressBar, err, say, table
 from lumiglue.errors import InputError
 from lumiglue.evaluation import METHODS
 
@@ -235,22 +235,12 @@ def _size(flags: PipelineFlags) -> str:
 
 
 def _print_savings(rows: "Mapping[str, Saving]", title: str) -> None:
-    table = Table("", title=title)
-    for column in (
-        "pairs",
-        "stop layer",
-        "points pruned %",
-        "speed-up",
-        "pose AUC 5/10/20",
-        "full depth",
-        "F1",
-        "full depth",
-    ):
-        table.add_column(column, justify="right")
+    columns = ("pairs", "stop layer", "points pruned %", "speed-up", "pose AUC 5/10/20", "full depth", "F1", "full depth")
+    savings = table(title, "", *columns)
     for name, row in rows.items():
         cells = f"{row.stop_layer:.2f}", f"{row.pruned:.1f}", f"{row.speed_up:.2f}", _shares(row.pose_auc)
-        table.add_row(name, str(row.pairs), *cells, _shares(row.pose_auc_full), _shares([row.f1]), _shares([row.f1_full]))
-    Console(width=180, highlight=False).print(table)
+        savings.add_row(name, str(row.pairs), *cells, _shares(row.pose_auc_full), _shares([row.f1]), _shares([row.f1_full]))
+    Console(width=180, highlight=False).print(savings)
 
 
 def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
@@ -262,42 +252,36 @@ def print_comparison(scores: "Sequence[PairScore]", title: str) -> None:
     say(title)
     console.print(_accuracy(rows))
     console.print(_matching(rows))
-    table = Table("matcher", title="95 % bootstrap intervals over the pairs")
     ranges = [intervals([s for s in scores if (s.method, s.factor) == (row.method, row.factor)]) for row in rows]
     names = list(dict.fromkeys(name for row in ranges for name in row))
-    for name in names:
-        table.add_column(name, justify="right")
+    shown = table("95 % bootstrap intervals over the pairs", "matcher", *names)
     for row, of_row in zip(rows, ranges, strict=True):
-        table.add_row(_name(row), *(f"{of_row[n][0]:.1f} to {of_row[n][1]:.1f}" if n in of_row else "" for n in names))
+        shown.add_row(_name(row), *(f"{of_row[n][0]:.1f} to {of_row[n][1]:.1f}" if n in of_row else "" for n in names))
     if names:
-        console.print(table)
+        console.print(shown)
 
 
 def _accuracy(rows: "Sequence[Summary]") -> Table:
-    columns = (
-        "P / R / F1 at 3 px", "P / R at 1 px", "corner AUC 1/3/5/10 px", "by DLT", "pose AUC 5/10/20 deg", "by OpenCV",
-        "epipolar P", "epipolar AUC 3/10/20 px",
+    accuracy = table(
+        "accuracy, percent", "matcher", "P / R / F1 at 3 px", "P / R at 1 px", "corner AUC 1/3/5/10 px", "by DLT",
+        "pose AUC 5/10/20 deg", "by OpenCV", "epipolar P", "epipolar AUC 3/10/20 px",
     )  # fmt: skip
-    table = Table("matcher", title="accuracy, percent")
-    for column in columns:
-        table.add_column(column, justify="right")
     for row in rows:
         cells = [
             (row.precision, row.recall, row.f1), (row.precision_1px, row.recall_1px), row.corner_auc, row.corner_auc_dlt,
             row.pose_auc, row.pose_auc_opencv, (row.epipolar_precision,), row.epipolar_auc,
         ]  # fmt: skip
-        table.add_row(_name(row), *(_shares(values) for values in cells))
-    return table
+        accuracy.add_row(_name(row), *(_shares(values) for values in cells))
+    return accuracy
 
 
 def _matching(rows: "Sequence[Summary]") -> Table:
-    table = Table("matcher", title="matching: means; ms is the median, matching alone")
-    for column in ("pairs", "matches", "inliers", "ms", "stop layer", "layers per point", "points pruned %"):
-        table.add_column(column, justify="right")
+    columns = ("pairs", "matches", "inliers", "ms", "stop layer", "layers per point", "points pruned %")
+    matching = table("matching: means; ms is the median, matching alone", "matcher", *columns)
     for row in rows:
         numbers = f"{row.matches:.0f}", f"{row.inliers:.0f}", f"{row.milliseconds:.1f}", f"{row.stop_layer:.2f}"
-        table.add_row(_name(row), str(row.pairs), *numbers, f"{row.layers_per_point:.2f}", f"{row.pruned:.1f}")
-    return table
+        matching.add_row(_name(row), str(row.pairs), *numbers, f"{row.layers_per_point:.2f}", f"{row.pruned:.1f}")
+    return matching
 
 
 def _name(row: "Summary") -> str:

@@ -4,9 +4,8 @@ import platform
 from typing import Literal
 
 from rich.console import Console
-from rich.table import Table
 
-from lumiglue.cli.terminal import ProgressBar, say
+from lumiglue.cli.terminal import ProgressBar, say, table
 from lumiglue.errors import InputError
 
 
@@ -64,11 +63,8 @@ def bench(
         with ProgressBar(f"{size} points", 1) as advance:
             timings = speed.race(jobs, rounds)
             advance(1, "")
-        table = Table("", title=f"{note}: median ms of {rounds} rounds")
-        for column in ("ms", "lowest to highest", "ratio to ours", "of fp32 products' peak", "pairs/s"):
-            table.add_column(column, justify="right")
-        if memory:
-            table.add_column("peak MiB", justify="right")
+        columns = ["ms", "lowest to highest", "ratio to ours", "of fp32 products' peak", "pairs/s"] + memory * ["peak MiB"]
+        times = table(f"{note}: median ms of {rounds} rounds", "", *columns)
         work = sum(speed.operations(model.config, (len(a) + len(b)) // 2) for a, b in pairs)
         for timing in timings:
             median, (low, middle, high) = timing.median, (timing.ratio[1], timing.ratio[0], timing.ratio[2])
@@ -77,6 +73,6 @@ def bench(
             cells += [f"{middle:.2f} ({low:.2f} to {high:.2f})", share, f"{1000 * len(pairs) / median:.1f}"]
             if memory:
                 cells.append(f"{speed.peak_memory(timing.name, preset, size, device):.0f}")
-            table.add_row(timing.name, *cells)
-        Console(width=150, highlight=False).print(table)
+            times.add_row(timing.name, *cells)
+        Console(width=150, highlight=False).print(times)
     return 0

@@ -13,6 +13,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
+from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -21,6 +22,14 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 def say(text: str) -> None:
     """Prints a line of a result."""
     out.print(text, markup=False)
+
+
+def table(title: str, first: str, *columns: str) -> Table:
+    """An empty table, whose columns after the first are numbers."""
+    made = Table(first, title=title)
+    for column in columns:
+        made.add_column(column, justify="right")
+    return made
 
 
 class ProgressBar:
