@@ -14,7 +14,7 @@ test: $(VENV)/.installed-dev $(VENV)/.installed-released
 	$(BIN)/python -m pytest
 
 # The matcher's arithmetic as older processors do it, on one thread and on two. Results may differ in their last bits there,
-# and a test must not ask for more than README's "Exactness" promises.
+# and a test must not ask for more than docs/reliability.md promises under "Reproducibility".
 numeric: $(VENV)/.installed-dev
 	ATEN_CPU_CAPABILITY=default $(OLDER) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m numeric
 	ATEN_CPU_CAPABILITY=avx2 $(OLDER) OMP_NUM_THREADS=2 $(BIN)/python -m pytest -q -m numeric
