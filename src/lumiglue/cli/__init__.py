@@ -1,7 +1,6 @@
 """The command line: which commands there are, and how errors reach the user."""
 
 import difflib
-import errno
 import logging
 import os
 import re
@@ -32,6 +31,7 @@ from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, out, say
 from lumiglue.cli.training import train
 from lumiglue.errors import LumiglueError
+from lumiglue.io.atomic import disk_is_full
 from lumiglue.system.extras import EXTRAS, remedy
 
 COMMANDS: dict[str, Callable[..., int]] = {
@@ -91,12 +91,10 @@ MOVED = {
 
 
 def _of_the_system(error: OSError) -> str:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"the disk{f' of {error.filename}' if error.filename else ''} is full; make room and run the same command again"
-        )
-    what = f"{error.filename or 'a file'}: {error.strerror or error}"
-    return f"{what}; check the path and its permissions"
+    if disk_is_full(error):
+        disk = f"the disk of {error.filename}" if error.filename else "the disk"
+        return f"{disk} is full; make room and run the same command again"
+    return f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its permissions"
 
 
 def _nobody_reads() -> bool:

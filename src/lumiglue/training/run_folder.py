@@ -10,7 +10,6 @@ weights.safetensors  the result
 """
 
 import contextlib
-import errno
 import importlib.util
 import io
 import json
@@ -24,7 +23,7 @@ from filelock import FileLock, Timeout
 from matplotlib.figure import Figure
 
 from lumiglue.errors import TrainingError
-from lumiglue.io.atomic import replacing
+from lumiglue.io.atomic import disk_is_full, replacing
 from lumiglue.io.text import differences
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.visualization import save_figure
@@ -102,7 +101,7 @@ class RunFolder:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not disk_is_full(error):
                 raise
             loss = "its last checkpoint is intact" if (self.path / "checkpoint.pt").exists() else "nothing is lost yet"
             raise TrainingError(

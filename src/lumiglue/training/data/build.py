@@ -23,7 +23,7 @@ from filelock import FileLock, Timeout
 from lumiglue.errors import DatasetError, ImageError, InputError
 from lumiglue.extractors import Extractor
 from lumiglue.geometry.projective import transfer, transform
-from lumiglue.io.atomic import has_room, replacing, write_whole
+from lumiglue.io.atomic import disk_is_full, has_room, replacing, write_whole
 from lumiglue.io.text import differences
 from lumiglue.system.device import usable_cores
 from lumiglue.training.data.dataset import (
@@ -110,7 +110,7 @@ def build_dataset(
     try:
         yield from _build(source, out, extractor, settings, plan, workers)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if disk_is_full(error):
             raise DatasetError(f"the disk of {out} is full; make room and run the same command again to resume") from None
         raise
 
@@ -134,42 +134,28 @@ class _Job:
 def _build(
     source: ViewSource, out: Path, extractor: Extractor, settings: DatasetSettings, plan: dict[str, Any], workers: int
 ) -> Iterator[DatasetProgress]:
-    parts = _open_parts_folder(out, plan)
+    """Builds the missing parts and joins all parts, in a folder that is locked meanwhile."""
+    parts, count, step = _open_parts_folder(out, plan), len(source.items), settings.items_per_part
+    jobs = [
+        _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
+        for start in range(0, count, step)
+    ]
     lock = FileLock(parts / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise DatasetError(f"another process is building {out}; wait for it, or stop it and run this again") from None
     try:
-        yield from _build_in(parts, source, out, extractor, settings, plan, workers)
+        missing = [job for job in jobs if not job.out.exists()]
+        done, skipped = count - sum(len(job.items) for job in missing), []
+        yield DatasetProgress(done, count, ())
+        for finished, unreadable in _built(missing, min(workers or usable_cores(), len(missing))):
+            done, skipped = done + finished, skipped + unreadable
+            yield DatasetProgress(done, count, tuple(skipped))
+        _join_parts([job.out for job in jobs], out, source, plan)
     finally:
         lock.release()
     shutil.rmtree(parts)
-
-
-def _build_in(
-    parts: Path,
-    source: ViewSource,
-    out: Path,
-    extractor: Extractor,
-    settings: DatasetSettings,
-    plan: dict[str, Any],
-    workers: int,
-) -> Iterator[DatasetProgress]:
-    """Builds the missing parts and joins all parts, once the folder is locked."""
-    count, step = len(source.items), settings.items_per_part
-    jobs = [
-        _Job(source, range(start, min(start + step, count)), parts / f"part-{start // step:06d}.h5", extractor, settings)
-        for start in range(0, count, step)
-    ]
-    missing = [job for job in jobs if not job.out.exists()]
-    done = count - sum(len(job.items) for job in missing)
-    skipped: list[str] = []
-    yield DatasetProgress(done, count, ())
-    for finished, unreadable in _built(missing, min(workers or usable_cores(), len(missing))):
-        done, skipped = done + finished, skipped + unreadable
-        yield DatasetProgress(done, count, tuple(skipped))
-    _join_parts([job.out for job in jobs], out, source, plan)
 
 
 def _built(jobs: Sequence[_Job], workers: int) -> Iterator[tuple[int, list[str]]]:
