@@ -1,4 +1,4 @@
-"""ALIKED: pixel convention at kornia's border, where weights come from, worker processes."""
+"""ALIKED: pixel convention, where weights come from, worker processes."""
 
 import pickle
 import subprocess
@@ -10,13 +10,13 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from kornia.feature import ALIKED
 
 from helpers import draw_photo
 from lumiglue import Extractor, Features, InputError, WeightsError
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
-from lumiglue.extractors.networks import ALIKED_MODELS, Aliked
+from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork
+from lumiglue.extractors.networks import Aliked
 from lumiglue.images import read_image, resize_long_side
 
 PHOTO = draw_photo(3)
@@ -25,11 +25,9 @@ SMALL = "aliked-t16"
 
 @pytest.fixture
 def random_weights(tmp_path: Path) -> Path:
-    """A folder with the file of the smallest model, untrained, as the authors save it: without kornia's constant."""
+    """A folder with the file of the smallest model, untrained."""
     torch.manual_seed(0)
-    state = ALIKED(SMALL).state_dict()
-    del state["dkd.hw_grid"]
-    torch.save(state, tmp_path / f"{SMALL}.pth")
+    torch.save(AlikedNetwork(SMALL).state_dict(), tmp_path / f"{SMALL}.pth")
     return tmp_path
 
 
@@ -64,7 +62,7 @@ def test_strongest_first_unit_descriptors_no_frames(random_weights: Path) -> Non
     assert len(features) == 40
     assert features.scores is not None
     assert bool((features.scores.diff() <= 0).all())
-    assert features.descriptors.shape == (40, ALIKED_MODELS[SMALL])
+    assert features.descriptors.shape == (40, CONFIGS[SMALL].dim)
     assert features.descriptors.dtype == torch.float32
     assert torch.allclose(features.descriptors.norm(dim=1), torch.ones(40), atol=1e-5)
     assert features.scales is None
@@ -94,7 +92,7 @@ def test_loading_leaves_the_random_state(random_weights: Path) -> None:
 def test_blank_tiny_and_long_images_are_legal(random_weights: Path, shape: tuple[int, int]) -> None:
     features = Aliked(model=SMALL, weights=random_weights)(np.zeros((*shape, 3), np.uint8))
     assert features.image_size == (shape[1], shape[0])
-    assert features.descriptors.shape == (len(features), ALIKED_MODELS[SMALL])
+    assert features.descriptors.shape == (len(features), CONFIGS[SMALL].dim)
     assert min(shape) > 4 or len(features) == 0  # a maximum needs its neighbours
 
 
@@ -173,13 +171,26 @@ import lumiglue
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
 try:
-    create_extractor("aliked")
+    create_extractor("disk")
 except lumiglue.InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert 'pip install "lumiglue[aliked]"' in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+def test_aliked_does_not_need_kornia(random_weights: Path) -> None:
+    script = f"""
+import sys
+sys.modules["kornia"] = None
+import numpy
+from lumiglue.extractors import create_extractor
+extractor = create_extractor("{SMALL}", weights={str(random_weights)!r})
+print(len(extractor(numpy.random.default_rng(0).integers(0, 255, (64, 64, 3), numpy.uint8))))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert int(done.stdout) > 10
 
 
 @pytest.mark.parametrize("size", [(384, 256), (411, 300)])

@@ -15,16 +15,16 @@ from lumiglue.extractors.sift import Sift
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
 
-def _network(kind: str, package: str, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+def _network(kind: str, package: str | None, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
     """A class of `networks`, which is imported here, when it is first used."""
-    if find_spec(package) is None:
+    if package is not None and find_spec(package) is None:
         raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
     from lumiglue.extractors import networks
 
     return getattr(networks, kind)(device=device, **settings)
 
 
-_aliked = partial(_network, "Aliked", "kornia", "aliked")
+_aliked = partial(_network, "Aliked", None, "")
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16

@@ -1,4 +1,4 @@
-"""ALIKED, DISK, XFeat and SuperPoint over kornia and transformers, with their published weights or a local file."""
+"""ALIKED, and DISK, XFeat and SuperPoint over kornia and transformers, with published weights or a local file."""
 
 import contextlib
 import logging
@@ -14,6 +14,7 @@ from jaxtyping import UInt8
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError, WeightsError
+from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork
 from lumiglue.extractors.regions import SMALLEST_SIDE, check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.io.state_dicts import load_into
@@ -47,7 +48,6 @@ class NetworkExtractor(ABC):
     model: ClassVar[str]
     dim: ClassVar[int]
     least: ClassVar[int] = 32  # pixels of each side that the network needs
-    derived: ClassVar[frozenset[str]] = frozenset()  # constants of the network that the published file lacks
 
     def __post_init__(self) -> None:
         check_limits(self.max_keypoints, self.resize, max(self.least, SMALLEST_SIDE))
@@ -132,9 +132,6 @@ class NetworkExtractor(ABC):
         """The network without weights."""
 
 
-# ALIKED model -> descriptor channels.
-ALIKED_MODELS = {"aliked-t16": 64, "aliked-n16": 128, "aliked-n16rot": 128, "aliked-n32": 128}
-
 # Offset of the keypoints of each released ALIKED network from the image structure, in pixels of its input (right, down).
 # n16rot: half of the distance between keypoints of mirrored photos (20 photos, +-0.02; with rotated copies 0.3 to 0.5).
 # The others match few mirrored points: measured with rotated and scaled copies (+-0.2) by
@@ -145,7 +142,7 @@ _ALIKED_SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n
 
 @dataclass(frozen=True, kw_only=True)
 class Aliked(NetworkExtractor):
-    """ALIKED (Zhao et al., IEEE TIM 2023; BSD-3-Clause) over kornia. It needs about a kilobyte of memory per pixel.
+    """ALIKED (Zhao et al., IEEE TIM 2023; BSD-3-Clause) . It needs about 250 bytes of memory per pixel.
 
     Attributes:
         model: aliked-t16 (small, 64 channels), aliked-n16, aliked-n16rot (trained with rotations) or aliked-n32.
@@ -158,36 +155,32 @@ class Aliked(NetworkExtractor):
     detection_threshold: float = 0.0
 
     least = 1
-    derived = frozenset({"dkd.hw_grid"})
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model not in ALIKED_MODELS:
-            raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(ALIKED_MODELS)}")
+        if self.model not in CONFIGS:
+            raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(CONFIGS)}")
         if not 0 <= self.detection_threshold < 1:
             raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
 
     @property
     def descriptor_dim(self) -> int:
         """Number of channels of a descriptor."""
-        return ALIKED_MODELS[self.model]
+        return CONFIGS[self.model].dim
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with _full_precision(pixels.device):
-            output = network(pixels)[0]
-        strong = output.keypoint_scores > self.detection_threshold
+            keypoints, scores, descriptors = network(pixels, self.max_keypoints)
+        strong = scores > self.detection_threshold
         shift = pixels.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
-        return output.keypoints[strong] - shift, output.keypoint_scores[strong], output.descriptors[strong]
+        return keypoints[strong] - shift, scores[strong], descriptors[strong]
 
     def _build_arguments(self) -> tuple[Any, ...]:
-        return self.model, self.max_keypoints
+        return (self.model,)
 
     @staticmethod
     def build(*arguments: Any) -> nn.Module:
-        from kornia.feature import ALIKED
-
-        model, max_keypoints = arguments
-        return ALIKED(model, max_num_keypoints=max_keypoints, detection_threshold=0.0)
+        return AlikedNetwork(*arguments)
 
 
 def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -289,5 +282,5 @@ def _load(kind: type[NetworkExtractor], arguments: tuple[Any, ...], model: str, 
         except ImportError as error:
             raise InputError(f"{model} needs a newer version of its library ({error}); update it with pip") from None
     source = NETWORKS[model].url if model in NETWORKS else _SUPERPOINT_PAGE
-    load_into(network, file, model, f"give the published file from {source}", derived=kind.derived)
+    load_into(network, file, model, f"give the published file from {source}")
     return network.eval().to(device)

@@ -171,15 +171,14 @@ def _collected(content: object) -> tuple[dict[str, Tensor], list[str]]:
     return tensors, rest
 
 
-def load_into(network: nn.Module, path: Path, title: str, remedy: str, derived: Collection[str] = ()) -> None:
+def load_into(network: nn.Module, path: Path, title: str, remedy: str) -> None:
     """Copies a file's tensors into a network, whatever prefixes their names have.
 
     Args:
-        network: All of its tensors must be in the file and fit, except the `derived` ones.
+        network: All of its tensors must be in the file and fit.
         path: A .pth or .safetensors file.
         title: The network's name, for messages.
         remedy: What to do if the file does not fit, for messages.
-        derived: Names of the network's constants, which files may lack.
 
     Raises:
         WeightsError: The file cannot be read, or lacks a tensor; the message names it.
@@ -189,13 +188,13 @@ def load_into(network: nn.Module, path: Path, title: str, remedy: str, derived: 
     expected = network.state_dict()
     bare = {name: _bare(name, wrappers) for name in expected}
     unused = [state.given[name] for name in state.tensors.keys() - bare.values() if not _of_a_matcher(name)]
-    missing = [name for name in expected if bare[name] not in state.tensors and name not in derived]
+    missing = [name for name in expected if bare[name] not in state.tensors]
     if missing:
         first = state.as_given(bare[missing[0]])
         count = f"{len(missing)} of {len(expected)} tensors are missing, the first" if len(missing) > 1 else "it lacks"
         instead = f" (it has {min(unused)!r})" if unused else ""
         raise WeightsError(f"{path} does not fit {title}: {count} {first!r}{instead}; {remedy}")
-    used = {name: state.tensors[bare[name]] for name in expected if bare[name] in state.tensors}
+    used = {name: state.tensors[bare[name]] for name in expected}
     for name, tensor in used.items():
         message, shape = f"{path} does not fit {title}: {state.as_given(bare[name])!r}", tuple(expected[name].shape)
         if tensor.shape != shape:
@@ -203,7 +202,7 @@ def load_into(network: nn.Module, path: Path, title: str, remedy: str, derived: 
         if tensor.is_complex() or not bool(torch.isfinite(tensor).all()):
             raise WeightsError(f"{message} has NaN, infinity or complex numbers; {remedy}")
     try:
-        network.load_state_dict({**expected, **used})
+        network.load_state_dict(used)
     except RuntimeError as error:
         raise WeightsError(f"{path} does not fit {title} ({reason(error)}); {remedy}") from None
     state.log_unused(title, set(bare.values()), _of_a_matcher)
