@@ -9,9 +9,18 @@ import pytest
 from PIL import Image
 
 from helpers import draw_photo
-from lumiglue import ImageError, InputError
+from lumiglue import ImageError, InputError, Sift
 from lumiglue.errors import TooLargeError
-from lumiglue.images import as_rgb8, decode_untrusted, list_images, read_image, resize_long_side
+from lumiglue.images import (
+    as_rgb8,
+    decode_untrusted,
+    exif_orientation,
+    load_image,
+    load_mask,
+    read_image,
+    read_mask,
+    resize_long_side,
+)
 
 pytestmark = pytest.mark.portable
 
@@ -56,10 +65,10 @@ def test_unusual_modes(tmp_path: Path) -> None:
     alpha = np.dstack([PHOTO, np.full(PHOTO.shape[:2], 255, np.uint8)])
     alpha[:10, :, 3] = 0
     Image.fromarray(alpha).save(tmp_path / "alpha.png")
-    assert np.array_equal(read_image(tmp_path / "grey16.png")[..., 1], grey)
+    assert np.array_equal(read_image(tmp_path / "grey16.png", stretch="never")[..., 1], grey)
     assert np.array_equal(read_image(tmp_path / "grey8.png")[..., 2], grey)
-    assert np.abs(read_image(tmp_path / "rgb16.png").astype(int) - PHOTO).max() <= 1
-    assert np.abs(read_image(tmp_path / "rgb16.tif").astype(int) - PHOTO).max() <= 1
+    assert np.abs(read_image(tmp_path / "rgb16.png", stretch="never").astype(int) - PHOTO).max() <= 1
+    assert np.abs(read_image(tmp_path / "rgb16.tif", stretch="never").astype(int) - PHOTO).max() <= 1
     assert np.abs(read_image(tmp_path / "cmyk.jpg").astype(int) - PHOTO).mean() < 6
     assert np.abs(read_image(tmp_path / "palette.png").astype(int) - PHOTO).mean() < 12
     read = read_image(tmp_path / "alpha.png")
@@ -70,7 +79,7 @@ def test_unusual_modes(tmp_path: Path) -> None:
 def test_broken_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     Image.fromarray(draw_photo(1)).save(tmp_path / "whole.jpg")
     data = (tmp_path / "whole.jpg").read_bytes()
-    (tmp_path / "half.jpg").write_bytes(data[: len(data) // 2])
+    (tmp_path / "half.jpg").write_bytes(data[: data.index(b"\xff\xda") + 14])  # no pixel
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_text("not a photo")
     for name, message in [
@@ -93,7 +102,7 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_arrays_of_each_accepted_kind() -> None:
     assert np.array_equal(as_rgb8(PHOTO), PHOTO)
-    assert np.array_equal(as_rgb8(PHOTO.astype(np.uint16) * 257), PHOTO)
+    assert np.array_equal(as_rgb8(PHOTO.astype(np.uint16) * 257, stretch="never"), PHOTO)
     assert np.array_equal(as_rgb8(PHOTO / 255.0), PHOTO)
     assert np.array_equal(as_rgb8(PHOTO[..., 0])[..., 2], PHOTO[..., 0])
     for bad, message in [
@@ -111,15 +120,136 @@ def test_resizing_keeps_the_aspect_and_never_enlarges() -> None:
     assert resize_long_side(np.zeros((1, 500, 3), np.uint8), 100).shape == (1, 100, 3)
 
 
-def test_listing_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="has no images"):
-        list_images(tmp_path)
-    with pytest.raises(InputError, match="is not a folder"):
-        list_images(tmp_path / "none")
-    for name in ("b.JPG", "sub/a.png", "notes.txt"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    assert [path.name for path in list_images(tmp_path)] == ["b.JPG", "a.png"]
+def twelve_bits(photo: np.ndarray) -> np.ndarray:
+    return photo.astype(np.uint16) * 16
+
+
+def centikelvin(photo: np.ndarray) -> np.ndarray:
+    return 29315 + photo[..., 1].astype(np.uint16) * 4
+
+
+def kelvin(photo: np.ndarray) -> np.ndarray:
+    return (290 + photo[..., 1] / 255 * 12).astype(np.float32)
+
+
+def kelvin_with_flaws(photo: np.ndarray) -> np.ndarray:
+    """A corner without data, and one hot pixel."""
+    values = kelvin(photo)
+    values[:20, :30], values[100, 100], values[101, 100] = np.nan, 1e6, -np.inf
+    return values
+
+
+def small_float_colours(photo: np.ndarray) -> np.ndarray:
+    return (0.5 + photo / 255 * 0.02).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("colour.png", twelve_bits), ("colour.tif", twelve_bits), ("grey.png", centikelvin), ("grey.tif", centikelvin),
+        ("float.tif", kelvin), ("flaws.tif", kelvin_with_flaws), ("colour_float.tif", small_float_colours),
+    ],
+)  # fmt: skip
+def test_photos_that_use_part_of_their_range_are_stretched(
+    tmp_path: Path, name: str, values: Callable[[np.ndarray], np.ndarray], caplog: pytest.LogCaptureFixture
+) -> None:
+    """They have the keypoints of the 8-bit photo, where unstretched they have next to none, which is said."""
+    photo, path = draw_photo(3), tmp_path / name
+    array = values(photo)
+    cv2.imwrite(str(path), array if array.ndim == 2 else array[..., ::-1])
+    read = read_image(path)
+    assert np.array_equal(read, read_image(path))
+    levels = np.percentile(read, (1, 99))
+    assert levels[0] <= 2
+    assert levels[1] >= 253
+    assert not caplog.records
+    detect = Sift(max_keypoints=400)
+    assert len(detect(read)) > 0.8 * len(detect(photo))
+    if array.ndim == 3:  # the lower bits are not lost, and colours keep their order
+        scaled = photo.astype(float) - np.percentile(photo, 1)
+        scaled = (scaled * 255 / (np.percentile(photo, 99) - np.percentile(photo, 1))).clip(0, 255)
+        assert np.abs(read - scaled).max() <= 1
+    unstretched = read_image(path, stretch="never")
+    assert len(detect(unstretched)) < 0.25 * len(detect(photo))
+    assert "has low contrast: 98 % of its values are" in caplog.text
+
+
+def test_dark_photos_of_8_bits_are_said_and_stretched_on_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path, photo = tmp_path / "night.png", draw_photo(3)
+    Image.fromarray((photo / 255 * 9 + 2).astype(np.uint8)).save(path)
+    dark = read_image(path)
+    assert dark.max() <= 11
+    assert "night.png has low contrast: 98 % of its values are 2 to 10 of 255" in caplog.text
+    assert "--stretch always" in caplog.text
+    stretched = read_image(path, stretch="always")
+    assert len(Sift(max_keypoints=400)(stretched)) > 100 > len(Sift(max_keypoints=400)(dark))
+    assert np.array_equal(load_image(dark, stretch="always"), stretched)
+
+
+def test_the_stretch_maps_percentiles_and_keeps_what_cannot_be_stretched() -> None:
+    ramp = np.linspace(1000, 1100, 101 * 101).reshape(101, 101).astype(np.float32)
+    read = as_rgb8(ramp, stretch="always")
+    expected = ((ramp - 1001) / 98 * 255).clip(0, 255)
+    assert np.abs(read[..., 0] - expected).max() <= 0.5 + 1e-3
+    stars = np.zeros((100, 100), np.uint16)
+    stars[::25, ::25] = 4000  # less than one in a hundred pixels: minimum and maximum count
+    assert np.array_equal(as_rgb8(stars)[..., 0], (stars > 0) * np.uint8(255))
+    assert not as_rgb8(np.full((9, 9), 77, np.uint16)).any()
+    assert not as_rgb8(np.full((9, 9), np.nan), stretch="always").any()
+    clear = np.dstack([twelve_bits(PHOTO), np.full(PHOTO.shape[:2], 65535, np.uint16)])
+    assert np.array_equal(as_rgb8(clear), as_rgb8(twelve_bits(PHOTO)))  # opaque
+    clear[..., 3] = 0
+    assert (as_rgb8(clear) == 255).all()
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_stretch_is_refused() -> None:
+    with pytest.raises(InputError, match="unknown stretch 'yes'"):
+        load_image(PHOTO, stretch="yes")  # pyright: ignore[reportArgumentType]
+
+
+def test_masks_are_never_stretched(tmp_path: Path) -> None:
+    mask = np.zeros((20, 30), np.uint16)
+    mask[5:, 7:] = 1
+    cv2.imwrite(str(tmp_path / "mask.png"), mask)
+    assert np.array_equal(read_mask(tmp_path / "mask.png"), mask > 0)
+    assert np.array_equal(load_mask(Image.open(tmp_path / "mask.png")), mask > 0)
+    assert np.array_equal(load_mask(Image.fromarray(mask > 0)), mask > 0)
+
+
+def test_floats_a_hair_outside_are_clipped_and_others_refused() -> None:
+    for low, high in ((-0.01, 1.0), (0.0, 1.01), (-1e-7, 1 + 1e-7)):
+        array = PHOTO / 255.0
+        array[0, 0], array[0, 1] = low, high
+        read = as_rgb8(array)
+        assert (read[0, 0] == 0).all()
+        assert (read[0, 1] == 255).all()
+        assert np.array_equal(read[1:], PHOTO[1:])
+    with pytest.raises(InputError, match=r"numbers in \[0, 1\], and these are 0 to 1.02; divide by 255 first"):
+        as_rgb8(np.linspace(0, 1.02, 100).reshape(10, 10))
+    with pytest.raises(InputError, match=r"these are -0.5 to 0.5; .*stretch=\"always\""):
+        as_rgb8(np.linspace(-0.5, 0.5, 100).reshape(10, 10))
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "CMYK", "1", "I;16", "F"])
+def test_pillow_images_are_what_their_file_is(tmp_path: Path, mode: str) -> None:
+    if mode in ("I;16", "F"):
+        image = Image.fromarray(twelve_bits(PHOTO)[..., 1] if mode == "I;16" else kelvin(PHOTO))
+    else:
+        image = Image.fromarray(PHOTO).convert(mode)
+    path = tmp_path / "photo.tif"
+    image.save(path)
+    assert np.array_equal(load_image(image), read_image(path))
+
+
+def test_pillow_images_are_not_turned(tmp_path: Path) -> None:
+    """Keypoints are in pixels of the given image, whose size the caller sees."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PHOTO).save(tmp_path / "photo.png", exif=exif)
+    with Image.open(tmp_path / "photo.png") as image:
+        assert np.array_equal(load_image(image), PHOTO)
+    assert exif_orientation(tmp_path / "photo.png") == 6
 
 
 def test_untrusted_photos_are_the_same_as_read_or_refused(save_photo: Callable[[str, np.ndarray], Path]) -> None:

@@ -1,55 +1,82 @@
 """Reading, converting and resizing photos."""
 
-import io
-import warnings
+import logging
+import math
 from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
 import torch
 from jaxtyping import Bool, UInt8
-from PIL import ExifTags, Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
-from lumiglue.errors import ImageError, InputError, TooLargeError
+from lumiglue.errors import ImageError, InputError
+from lumiglue.io.decoding import decode, open_photo, pixels_of
+from lumiglue.io.listing import IMAGE_SUFFIXES as IMAGE_SUFFIXES
+from lumiglue.io.listing import image_names as image_names
+from lumiglue.io.listing import list_images as list_images
 from lumiglue.io.text import reason
 
 # Accepted types of a photo and of a mask.
-ImageLike = str | Path | np.ndarray | Tensor
-MaskLike = str | Path | np.ndarray | Tensor
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".tif", ".tiff", ".bmp", ".webp", ".ppm", ".pgm"}
-# Formats that Pillow may open. The others are not for photos, and the reader of EPS starts a program (Ghostscript).
-_FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000")
+ImageLike = str | Path | np.ndarray | Tensor | Image.Image
+MaskLike = str | Path | np.ndarray | Tensor | Image.Image
+# Which photos are stretched: their 1st percentile becomes black, their 99th white. "auto": those of 16 bits and of floats.
+Stretch = Literal["auto", "always", "never"]
+_PERCENTILES = (1, 99)
+_LARGEST = 1e30  # what is larger marks pixels without data
+_LOW_CONTRAST = 32  # grey levels between the percentiles
+_TOLERANCE = 0.01  # how far a float image may exceed [0, 1]: filters overshoot
+# EXIF orientation -> directions in the stored photo from those in the upright one.
+STORED_FROM_UPRIGHT = {
+    1: ((1, 0), (0, 1)), 2: ((-1, 0), (0, 1)), 3: ((-1, 0), (0, -1)), 4: ((1, 0), (0, -1)),
+    5: ((0, 1), (1, 0)), 6: ((0, 1), (-1, 0)), 7: ((0, -1), (-1, 0)), 8: ((0, -1), (1, 0)),
+}  # fmt: skip
+_log = logging.getLogger(__name__)
 
 
-def read_image(path: str | Path) -> UInt8[np.ndarray, "h w 3"]:
+def read_image(path: str | Path, *, stretch: Stretch = "auto") -> UInt8[np.ndarray, "h w 3"]:
     """Reads a photo as 8-bit RGB, rotated upright by its EXIF orientation.
 
-    Grey, 16-bit (scaled to 8), palette, CMYK and alpha images (composed over white) are converted.
+    Grey, palette, CMYK and alpha images (composed over white) are converted. Photos of 16 bits and of floats are stretched,
+    since many use a small part of their range: thermal images, 12-bit sensors. A JPEG whose last bytes are missing is read
+    as far as it goes. A note is logged for such a JPEG, and for low contrast.
+
+    Args:
+        path: The photo.
+        stretch: Which photos are stretched so that the 1st percentile of the values of all channels is black and the 99th
+            white (NaN and infinity are left out, and black): "auto" those of 16 bits and of floats, "always" also those of
+            8 bits, "never" none. Then 16 bits are divided by 257, and floats by their maximum.
 
     Raises:
         ImageError: The file is missing, empty, damaged or not an image.
     """
     path = Path(path)
-    data = _read_bytes(path)
-    if not data:
-        raise ImageError(f"{path} is empty (0 bytes); copy it again")
+    pixels = decode(_read_bytes(path), str(path), max_pixels=_most_pixels()).pixels
+    if stretch == "never" and np.issubdtype(pixels.dtype, np.floating):
+        pixels = pixels / max(float(pixels[np.abs(pixels) < _LARGEST].max(initial=0)), 1e-12)
+    rgb = _to_rgb8(pixels, stretch)
+    _note_contrast(rgb, str(path), stretch)
+    return rgb
+
+
+def exif_orientation(path: str | Path) -> int:
+    """The EXIF orientation that `read_image` undoes, 1 to 8; 1 for a photo that is stored upright.
+
+    Raises:
+        ImageError: The photo cannot be read.
+    """
+    path = Path(path)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the error comes at twice as many pixels
-            warnings.simplefilter("ignore", UserWarning)  # about metadata that is not used
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-            image.load()
-            pixels = to_rgb8(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise ImageError(f"{path} has more than {_most_pixels() // 10**6} megapixels; downscale it first") from None
-    except UnidentifiedImageError:
-        pixels = _read_with_opencv(path, data)
-    except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
-        raise ImageError(f"{path} is damaged ({reason(error)}); copy it again") from None
-    if not pixels.size:
-        raise ImageError(f"{path} has no pixels, its size is {pixels.shape[1]} x {pixels.shape[0]}; copy it again")
-    return pixels
+        orientation = open_photo(_read_bytes(path), str(path)).getexif().get(ExifTags.Base.Orientation, 1)
+    except UnidentifiedImageError:  # read with OpenCV, which does not rotate it
+        return 1
+    except ImageError:
+        raise
+    except Exception as error:
+        raise ImageError(f"{path} cannot be read ({reason(error)}); copy it again") from None
+    return orientation if orientation in STORED_FROM_UPRIGHT else 1
 
 
 def as_stored(path: str | Path, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -66,25 +93,9 @@ def as_stored(path: str | Path, points: np.ndarray, size: tuple[int, int]) -> np
     Raises:
         ImageError: The photo cannot be read.
     """
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
-            orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except UnidentifiedImageError:  # read with OpenCV, which does not rotate it
-        return points
-    except Exception as error:
-        raise ImageError(f"{path} cannot be read ({reason(error)}); copy it again") from None
-    x, y = points[:, 0], points[:, 1]
-    right, bottom = size[0] - 1 - x, size[1] - 1 - y
-    turned = {
-        2: (right, y),
-        3: (right, bottom),
-        4: (x, bottom),
-        5: (y, x),
-        6: (y, right),
-        7: (bottom, right),
-        8: (bottom, x),
-    }
-    return np.stack(turned.get(orientation, (x, y)), axis=1)
+    matrix = np.array(STORED_FROM_UPRIGHT[exif_orientation(path)])
+    centre = (np.array(size) - 1) / 2
+    return (points - centre) @ matrix.T + np.abs(matrix) @ centre
 
 
 def _read_bytes(path: Path) -> bytes:
@@ -108,38 +119,52 @@ def read_mask(path: str | Path) -> Bool[np.ndarray, "h w"]:
     Raises:
         ImageError: As for `read_image`.
     """
-    return read_image(path).max(axis=2) > 0
+    return _not_black(decode(_read_bytes(Path(path)), str(path), max_pixels=_most_pixels()).pixels)
 
 
-def load_image(image: ImageLike) -> np.ndarray:
+def _not_black(pixels: np.ndarray) -> np.ndarray:
+    return (pixels[..., :3].max(axis=2) if pixels.ndim == 3 else pixels) > 0
+
+
+def load_image(image: ImageLike, *, stretch: Stretch = "auto") -> np.ndarray:
     """Converts any accepted image to h x w x 3 RGB uint8.
 
     Args:
-        image: A path; an array, see `as_rgb8`; or a tensor C x H x W (also with a leading 1), H x W x C or H x W.
+        image: A path; a Pillow image, whose pixels are taken as they are (its EXIF orientation is not applied); an array,
+            see `as_rgb8`; or a tensor C x H x W (also with a leading 1), H x W x C or H x W.
+        stretch: See `read_image`, and for arrays and tensors `as_rgb8`.
 
     Raises:
         ImageError: The file cannot be read.
         InputError: The array or tensor is not an image.
     """
+    if stretch not in get_args(Stretch):
+        raise InputError(f"unknown stretch {stretch!r}; choose from {list(get_args(Stretch))}")
     if isinstance(image, str | Path):
-        return read_image(image)
+        return read_image(image, stretch=stretch)
+    if isinstance(image, Image.Image):
+        return to_rgb8(image, stretch=stretch)
     if isinstance(image, Tensor):
-        if image.is_meta or image.layout is not torch.strided or image.is_quantized:
-            raise InputError(f"the image tensor of shape {tuple(image.shape)} is not dense; give a dense one")
-        tensor = image.detach().cpu()
-        tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
-        tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
-        return as_rgb8(tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy())
+        return as_rgb8(_array_of(image), stretch=stretch)
     if isinstance(image, np.ndarray):
-        return as_rgb8(image)
-    raise InputError(f"an image is a path, an array or a tensor, not {type(image).__name__}")
+        return as_rgb8(image, stretch=stretch)
+    raise InputError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
+
+
+def _array_of(tensor: Tensor) -> np.ndarray:
+    if tensor.is_meta or tensor.layout is not torch.strided or tensor.is_quantized:
+        raise InputError(f"the image tensor of shape {tuple(tensor.shape)} is not dense; give a dense one")
+    tensor = tensor.detach().cpu()
+    tensor = tensor.squeeze(0) if tensor.ndim == 4 else tensor
+    tensor = tensor.permute(1, 2, 0) if tensor.ndim == 3 and tensor.shape[0] in (1, 3, 4) else tensor
+    return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
 
 
 def load_mask(mask: MaskLike) -> np.ndarray:
     """Converts any accepted mask to h x w booleans, false where it is 0.
 
     Args:
-        mask: A path, or an array or tensor h x w.
+        mask: A path, a Pillow image, or an array or tensor h x w.
 
     Raises:
         ImageError: The file cannot be read.
@@ -147,14 +172,12 @@ def load_mask(mask: MaskLike) -> np.ndarray:
     """
     if isinstance(mask, str | Path):
         return read_mask(mask)
+    if isinstance(mask, Image.Image):
+        return _not_black(pixels_of(mask))
     array = mask.detach().cpu().numpy() if isinstance(mask, Tensor) else np.asarray(mask)
     if array.ndim != 2 or not (array.dtype == bool or np.issubdtype(array.dtype, np.number)):
         raise InputError(f"a mask array has shape {array.shape} and dtype {array.dtype}; give h x w numbers or booleans")
     return array != 0
-
-
-# Formats accepted over the network: none whose reader starts another program or draws vectors.
-UNTRUSTED_FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "PPM")
 
 
 def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -171,46 +194,22 @@ def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarra
         TooLargeError: The image has more pixels.
         ImageError: It is damaged or not an image.
     """
-    if not data:
-        raise ImageError(f"{name} is empty (0 bytes); send it again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            warnings.simplefilter("ignore", UserWarning)
-            image = Image.open(io.BytesIO(data), formats=UNTRUSTED_FORMATS)
-            width, height = image.size
-            if width * height <= max_pixels:
-                return to_rgb8(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError:
-        raise TooLargeError(f"{name} is above the limit of {max_pixels / 1e6:g} megapixels; downscale it first") from None
-    except UnidentifiedImageError:
-        raise ImageError(f"{name} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
-    except Exception as error:  # as in read_image
-        raise ImageError(f"{name} is damaged ({str(error) or type(error).__name__}); send it again") from None
-    raise TooLargeError(
-        f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:g} megapixels; downscale it first"
-    )
+    return _to_rgb8(decode(data, name, max_pixels=max_pixels, again="send").pixels, "auto")
 
 
-def to_rgb8(image: Image.Image) -> UInt8[np.ndarray, "h w 3"]:
-    """Converts a Pillow image of any mode to 8-bit RGB; 16-bit and float grey is scaled, alpha is composed over white."""
-    if image.mode.startswith("I") or image.mode == "F":
-        grey = np.asarray(image).astype(np.float32)
-        top = 65535.0 if image.mode.startswith("I") else max(float(grey.max(initial=0.0)), 1e-12)
-        grey8 = np.clip(grey * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
-        return np.repeat(grey8[..., None], 3, axis=2)
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
-    return np.array(image.convert("RGB"))
+def to_rgb8(image: Image.Image, *, stretch: Stretch = "auto") -> UInt8[np.ndarray, "h w 3"]:
+    """Converts a Pillow image of any mode to 8-bit RGB; alpha is composed over white. `stretch`: see `read_image`."""
+    return _to_rgb8(pixels_of(image), stretch)
 
 
-def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
+def as_rgb8(image: np.ndarray, *, stretch: Stretch = "auto") -> UInt8[np.ndarray, "h w 3"]:
     """Converts an array to 8-bit RGB.
 
     Args:
-        image: H x W, H x W x 1, H x W x 3 or H x W x 4, in RGB order: uint8, uint16 (scaled by 1/257) or float in [0, 1].
-            Alpha is composed over white.
+        image: H x W, H x W x 1, H x W x 3 or H x W x 4, in RGB order: uint8, uint16 or float in [0, 1] (with a tolerance of
+            0.01, for filters that overshoot). Alpha is composed over white.
+        stretch: Which arrays are stretched, see `read_image`: "auto" uint16, "always" all, also floats of any range,
+            "never" none (uint16 is divided by 257).
 
     Raises:
         InputError: The array has another shape, type or range.
@@ -222,18 +221,64 @@ def as_rgb8(image: np.ndarray) -> UInt8[np.ndarray, "h w 3"]:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or min(array.shape) < 1:
         raise InputError(f"image array has shape {np.shape(image)}; give H x W or H x W x 3")
-    if array.dtype == np.uint16:
-        array = (array.astype(np.float32) / 257.0 + 0.5).astype(np.uint8)
-    elif np.issubdtype(array.dtype, np.floating):
-        if not np.isfinite(array).all() or array.min() < 0 or array.max() > 1.0 + 1e-4:
-            raise InputError("a float image must have finite numbers in [0, 1]; divide by 255 first or give uint8")
-        array = (array * 255.0 + 0.5).astype(np.uint8)
-    elif array.dtype != np.uint8:
+    if np.issubdtype(array.dtype, np.floating):
+        if stretch != "always":
+            _check_range(array)
+            stretch = "never"
+    elif array.dtype not in (np.uint8, np.uint16):
         raise InputError(f"image array has dtype {array.dtype}; give uint8, uint16 or float in [0, 1]")
-    if array.shape[2] == 4:
-        alpha = array[..., 3:].astype(np.float32) / 255.0
-        array = (array[..., :3] * alpha + 255.0 * (1.0 - alpha) + 0.5).astype(np.uint8)
-    return np.ascontiguousarray(np.broadcast_to(array, (*array.shape[:2], 3)))
+    return _to_rgb8(array, stretch)
+
+
+def _check_range(array: np.ndarray) -> None:
+    remedy = 'divide by 255 first, give uint8, or stretch="always" for any range'
+    if not np.isfinite(array).all():
+        raise InputError(f"a float image must have finite numbers in [0, 1]; {remedy}")
+    low, high = float(array.min()), float(array.max())
+    if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+        raise InputError(f"a float image must have numbers in [0, 1], and these are {low:g} to {high:g}; {remedy}")
+
+
+def _to_rgb8(pixels: np.ndarray, stretch: Stretch) -> UInt8[np.ndarray, "h w 3"]:
+    """Pixels of any depth, h x w or h x w x 1, 3 or 4, as 8-bit RGB. Alpha is composed over white."""
+    pixels = pixels if pixels.ndim == 3 else pixels[..., None]
+    colours, alpha = pixels[..., :3], pixels[..., 3:]
+    is_float = np.issubdtype(pixels.dtype, np.floating)
+    if stretch == "always" or (stretch == "auto" and pixels.dtype != np.uint8):
+        rgb = _stretched(colours)
+    elif pixels.dtype == np.uint8:
+        rgb = colours
+    else:
+        levels = colours.astype(np.float32) * (255.0 if is_float else 1 / 257)
+        rgb = (np.nan_to_num(levels, nan=0).clip(0, 255) + 0.5).astype(np.uint8)
+    if alpha.size:
+        opaque = alpha.astype(np.float32) / (1.0 if is_float else np.iinfo(pixels.dtype).max)
+        rgb = (rgb * opaque + 255.0 * (1.0 - opaque) + 0.5).astype(np.uint8)
+    return np.ascontiguousarray(np.broadcast_to(rgb, (*rgb.shape[:2], 3)))
+
+
+def _stretched(values: np.ndarray) -> np.ndarray:
+    """In 8 bits, with the 1st percentile at 0 and the 99th at 255; minimum and maximum where these are equal."""
+    step = max(1, math.isqrt(values.shape[0] * values.shape[1] // 10**6))  # a million pixels are enough
+    sample = values[::step, ::step]
+    sample = sample[np.abs(sample) < _LARGEST]  # without NaN
+    if not sample.size:
+        return np.zeros(values.shape, np.uint8)
+    low, high = np.percentile(sample, _PERCENTILES).tolist()
+    if high <= low:
+        low, high = float(sample.min()), float(sample.max())
+    levels = (values.astype(np.result_type(values, np.float32)) - low) * (255 / (high - low) if high > low else 0.0)
+    return (np.nan_to_num(levels, nan=0).clip(0, 255) + 0.5).astype(np.uint8)
+
+
+def _note_contrast(image: UInt8[np.ndarray, "h w 3"], name: str, stretch: Stretch) -> None:
+    """Logs a note if most values are within a few grey levels: detectors find next to nothing."""
+    step = max(1, min(image.shape[:2]) // 128)
+    low, high = np.percentile(image[::step, ::step], _PERCENTILES).tolist()
+    if high - low < _LOW_CONTRAST and image.min() < image.max():
+        remedy = "" if stretch == "always" else '; stretch="always" (--stretch always) spreads them'
+        label = {"label": "note"}
+        _log.warning("%s has low contrast: 98 %% of its values are %d to %d of 255%s", name, low, high, remedy, extra=label)
 
 
 def to_grey(image: UInt8[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w"]:
@@ -254,66 +299,6 @@ def resize_long_side(image: np.ndarray, long_side: int | None) -> np.ndarray:
     scale = long_side / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-
-
-def list_images(folder: str | Path) -> list[Path]:
-    """Lists the image files in a folder and its subfolders, sorted by path.
-
-    Raises:
-        InputError: There are none.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder} is not a folder; give a folder of photos")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file())
-    if not paths:
-        raise InputError(f"{folder} has no images; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
-    return paths
-
-
-def image_names(folder: str | Path) -> list[str]:
-    """Lists the images below a folder by name.
-
-    Args:
-        folder: Searched with all its subfolders.
-
-    Returns:
-        Paths relative to the folder, with slashes, in alphabetical order.
-
-    Raises:
-        InputError: the folder does not exist or has no image.
-    """
-    return sorted(path.relative_to(folder).as_posix() for path in list_images(folder))
-
-
-def _read_with_opencv(path: Path, data: bytes) -> UInt8[np.ndarray, "h w 3"]:
-    """Reads TIFF files that Pillow does not support, mainly 16-bit RGB.
-
-    Other formats are not tried: for a damaged PNG, OpenCV allocates any size that the file claims.
-    """
-    try:
-        if _tiff_pixels(data) > _most_pixels():
-            raise ImageError(f"{path} has more than {_most_pixels() // 10**6} megapixels; downscale it first")
-    except ImageError:
-        raise
-    except Exception:  # no TIFF, or a damaged header
-        raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file") from None
-    try:
-        array = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_ANYCOLOR | cv2.IMREAD_ANYDEPTH)
-    except cv2.error:
-        array = None
-    if array is None or array.dtype not in (np.uint8, np.uint16):
-        raise ImageError(f"{path} is not an image; give a JPEG, PNG, TIFF, WebP or BMP file")
-    return as_rgb8(array if array.ndim == 2 else np.ascontiguousarray(array[..., ::-1]))
-
-
-def _tiff_pixels(data: bytes) -> int:
-    """Width times height of the first page, from its header."""
-    start = 16 if data[2:4] in (b"+\0", b"\0+") else 8  # BigTIFF's header is longer
-    directory, file = TiffImagePlugin.ImageFileDirectory_v2(data[:start]), io.BytesIO(data)
-    file.seek(directory.next)
-    directory.load(file)
-    return int(directory[TiffImagePlugin.IMAGEWIDTH]) * int(directory[TiffImagePlugin.IMAGELENGTH])
 
 
 def _most_pixels() -> int:

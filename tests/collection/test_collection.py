@@ -187,8 +187,9 @@ def test_description_goes_on_and_leaves_out_broken_images(
     steps.close()  # pyright: ignore[reportAttributeAccessIssue]  (a generator)
     read: list[str] = []
     monkeypatch.setattr(
-        features_module, "read_image", lambda path, real=features_module.read_image: read.append(path.name) or real(path)
-    )
+        features_module, "read_image",
+        lambda path, real=features_module.read_image, **how: read.append(path.name) or real(path, **how),
+    )  # fmt: skip
     rest = list(extract_in_parts(photos, names, Sift(max_keypoints=200), out))
     assert rest[0].done == 3  # four were done, one of them broken
     assert sorted(read) == ["00b.png", *sorted(Path(name).name for name in names[4:])]

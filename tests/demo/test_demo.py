@@ -368,7 +368,7 @@ def test_page_says_what_is_wrong(page: Any, photos: list[Photos]) -> None:
     answer("photo A is missing")
     good = {"name": "good.png", "mimeType": "image/png", "buffer": photos[0][0].read_bytes()}
     send(page, good, good | {"buffer": b"this is text"})
-    answer("photo B is not an image; give a JPEG, PNG, TIFF, WebP or BMP file")
+    answer("photo B is not an image; give a JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, AVIF or HEIC file")
     page.locator("#photo-b").get_by_role("button", name=re.compile("Clear|Remove")).click()
     page.set_input_files("#photo-b input[type=file]", good | {"buffer": bomb()})
     page.wait_for_selector("#photo-b img")

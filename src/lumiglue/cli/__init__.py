@@ -7,6 +7,7 @@ import re
 import select
 import sys
 import textwrap
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -89,6 +90,8 @@ MOVED = {
     "posed-from-sfm": "`lumiglue dataset from-colmap`",
 }
 
+_MOST_OF_A_KIND = 10
+
 
 def _of_the_system(error: OSError) -> str:
     if disk_is_full(error):
@@ -123,11 +126,30 @@ class _LabelFormatter(logging.Formatter):
         return f"{getattr(record, 'label', record.levelname.lower())}: {super().format(record)}"
 
 
+class _Repeats(logging.Filter):
+    """Passes a log line once, and ten lines of a kind: a folder may have thousands of photos with the same flaw."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines, self.kinds = set[str](), Counter[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        line = record.getMessage()
+        if line in self.lines or self.kinds[record.msg] >= _MOST_OF_A_KIND:
+            return False
+        self.lines.add(line)
+        self.kinds[record.msg] += 1
+        if self.kinds[record.msg] == _MOST_OF_A_KIND:
+            record.msg, record.args = f"{line} (more lines of this kind are not shown)", None
+        return True
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
     _wait_politely()
     log_handler = logging.StreamHandler()
     log_handler.setFormatter(_LabelFormatter())
+    log_handler.addFilter(_Repeats())
     logging.basicConfig(level=logging.WARNING, handlers=[log_handler])
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words == ["--version"]:

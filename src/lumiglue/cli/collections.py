@@ -36,7 +36,9 @@ def features(
     """
     check_writable(out, *HDF5)
     with _Display() as progress:
-        collection.extract_features(photos, out, flags.extractor(), masks=masks, workers=workers, progress=progress)
+        collection.extract_features(
+            photos, out, flags.extractor(), masks=masks, stretch=flags.stretch, workers=workers, progress=progress
+        )
     say(f"{progress.succeeded} images -> {out}")
     _say_masks(photos, masks)
     return _report_failures("images", progress)

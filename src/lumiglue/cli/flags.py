@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from lumiglue.cli.terminal import ProgressBar
 from lumiglue.errors import InputError
+from lumiglue.images import Stretch
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
 if TYPE_CHECKING:
@@ -33,6 +34,12 @@ class PipelineFlags:
     tile: int | None = None
     """Extract features of larger photos in tiles with this side in pixels (with --resize 0: at full size), which bounds
     memory."""
+    detector_threshold: float | None = None
+    """Smallest response of a keypoint; lower finds more in photos of low contrast. By default that of the features: 0.01
+    for sift (its contrast threshold), 0 for aliked and disk, 0.05 for xfeat, 0.005 for superpoint."""
+    stretch: Stretch = "auto"
+    """Photos whose values are stretched, so that 98 % of them fill the range from black to white: auto for those of 16 bits
+    and of floats, always also for 8 bits (dark or hazy ones), never."""
     weights: str | None = None
     """A name of `lumiglue weights list`, a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
     Hugging Face Hub; by default the best for the features, downloaded on first use for all but sift."""
@@ -65,6 +72,7 @@ class PipelineFlags:
             resize=self.resize or None,
             tile=self.tile,
             device=str(usable_device(self.device)),
+            detector_threshold=self.detector_threshold,
         )
 
     def pipeline(self, default_precision: Literal["auto", "fp32"] = "fp32") -> "Pipeline":
@@ -91,6 +99,8 @@ class PipelineFlags:
             max_keypoints=self.max_keypoints,
             resize=self.resize or None,
             tile=self.tile,
+            detector_threshold=self.detector_threshold,
+            stretch=self.stretch,
             weights=self.weights,
             settings=settings,
             device=self.device,

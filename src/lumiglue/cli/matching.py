@@ -81,7 +81,7 @@ def _match_two(
             raise InputError(f"{file} is one of the photos; give another file to write")
     if adaptivity is not None and adaptivity.resolve() == target.resolve():
         raise InputError(f"--out and --adaptivity both name {target}; give two files")
-    images = read_image(a), read_image(b)
+    images = read_image(a, stretch=flags.stretch), read_image(b, stretch=flags.stretch)
     pipeline = flags.pipeline("auto")
     mask0, mask1 = masks or (None, None)
     result = pipeline.match(*images, rotation=rotation, mask0=mask0, mask1=mask1)
@@ -195,9 +195,11 @@ def _summary(result: "MatchResult", geometry: "Geometry | None", layers: int) ->
 def _print_summary(summary: str, result: "MatchResult", files: list[Path], *, masked: bool = False) -> None:
     say(summary)
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
-    if not len(result.features0) or not len(result.features1):
-        reason = "its mask leaves none, it is blank, or under 8 pixels" if masked else "blank, or under 8 pixels"
-        err.print(f"note: an image has no keypoints ({reason}), so there is nothing to match")
+    for image, features in (("first", result.features0), ("second", result.features1)):
+        if not len(features):
+            reason = f"{'its mask leaves none, or ' if masked else ''}it is blank, of low contrast, or under 8 pixels"
+            remedy = "try --stretch always, or a lower --detector-threshold"
+            err.print(f"note: the {image} image has no keypoints ({reason}); {remedy}", markup=False)
     for file in files:
         say(f"saved {file}")
 

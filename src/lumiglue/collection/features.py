@@ -14,7 +14,7 @@ from lumiglue.collection.hloc import write_features
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, Sift
 from lumiglue.extractors.regions import extract_inside
-from lumiglue.images import image_names, read_image, read_mask
+from lumiglue.images import Stretch, exif_orientation, image_names, read_image, read_mask
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.pipeline.prefetch import pool
 from lumiglue.types import PIXELS, Features
@@ -74,6 +74,7 @@ def extract_features(
     extractor: Extractor | None = None,
     *,
     masks: str | Path | None = None,
+    stretch: Stretch = "auto",
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Failures:
@@ -84,6 +85,7 @@ def extract_features(
         out: HDF5 file to write, in hloc's layout.
         extractor: The features; None is SIFT.
         masks: Folder of masks, see `mask_file`; None uses the photos whole.
+        stretch: Which photos are stretched, see `images.read_image`.
         workers: Threads; None takes as many as PyTorch uses.
         progress: Called after each part.
 
@@ -93,7 +95,9 @@ def extract_features(
     Raises:
         InputError: the folder has no usable photo or mask, or `out` has other features.
     """
-    steps = extract_in_parts(photos, image_names(photos), extractor or Sift(), out, masks=masks, workers=workers)
+    steps = extract_in_parts(
+        photos, image_names(photos), extractor or Sift(), out, masks=masks, stretch=stretch, workers=workers
+    )
     return run_to_end(steps, progress)
 
 
@@ -105,6 +109,7 @@ def extract_in_parts(
     *,
     note: str | None = None,
     masks: str | Path | None = None,
+    stretch: Stretch = "auto",
     workers: int | None = None,
 ) -> Iterator[Progress]:
     """Does the work of `extract_features` for given photos, and yields after each part.
@@ -116,6 +121,7 @@ def extract_in_parts(
         out: HDF5 file to write, in hloc's layout.
         note: What the features depend on beside `extractor.config()`; None takes the extractor's limits.
         masks: Folder of masks, see `mask_file`.
+        stretch: Which photos are stretched, see `images.read_image`.
         workers: Threads; None takes as many as PyTorch uses.
 
     Returns:
@@ -126,17 +132,20 @@ def extract_in_parts(
     """
     folder = Path(folder)
     note = _limits(extractor) if note is None else note
-    made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": PIXELS}
+    note += "" if stretch == "auto" else f", stretch {stretch}"
+    pixels = f"{PIXELS}, as stored (before the EXIF orientation)"
+    made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": pixels}
     if masks is not None:
         made_by["masked"] = True
         if not any(mask_file(masks, name) for name in names):
             raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
 
-    def extract(name: str) -> tuple[Features, str]:
-        image, mask = read_image(folder / name), mask_file(masks, name)
+    def extract(name: str) -> tuple[Features, str, int]:
+        image, mask = read_image(folder / name, stretch=stretch), mask_file(masks, name)
+        orientation = exif_orientation(folder / name)
         if mask is None:
-            return extractor(image), ""
-        return extract_inside(extractor, image, read_mask(mask)), _digest(mask)
+            return extractor(image), "", orientation
+        return extract_inside(extractor, image, read_mask(mask)), _digest(mask), orientation
 
     workers = torch.get_num_threads() if workers is None else workers
     with (
@@ -160,12 +169,12 @@ def extract_in_parts(
             with growing.part() as group:
                 for name in todo[start : start + IMAGES_IN_A_PART]:
                     try:
-                        features, mask = next(extracted).result()
+                        features, mask, orientation = next(extracted).result()
                     except (LumiglueError, OSError) as error:
                         failed.append((name, str(error)))
                         continue
                     image_group = group(name)
-                    write_features(image_group, features)
+                    write_features(image_group, features, orientation)
                     if mask:
                         image_group.attrs["mask"] = mask
                     read += 1
@@ -180,7 +189,13 @@ def _limits(extractor: Extractor) -> str:
     """Limits that change the features but are no part of the extractor's config."""
     keypoints, resize, tile = (getattr(extractor, name, None) for name in ("max_keypoints", "resize", "tile"))
     limits = "" if keypoints is None else f"{keypoints} keypoints, long side {resize or 0}"
-    return limits + (f", tiles of {tile}" if tile else "")
+    limits += f", tiles of {tile}" if tile else ""
+    inner = getattr(extractor, "extractor", extractor)  # of tiles
+    for name in ("contrast_threshold", "detection_threshold"):
+        threshold = getattr(inner, name, None)
+        if threshold != getattr(type(inner), name, None):
+            limits += f", {name} {threshold:g}"
+    return limits
 
 
 def _digest(path: Path | None) -> str:
@@ -206,9 +221,9 @@ def _is_text(name: str) -> bool:
 
 
 def _ahead(
-    threads: Executor, extract: Callable[[str], tuple[Features, str]], names: Sequence[str], ahead: int
-) -> Iterator["Future[tuple[Features, str]]"]:
-    waiting: deque[Future[tuple[Features, str]]] = deque()
+    threads: Executor, extract: Callable[[str], tuple[Features, str, int]], names: Sequence[str], ahead: int
+) -> Iterator["Future[tuple[Features, str, int]]"]:
+    waiting: deque[Future[tuple[Features, str, int]]] = deque()
     for name in names:
         waiting.append(threads.submit(extract, name))
         if len(waiting) > ahead:

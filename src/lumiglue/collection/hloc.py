@@ -1,8 +1,9 @@
 """hloc's layout of features and matches in HDF5, written and read in one place.
 
 Features: a group for each image, with keypoints, descriptors (channels first), scores and image_size, and with scales and
-oris where the features have them. Matches: a group `name0/name1` for each pair (slashes inside a name become dashes), with
-matches0 (for each keypoint of image 0 the row in image 1, or -1) and matching_scores0.
+oris where the features have them. They are in pixels of the photo as stored, which is what COLMAP and hloc read; the
+attribute exif_orientation turns them upright for the matcher. Matches: a group `name0/name1` for each pair (slashes inside a
+name become dashes), with matches0 (for each keypoint of image 0 the row in image 1, or -1) and matching_scores0.
 """
 
 import contextlib
@@ -18,9 +19,11 @@ import h5py
 import numpy as np
 import torch
 
+from lumiglue.collection.orientation import stored_features, upright_features
 from lumiglue.errors import InputError
 from lumiglue.io.atomic import disk_is_full, has_room
 from lumiglue.io.hdf5 import HDF5_ERRORS, Reader, read_numbers
+from lumiglue.io.listing import natural_key
 from lumiglue.io.text import reason
 from lumiglue.pipeline.prefetch import MatchedPair
 from lumiglue.pipeline.result import MatchResult
@@ -30,8 +33,16 @@ Pair = tuple[str, str]
 _REMEDY = "write the file again with `lumiglue features`"
 
 
-def write_features(group: h5py.Group, features: Features) -> None:
-    """Writes the features of one image to its group."""
+def write_features(group: h5py.Group, features: Features, orientation: int = 1) -> None:
+    """Writes the features of one upright image to its group, in pixels of the image as stored.
+
+    Args:
+        group: The group.
+        features: The features in pixels of the upright image.
+        orientation: The image's EXIF orientation.
+    """
+    features = stored_features(features, orientation)
+    group.attrs["exif_orientation"] = orientation
     group.create_dataset("keypoints", data=features.keypoints.float().numpy())
     group.create_dataset("descriptors", data=features.descriptors.T.half().numpy())
     scores = torch.ones(len(features)) if features.scores is None else features.scores
@@ -61,7 +72,7 @@ class FeaturesFile(Reader):
         """Lists the images.
 
         Returns:
-            The names, in alphabetical order.
+            The names, in natural order (frame2 before frame10).
 
         Raises:
             InputError: the file is damaged.
@@ -71,13 +82,14 @@ class FeaturesFile(Reader):
             self._file.visititems(lambda name, item: names.append(name) if _is_image(item) else None)
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path} is damaged ({reason(error)}); {_REMEDY}") from None
-        return sorted(names)
+        return sorted(names, key=natural_key)
 
-    def read(self, name: str) -> Features:
+    def read(self, name: str, *, stored: bool = False) -> Features:
         """Reads the features of an image.
 
         Args:
             name: The image's name.
+            stored: Whether to return them in pixels of the image as stored, as COLMAP reads it, and not upright.
 
         Returns:
             The features, in pixels of the image.
@@ -88,26 +100,27 @@ class FeaturesFile(Reader):
         if name not in self:
             raise InputError(f"{self.path} has no features of {name!r}; {_REMEDY}")
         try:
-            return self._read(name)
+            return self._read(name, stored)
         except InputError as error:
             raise InputError(f"{self.path}, {name}: {error}") from None
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
 
-    def _read(self, name: str) -> Features:
+    def _read(self, name: str, stored: bool) -> Features:
         group: Any = self._file[name]
         width, height = (int(size) for size in read_numbers(group, "image_size").tolist())
-        stored = {"keypoints": "keypoints", "descriptors": "descriptors", "scores": "scores"}
-        stored |= {"scales": "scales", "orientations": "oris"}
+        datasets = {"keypoints": "keypoints", "descriptors": "descriptors", "scores": "scores"}
+        datasets |= {"scales": "scales", "orientations": "oris"}
         with np.errstate(over="ignore"):  # what overflows becomes infinite and is refused
             arrays = {
                 ours: read_numbers(group, theirs).astype(np.float32)
-                for ours, theirs in stored.items()
+                for ours, theirs in datasets.items()
                 if theirs in group or ours in ("keypoints", "descriptors")
             }
         arrays["descriptors"] = arrays["descriptors"].T
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        return Features(image_size=(width, height), extractor=str(group.attrs.get("extractor", "")), **tensors)
+        features = Features(image_size=(width, height), extractor=str(group.attrs.get("extractor", "")), **tensors)
+        return features if stored else upright_features(features, int(group.attrs.get("exif_orientation", 1)))
 
 
 def _is_image(item: object) -> bool:

@@ -8,11 +8,12 @@ from itertools import combinations
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags
 
 from lumiglue.collection import By
 from lumiglue.collection.hloc import FeaturesFile, Pair
 from lumiglue.errors import InputError
+from lumiglue.io.decoding import open_photo
 from lumiglue.io.text import read_text, reason
 
 EARTH_RADIUS = 6_371_000.0  # metres
@@ -195,7 +196,7 @@ def read_position(path: str | Path) -> tuple[float, float] | None:
         Both in degrees; None if the photo has no position.
     """
     try:
-        with Image.open(path) as image:
+        with open_photo(Path(path).read_bytes(), str(path)) as image:
             gps = image.getexif().get_ifd(ExifTags.IFD.GPSInfo)
     except Exception:  # Pillow's parsers raise OSError, SyntaxError, struct.error and more on damaged files
         return None

@@ -112,7 +112,9 @@ def reconstruct(
     pipeline = pipeline or Pipeline.pretrained(precision="fp32")
     out.mkdir(parents=True, exist_ok=True)
     features, matches, database = out / "features.h5", out / "matches.h5", out / "database.db"
-    steps = extract_in_parts(photos, names, pipeline.extractor, features, masks=masks, workers=workers)
+    steps = extract_in_parts(
+        photos, names, pipeline.extractor, features, masks=masks, stretch=pipeline.stretch, workers=workers
+    )
     left_out = unusable + run_to_end(steps, progress)
     with FeaturesFile(features) as file:
         names = file.names()

@@ -87,7 +87,7 @@ def create_app(service: Service) -> FastAPI:
 
     @app.post("/api/match", responses=ERRORS, summary="Match two photos")
     async def match(
-        image0: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP or BMP")],
+        image0: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, AVIF or HEIC")],
         image1: Annotated[UploadFile, File()],
         weights: Annotated[str, Form(description="sift, sift-clean, or another that is on this machine")] = "sift",
         estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",

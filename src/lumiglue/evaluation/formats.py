@@ -19,10 +19,8 @@ from lumiglue.evaluation.pairs import (
     check_homography,
     check_rotation,
 )
-from lumiglue.images import read_image
+from lumiglue.images import IMAGE_SUFFIXES, read_image
 from lumiglue.io.text import read_text, reason
-
-IMAGE_SUFFIXES = {".ppm", ".pgm", ".png", ".jpg", ".jpeg"}
 
 
 def read_hpatches(folder: str | Path) -> list[HomographyPair]:

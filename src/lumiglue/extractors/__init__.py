@@ -65,7 +65,13 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
 
 
 def tiled_extractor(
-    name: str, *, max_keypoints: int, resize: int | None, tile: int | None, device: str | None = None
+    name: str,
+    *,
+    max_keypoints: int,
+    resize: int | None,
+    tile: int | None,
+    device: str | None = None,
+    detector_threshold: float | None = None,
 ) -> Extractor:
     """Creates an extractor that processes large photos in tiles.
 
@@ -75,11 +81,18 @@ def tiled_extractor(
         resize: Long side in pixels to which larger photos are downscaled; None keeps the full size.
         tile: Side of a tile in pixels, see `Tiled`; None uses no tiles.
         device: Where a network runs.
+        detector_threshold: Smallest response of a keypoint: SIFT's contrast threshold, the score of a network. None takes
+            the features' own.
 
     Raises:
         InputError: As for `create_extractor` and `Tiled`.
     """
+    threshold = {}
+    if detector_threshold is not None:
+        if ":" in name:
+            raise InputError(f"a detector threshold cannot be passed to {name!r}; set it in the class")
+        threshold["contrast_threshold" if name == "sift" else "detection_threshold"] = detector_threshold
     if tile is None:
-        return create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=device)
-    whole = create_extractor(name, max_keypoints=max_keypoints, resize=None, device=device)
+        return create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=device, **threshold)
+    whole = create_extractor(name, max_keypoints=max_keypoints, resize=None, device=device, **threshold)
     return Tiled(extractor=whole, tile=tile, max_keypoints=max_keypoints, resize=resize)

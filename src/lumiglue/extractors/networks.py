@@ -38,12 +38,14 @@ class NetworkExtractor(ABC):
             network's environment variable names (LUMIGLUE_ALIKED, LUMIGLUE_DISK, LUMIGLUE_XFEAT, LUMIGLUE_SUPERPOINT),
             then one in the cache folder, then a download.
         device: Where the network runs. Features are returned on the CPU.
+        detection_threshold: Smallest score of a keypoint; None takes the network's own.
     """
 
     max_keypoints: int = 2048
     resize: int | None = 1024
     weights: str | Path | None = None
     device: str = "cpu"
+    detection_threshold: float | None = None
 
     model: ClassVar[str]
     dim: ClassVar[int]
@@ -51,6 +53,8 @@ class NetworkExtractor(ABC):
 
     def __post_init__(self) -> None:
         check_limits(self.max_keypoints, self.resize, max(self.least, SMALLEST_SIDE))
+        if self.detection_threshold is not None and not 0 <= self.detection_threshold < 1:
+            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
 
     @property
     def name(self) -> str:
@@ -152,7 +156,7 @@ class Aliked(NetworkExtractor):
     """
 
     model: str = "aliked-n16"  # pyright: ignore[reportIncompatibleVariableOverride]
-    detection_threshold: float = 0.0
+    detection_threshold: float | None = 0.0
 
     least = 1
 
@@ -160,8 +164,6 @@ class Aliked(NetworkExtractor):
         super().__post_init__()
         if self.model not in CONFIGS:
             raise InputError(f"unknown ALIKED model {self.model!r}; choose from {sorted(CONFIGS)}")
-        if not 0 <= self.detection_threshold < 1:
-            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
 
     @property
     def descriptor_dim(self) -> int:
@@ -171,7 +173,7 @@ class Aliked(NetworkExtractor):
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with _full_precision(pixels.device):
             keypoints, scores, descriptors = network(pixels, self.max_keypoints)
-        strong = scores > self.detection_threshold
+        strong = scores > (self.detection_threshold or 0.0)
         shift = pixels.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
         return keypoints[strong] - shift, scores[strong], descriptors[strong]
 
@@ -200,7 +202,8 @@ class Disk(NetworkExtractor):
     model, dim = "disk", 128
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = network(pixels, n=self.max_keypoints, pad_if_not_divisible=True)[0]
+        least = self.detection_threshold or 0.0
+        output = network(pixels, n=self.max_keypoints, score_threshold=least, pad_if_not_divisible=True)[0]
         inside = (output.keypoints < pixels.new_tensor([pixels.shape[3], pixels.shape[2]])).all(1)
         return output.keypoints[inside], output.detection_scores[inside], _unit(output.descriptors[inside])
 
@@ -217,7 +220,7 @@ class XFeat(NetworkExtractor):
     model, dim = "xfeat", 64
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = network.detectAndCompute(pixels, top_k=self.max_keypoints)[0]
+        output = network.detectAndCompute(pixels, self.max_keypoints, self.detection_threshold)[0]
         return output["keypoints"], output["scores"], _unit(output["descriptors"])
 
     @staticmethod
@@ -249,14 +252,17 @@ class SuperPoint(NetworkExtractor):
     def build(*arguments: Any) -> nn.Module:
         from transformers import SuperPointConfig, SuperPointForKeypointDetection
 
-        return SuperPointForKeypointDetection(SuperPointConfig(*arguments))
+        return SuperPointForKeypointDetection(SuperPointConfig(**dict(arguments)))
+
+    def _build_arguments(self) -> tuple[Any, ...]:
+        return () if self.detection_threshold is None else (("keypoint_threshold", self.detection_threshold),)
 
     @staticmethod
-    def fetch() -> nn.Module:
+    def fetch(*arguments: Any) -> nn.Module:
         """The network with the weights that transformers downloads."""
         from transformers import SuperPointForKeypointDetection
 
-        return SuperPointForKeypointDetection.from_pretrained("magic-leap-community/superpoint")
+        return SuperPointForKeypointDetection.from_pretrained("magic-leap-community/superpoint", **dict(arguments))
 
 
 _SUPERPOINT_PAGE = "https://huggingface.co/magic-leap-community/superpoint"
@@ -270,7 +276,7 @@ def _load(kind: type[NetworkExtractor], arguments: tuple[Any, ...], model: str, 
     with torch.random.fork_rng(devices=[]):
         if file is None:  # of SuperPoint alone: the registry has the files of the others
             try:
-                return SuperPoint.fetch().eval().to(device)
+                return SuperPoint.fetch(*arguments).eval().to(device)
             except (OSError, RuntimeError) as error:
                 cause = str(getattr(error, "reason", None) or str(error).splitlines()[0])
                 raise WeightsError(

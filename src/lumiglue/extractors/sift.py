@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
+from lumiglue.errors import InputError
 from lumiglue.extractors.regions import check_limits
 from lumiglue.images import resize_long_side, to_grey
 from lumiglue.types import Features
@@ -44,6 +45,8 @@ class Sift:
 
     def __post_init__(self) -> None:
         check_limits(self.max_keypoints, self.resize)
+        if not self.contrast_threshold >= 0:
+            raise InputError(f"contrast_threshold is {self.contrast_threshold}; give at least 0 (the default is 0.01)")
 
     @property
     def name(self) -> str:

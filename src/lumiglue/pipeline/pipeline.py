@@ -17,7 +17,7 @@ from lumiglue.backends.select import fastest_backend, onnx_matcher
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import EXTRACTORS, Extractor, create_extractor, tiled_extractor
 from lumiglue.extractors.regions import extract_inside
-from lumiglue.images import ImageLike, MaskLike, load_image, load_mask
+from lumiglue.images import ImageLike, MaskLike, Stretch, load_image, load_mask
 from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
@@ -42,9 +42,9 @@ Rotation = Literal["none", "search"]
 class Pipeline:
     """An extractor and a matcher for its features.
 
-    Images are paths, arrays (H x W x 3 or H x W; uint8, uint16, or float in [0, 1]; RGB) or tensors (C x H x W, also with a
-    leading 1). One pipeline can be used from several threads, and from forked or spawned processes; a forked process
-    computes on one thread.
+    Images are paths, Pillow images (used as they are, without their EXIF orientation), arrays (H x W x 3 or H x W; uint8,
+    uint16, or float in [0, 1]; RGB) or tensors (C x H x W, also with a leading 1). One pipeline can be used from several
+    threads, and from forked or spawned processes; a forked process computes on one thread.
 
     Attributes:
         extractor: Computes the features.
@@ -52,6 +52,7 @@ class Pipeline:
         settings: How to match.
         precision: Arithmetic of a PyTorch matcher.
         metadata: Training record of the matcher.
+        stretch: Which images are stretched, see `images.read_image`.
     """
 
     def __init__(
@@ -63,6 +64,7 @@ class Pipeline:
         device: torch.device | str | None = None,
         precision: Precision = "fp32",
         metadata: Mapping[str, Any] | None = None,
+        stretch: Stretch = "auto",
     ) -> None:
         """Combines an extractor and a matcher.
 
@@ -74,6 +76,7 @@ class Pipeline:
             device: Where a PyTorch matcher runs; None leaves it where it is.
             precision: Arithmetic of a PyTorch matcher.
             metadata: The training record as JSON values.
+            stretch: Which images are stretched, see `images.read_image`.
 
         Raises:
             InputError: The matcher was trained for other features, or the device or precision is not supported.
@@ -92,7 +95,7 @@ class Pipeline:
             device = next(matcher.parameters()).device
         device = usable_device(device or "cpu")
         compute_on_one_thread_in_forks()
-        self.extractor = extractor
+        self.extractor, self.stretch = extractor, stretch
         self.metadata, self.precision = dict(metadata or {}), precision
         self._layers: Layers | None = None
         if isinstance(matcher, nn.Module):
@@ -116,6 +119,8 @@ class Pipeline:
         precision: Precision | Literal["auto"] = "auto",
         backend: Backend | Literal["auto"] | None = None,
         tile: int | None = None,
+        detector_threshold: float | None = None,
+        stretch: Stretch = "auto",
     ) -> "Pipeline":
         """Creates a pipeline from the names of features and weights.
 
@@ -138,6 +143,8 @@ class Pipeline:
                 of single pairs launched at once (`backends.cuda_graphs`).
             tile: Side in pixels of the tiles in which the extractor processes larger photos, which limits its memory; see
                 `Tiled`.
+            detector_threshold: Smallest response of a keypoint, see `extractors.tiled_extractor`.
+            stretch: Which images are stretched, see `images.read_image`.
 
         Raises:
             InputError: A name or a setting is unknown, or the weights are for other features.
@@ -145,7 +152,9 @@ class Pipeline:
         """
         chosen = usable_device(device)
         if features is not None:  # fails before a download if there is no such extractor
-            tiled_extractor(features, max_keypoints=max_keypoints, resize=resize, tile=tile)
+            tiled_extractor(
+                features, max_keypoints=max_keypoints, resize=resize, tile=tile, detector_threshold=detector_threshold
+            )
         file = resolve(default_weights(features or "sift") if weights is None else weights)
         onnx = file.suffix == ".onnx"
         if precision == "auto":
@@ -158,12 +167,13 @@ class Pipeline:
         matcher = load_weights(file) if with_torch else onnx_matcher(file, backend or "onnxruntime", precision)
         extractor = tiled_extractor(
             _features_of(matcher.config.extractor, features), max_keypoints=max_keypoints, resize=resize, tile=tile,
-            device=str(chosen),
+            device=str(chosen), detector_threshold=detector_threshold,
         )  # fmt: skip
         if not isinstance(matcher, nn.Module):
-            return cls(extractor, matcher, settings)
+            return cls(extractor, matcher, settings, stretch=stretch)
         pipeline = cls(
-            extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1]
+            extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1],
+            stretch=stretch,
         )  # fmt: skip
         if backend == "cudagraphs":
             pipeline._layers = replayed_layers(matcher, pipeline._layers)
@@ -292,14 +302,14 @@ class Pipeline:
         """Extracts the features of one image.
 
         Args:
-            image: A path, array or tensor, see the class.
-            mask: A path, or an array or tensor h x w: only keypoints where it is not 0 are kept.
+            image: A path, Pillow image, array or tensor, see the class.
+            mask: A path, a Pillow image, or an array or tensor h x w: only keypoints where it is not 0 are kept.
 
         Raises:
             ImageError: The image or the mask cannot be read.
             InputError: The mask has another size than the image, or an array is no image.
         """
-        pixels = load_image(image)
+        pixels = load_image(image, stretch=self.stretch)
         return self.extractor(pixels) if mask is None else extract_inside(self.extractor, pixels, load_mask(mask))
 
     def match(
@@ -314,7 +324,7 @@ class Pipeline:
         """Matches two images.
 
         Args:
-            image0: A path, array or tensor, see the class.
+            image0: A path, Pillow image, array or tensor, see the class.
             image1: The same.
             rotation: "search" also matches image 1 rotated by each quarter turn and keeps the best; keypoints remain in
                 pixels of the given image. The default weights were trained with all rotations and do not need it.
@@ -344,7 +354,9 @@ class Pipeline:
         def extract(turned: np.ndarray, turns: int) -> Features:
             return self.extract(turned, mask=None if mask is None else turned_image(mask, turns))
 
-        features1, matches, _ = match_best_turn(features0, load_image(image1), extract, self.match_features)
+        features1, matches, _ = match_best_turn(
+            features0, load_image(image1, stretch=self.stretch), extract, self.match_features
+        )
         return features1, matches
 
     def match_features(self, pairs: Iterable[tuple[Features, Features]]) -> list[Matches]:

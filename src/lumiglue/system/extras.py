@@ -16,6 +16,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "openvino": ("openvino",),
     "ray": ("ray",),
     "tensorboard": ("tensorboard",),
+    "pillow_heif": ("heic",),
     "huggingface_hub": ("hub",),
     "httpx2": ("hub",),
     "gradio": ("demo",),
