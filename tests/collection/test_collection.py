@@ -749,3 +749,43 @@ def test_features_need_no_weights(photos: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr("lumiglue.pipeline.pipeline.load_weights", lambda *_: pytest.fail("weights were loaded"))
     assert main(["features", str(photos), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "50"]) == 0
     assert main(["features", str(photos), "-o", str(tmp_path / "g.h5"), "--workers", "-2"]) == 2
+
+
+def test_files_of_turned_photos_fit_tools_that_read_stored_pixels(
+    scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """features.h5 and matches.h5 as another tool reads them, with h5py and pycolmap alone: phone portraits of both sides
+    give the camera's size and focal length."""
+    import pycolmap
+
+    photos, features, matches = tmp_path / "photos", tmp_path / "f.h5", tmp_path / "m.h5"
+    photos.mkdir()
+    for number, path in enumerate(sorted(scene[0].glob("*.png"))[:5]):
+        exif = Image.Exif()
+        exif[0x0112], turns = (6, 1) if number % 2 else (8, 3)
+        Image.fromarray(np.rot90(read_image(path), turns).copy()).save(photos / path.name, exif=exif)
+    names = image_names(photos)
+    list(extract_in_parts(photos, names, Sift(max_keypoints=500), features))
+    list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
+    database = tmp_path / "database.db"
+    pycolmap.Database.open(database).close()
+    pycolmap.import_images(database, photos, pycolmap.CameraMode.SINGLE, names)
+    opened = pycolmap.Database.open(database)
+    ids = {image.name: image.image_id for image in opened.read_all_images()}
+    camera = opened.read_all_cameras()[0]
+    with h5py.File(features) as file, h5py.File(matches) as pairs:
+        for name, number in ids.items():
+            assert tuple(file[name]["image_size"][()]) == (camera.width, camera.height) == (360, 480)  # pyright: ignore
+            opened.write_keypoints(number, file[name]["keypoints"][()] + 0.5)  # pyright: ignore
+        for a, b in exhaustive(names):
+            partner = pairs[f"{a}/{b}"]["matches0"][()]  # pyright: ignore
+            rows = np.flatnonzero(partner >= 0)
+            opened.write_matches(ids[a], ids[b], np.stack([rows, partner[rows]], axis=1).astype(np.uint32))
+    opened.close()
+    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b}\n" for a, b in exhaustive(names)))
+    pycolmap.verify_matches(database, tmp_path / "pairs.txt")
+    (tmp_path / "model").mkdir()
+    model = pycolmap.incremental_mapping(database, photos, tmp_path / "model")[0]
+    assert model.num_reg_images() == 5
+    assert model.compute_mean_reprojection_error() < 1.0
+    assert next(iter(model.cameras.values())).focal_length == pytest.approx(520, rel=0.1)

@@ -65,6 +65,22 @@ def test_keypoints_come_back_to_the_photos_pixels(saved: tuple[str, Path]) -> No
     assert torch.allclose(features.keypoints, (small.keypoints + 0.5) * 2 - 0.5)
 
 
+def test_a_threshold_drops_weak_keypoints(saved: tuple[str, Path]) -> None:
+    """Those that are left are those of the lower threshold, or fewer."""
+    name, file = saved
+    photo = draw_photo(1, 160, 120)
+    settings = {"max_keypoints": 5000, "weights": file}
+    every = create_extractor(name, **settings, detection_threshold=0.0)(photo)
+    assert every.scores is not None
+    assert len(every) > 0
+    threshold = max(0.05, float(every.scores.max()))
+    some = create_extractor(name, **settings, detection_threshold=threshold)(photo)
+    assert len(some) < len(every)
+    assert {tuple(point) for point in some.keypoints.tolist()} <= {tuple(point) for point in every.keypoints.tolist()}
+    with pytest.raises(InputError, match="detection_threshold is -1; give a score of at least 0"):
+        create_extractor(name, **settings, detection_threshold=-1)
+
+
 def test_tiny_and_blank_images_have_features_or_none(saved: tuple[str, Path]) -> None:
     name, file = saved
     extractor = create_extractor(name, weights=file)

@@ -53,8 +53,8 @@ class NetworkExtractor(ABC):
 
     def __post_init__(self) -> None:
         check_limits(self.max_keypoints, self.resize, max(self.least, SMALLEST_SIDE))
-        if self.detection_threshold is not None and not 0 <= self.detection_threshold < 1:
-            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score in [0, 1)")
+        if self.detection_threshold is not None and not self.detection_threshold >= 0:
+            raise InputError(f"detection_threshold is {self.detection_threshold}; give a score of at least 0")
 
     @property
     def name(self) -> str:
