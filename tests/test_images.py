@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers import draw_photo
-from lumiglue import ImageError, InputError, Sift
+from lumiglue import ImageError, InputError, Pipeline, Sift
 from lumiglue.errors import TooLargeError
 from lumiglue.images import (
     as_rgb8,
@@ -21,6 +21,7 @@ from lumiglue.images import (
     read_mask,
     resize_long_side,
 )
+from lumiglue.visualization import draw_matches, figure_bytes
 
 pytestmark = pytest.mark.portable
 
@@ -240,6 +241,23 @@ def test_pillow_images_are_what_their_file_is(tmp_path: Path, mode: str) -> None
     path = tmp_path / "photo.tif"
     image.save(path)
     assert np.array_equal(load_image(image), read_image(path))
+
+
+def test_pillow_images_can_be_matched_masked_and_drawn(tmp_path: Path) -> None:
+    photo = draw_photo(4)
+    pipeline, image, mask = Pipeline.pretrained("sift", max_keypoints=60), Image.fromarray(photo), np.ones((240, 320), bool)
+    mask[:, :160] = False
+    given = pipeline.match(image, Image.fromarray(photo.copy()), mask0=Image.fromarray(mask))
+    expected = pipeline.match(photo, photo, mask0=mask)
+    assert np.array_equal(given.points0, expected.points0)
+    (many,) = pipeline.match_many([(image, photo)])
+    assert many is not None
+    assert len(many) > 20
+    drawn, as_arrays = (
+        figure_bytes(draw_matches(*two, given.features0, given.features1, given.matches), "png")
+        for two in ((image, image), (photo, photo))
+    )
+    assert drawn == as_arrays
 
 
 def test_pillow_images_are_not_turned(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from lumiglue.errors import InputError
+from lumiglue.images import ImageLike, load_image
 from lumiglue.io.atomic import write_whole
 from lumiglue.types import Features, Geometry, Matches
 
@@ -29,8 +30,8 @@ _TITLE_POINTS = 11
 
 
 def draw_matches(
-    image0: np.ndarray,
-    image1: np.ndarray,
+    image0: ImageLike,
+    image1: ImageLike,
     features0: Features,
     features1: Features,
     matches: Matches,
@@ -42,7 +43,7 @@ def draw_matches(
     """Draws matches over both photos: inliers coloured by score, outliers faint, unmatched points small.
 
     Args:
-        image0: h x w x 3, RGB.
+        image0: A photo of any type that `Pipeline` accepts.
         image1: The same.
         features0: Features of image 0.
         features1: Features of image 1.
@@ -83,8 +84,8 @@ def draw_matches(
 
 
 def draw_layer(
-    image0: np.ndarray,
-    image1: np.ndarray,
+    image0: ImageLike,
+    image1: ImageLike,
     features0: Features,
     features1: Features,
     layers: Sequence[Matches],
@@ -98,7 +99,7 @@ def draw_layer(
     coloured by their last layer.
 
     Args:
-        image0: h x w x 3, RGB.
+        image0: A photo of any type that `Pipeline` accepts.
         image1: The same.
         features0: Features of image 0.
         features1: Features of image 1.
@@ -146,12 +147,12 @@ def draw_layer(
 
 
 def draw_adaptivity(
-    image0: np.ndarray, image1: np.ndarray, features0: Features, features1: Features, matches: Matches, n_layers: int
+    image0: ImageLike, image1: ImageLike, features0: Features, features1: Features, matches: Matches, n_layers: int
 ) -> Figure:
     """Draws each keypoint coloured by the layers that it went through; crosses were pruned, dots were not.
 
     Args:
-        image0: h x w x 3, RGB.
+        image0: A photo of any type that `Pipeline` accepts.
         image1: The same.
         features0: Features of image 0.
         features1: Features of image 1.
@@ -234,10 +235,11 @@ def _set_title(axes: Axes, text: str) -> None:
 
 
 def _on_one_canvas(
-    image0: np.ndarray, image1: np.ndarray, stacked: bool = False
+    image0: ImageLike, image1: ImageLike, stacked: bool = False
 ) -> tuple[Figure, Axes, tuple[np.ndarray, np.ndarray]]:
     """Both photos on a dark canvas, centred, and the top-left corner of each."""
-    sizes = np.array([image.shape[:2] for image in (image0, image1)])
+    images = load_image(image0), load_image(image1)
+    sizes = np.array([image.shape[:2] for image in images])
     along, across = (0, 1) if stacked else (1, 0)
     gap = round(_GAP * sizes[:, 1].sum())
     shape = np.zeros(2, int)
@@ -246,7 +248,7 @@ def _on_one_canvas(
     corners[1, along] = sizes[0, along] + gap
     corners[:, across] = (shape[across] - sizes[:, across]) // 2
     canvas = np.full((*shape, 3), 32, np.uint8)
-    for image, (top, left) in zip((image0, image1), corners, strict=True):
+    for image, (top, left) in zip(images, corners, strict=True):
         canvas[top : top + image.shape[0], left : left + image.shape[1]] = image
     height, width = int(shape[0]), int(shape[1])
     inches = min(_MAX_WIDTH / (2 if stacked else 1), max(9.0, width / _DPI))

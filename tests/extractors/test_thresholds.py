@@ -1,6 +1,8 @@
 """The detector's threshold and the stretch of dark photos, as flags and arguments, and in the record of a file."""
 
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,9 +77,6 @@ import sys
 from lumiglue.cli import main
 sys.exit(main(["features", {str(tmp_path / "photos")!r}, "-o", {str(tmp_path / "f.h5")!r}, "--workers", "1"]))
 """
-    import subprocess
-    import sys
-
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert said.count("has low contrast") == 10
     assert said.count("more lines of this kind are not shown") == 1
