@@ -67,7 +67,7 @@ def decode(data: bytes, name: str, *, max_pixels: int, again: str = "copy") -> D
     except LumiglueError:
         raise
     except Image.DecompressionBombError:
-        raise TooLargeError(f"{name} is above the limit of {max_pixels / 1e6:g} megapixels; downscale it first") from None
+        raise TooLargeError(f"{name} is above the limit of {max_pixels / 1e6:.3g} megapixels; downscale it first") from None
     except UnidentifiedImageError:
         decoded = Decoded(_with_opencv(data, name, max_pixels), 1)
     except Exception as error:  # Pillow's decoders raise OSError, SyntaxError, struct.error and more on damaged files
@@ -122,7 +122,7 @@ def _brands(data: bytes) -> set[bytes]:
 def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise TooLargeError(
-            f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:g} megapixels; downscale it first"
+            f"{name} has {width} x {height} pixels, above the limit of {max_pixels / 1e6:.3g} megapixels; downscale it first"
         )
 
 
