@@ -128,7 +128,11 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
 
 def _decoded(image: Image.Image, data: bytes, name: str) -> Decoded:
     # Pillow drops the lower byte of 16-bit colours: all of them, in a photo of 12 bits.
-    deep_colour = image.format in ("PNG", "TIFF") and image.mode in ("RGB", "RGBA", "LA") and ";16" in str(image.tile[:1])
+    deep_colour = (
+        image.format in ("PNG", "TIFF")
+        and image.mode in ("RGB", "RGBA", "LA")
+        and ";16" in str(getattr(image, "tile", [])[:1])
+    )
     orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     try:
         image.load()
