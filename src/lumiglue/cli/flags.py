@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 
 from lumiglue.cli.terminal import ProgressBar
 from lumiglue.errors import InputError
-from lumiglue.images import Stretch
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class PipelineFlags:
     detector_threshold: float | None = None
     """Smallest response of a keypoint; lower finds more in photos of low contrast. By default that of the features: 0.01
     for sift (its contrast threshold), 0 for aliked and disk, 0.05 for xfeat, 0.005 for superpoint."""
-    stretch: Stretch = "auto"
+    stretch: Literal["auto", "always", "never"] = "auto"
     """Photos whose values are stretched, so that 98 % of them fill the range from black to white: auto for those of 16 bits
     and of floats, always also for 8 bits (dark or hazy ones), never."""
     weights: str | None = None
