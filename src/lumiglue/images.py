@@ -181,7 +181,7 @@ def load_mask(mask: MaskLike) -> np.ndarray:
 
 
 def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarray, "h w 3"]:
-    """Decodes a photo that came over the network, as `read_image` does.
+    """Decodes a photo that came over the network, as `read_image` does, but refuses a JPEG whose last bytes are missing.
 
     The header is read first; of an image above `max_pixels` no pixels are decoded.
 
@@ -194,7 +194,7 @@ def decode_untrusted(data: bytes, name: str, max_pixels: int) -> UInt8[np.ndarra
         TooLargeError: The image has more pixels.
         ImageError: It is damaged or not an image.
     """
-    return _to_rgb8(decode(data, name, max_pixels=max_pixels, again="send").pixels, "auto")
+    return _to_rgb8(decode(data, name, max_pixels=max_pixels, again="send", cut_jpeg=False).pixels, "auto")
 
 
 def to_rgb8(image: Image.Image, *, stretch: Stretch = "auto") -> UInt8[np.ndarray, "h w 3"]:

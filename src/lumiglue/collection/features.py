@@ -13,7 +13,7 @@ import torch
 from lumiglue.collection.hloc import write_features
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, Sift
-from lumiglue.extractors.regions import extract_inside
+from lumiglue.extractors.regions import Tiled, extract_inside
 from lumiglue.images import Stretch, exif_orientation, image_names, read_image, read_mask
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.pipeline.prefetch import pool
@@ -190,11 +190,11 @@ def _limits(extractor: Extractor) -> str:
     keypoints, resize, tile = (getattr(extractor, name, None) for name in ("max_keypoints", "resize", "tile"))
     limits = "" if keypoints is None else f"{keypoints} keypoints, long side {resize or 0}"
     limits += f", tiles of {tile}" if tile else ""
-    inner = getattr(extractor, "extractor", extractor)  # of tiles
+    inner = extractor.extractor if isinstance(extractor, Tiled) else extractor
     for name in ("contrast_threshold", "detection_threshold"):
         threshold = getattr(inner, name, None)
         if threshold != getattr(type(inner), name, None):
-            limits += f", {name} {threshold:g}"
+            limits += f", {name} {threshold}"
     return limits
 
 

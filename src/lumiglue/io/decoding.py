@@ -39,17 +39,18 @@ class Decoded:
     orientation: int
 
 
-def decode(data: bytes, name: str, *, max_pixels: int, again: str = "copy") -> Decoded:
+def decode(data: bytes, name: str, *, max_pixels: int, again: str = "copy", cut_jpeg: bool = True) -> Decoded:
     """Decodes a photo and turns it upright by its EXIF orientation.
 
-    The header is read first; of a photo above `max_pixels` no pixels are decoded. A JPEG whose last bytes are missing is
-    read as far as it goes, the rest is grey, and a note is logged.
+    The header is read first; of a photo above `max_pixels` no pixels are decoded.
 
     Args:
         data: The bytes of the file.
         name: What messages call it.
         max_pixels: Largest accepted number of pixels.
         again: The verb of the remedy for a damaged file.
+        cut_jpeg: Whether a JPEG whose last bytes are missing is read as far as it goes, and not damaged. The rest is grey,
+            and a note is logged.
 
     Raises:
         TooLargeError: It has more pixels.
@@ -63,7 +64,7 @@ def decode(data: bytes, name: str, *, max_pixels: int, again: str = "copy") -> D
             warnings.simplefilter("ignore", UserWarning)  # about metadata that is not used
             image = open_photo(data, name)
             _check_size(name, image.width, image.height, max_pixels)
-            decoded = _decoded(image, data, name)
+            decoded = _decoded(image, data, name, cut_jpeg)
     except LumiglueError:
         raise
     except Image.DecompressionBombError:
@@ -126,7 +127,7 @@ def _check_size(name: str, width: int, height: int, max_pixels: int) -> None:
         )
 
 
-def _decoded(image: Image.Image, data: bytes, name: str) -> Decoded:
+def _decoded(image: Image.Image, data: bytes, name: str, cut_jpeg: bool) -> Decoded:
     # Pillow drops the lower byte of 16-bit colours: all of them, in a photo of 12 bits.
     deep_colour = (
         image.format in ("PNG", "TIFF")
@@ -138,7 +139,7 @@ def _decoded(image: Image.Image, data: bytes, name: str) -> Decoded:
         image.load()
         pixels = pixels_of(image)
     except OSError:
-        if image.format not in ("JPEG", "MPO"):
+        if not cut_jpeg or image.format not in ("JPEG", "MPO"):
             raise
         pixels = _as_far_as_it_goes(data, name)
     if deep_colour:
