@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ DIM = (draw_photo(3) / 255 * 24 + 2).astype(np.uint8)
 
 
 def test_a_lower_threshold_finds_more_in_a_dim_photo() -> None:
-    limits = {"max_keypoints": 400, "resize": 1024}
+    limits: dict[str, Any] = {"max_keypoints": 400, "resize": 1024}
     low, default = (tiled_extractor("sift", **limits, tile=None, detector_threshold=t) for t in (0.001, None))
     assert len(low(DIM)) > 2 * len(default(DIM))
     tiled = tiled_extractor("sift", **limits, tile=512, detector_threshold=0.001)
