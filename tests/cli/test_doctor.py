@@ -3,10 +3,12 @@
 import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import get_args
 
@@ -18,7 +20,8 @@ import lumiglue
 from lumiglue.cli import COMMANDS, diagnosis, main, overview
 from lumiglue.cli.completion import flags_of, script
 from lumiglue.io.download import file_sha256
-from lumiglue.system.extras import EXTRAS, require
+from lumiglue.system import extras
+from lumiglue.system.extras import EXTRAS, available, require
 from lumiglue.weights.files import BUILT_IN, built_in_checksums, pretrained_path
 
 pytestmark = pytest.mark.portable
@@ -170,6 +173,46 @@ def test_a_missing_extra_is_one_sentence(
     monkeypatch.setattr("lumiglue.system.extras.find_spec", lambda name: None)
     with pytest.raises(lumiglue.InputError, match=f"needs the package {package}"):
         require(package)
+
+
+def test_versions_are_checked_against_the_metadata(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each bound of pyproject.toml is enforced before any work and in doctor, by one sentence that has the remedy."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = [f"{line}; extra == '{name}'" for name, some in project["optional-dependencies"].items() for line in some]
+    monkeypatch.setattr(extras, "requires", lambda name: [*project["dependencies"], *lines])
+    extras.needed_versions.cache_clear()
+    real = extras.version
+    old = {"pycolmap": "3.12.6", "gradio": "7.0.0", "torch": "2.3.1+cpu", "faiss-cpu": "1.7.4"}
+    monkeypatch.setattr(extras, "version", lambda name: old.get(name) or real(name))
+    sentences = {
+        "pycolmap": "this needs pycolmap>=3.13, but pycolmap 3.12.6 is installed; pip install --upgrade 'lumiglue[sfm]'",
+        "gradio": "this needs gradio>=6.31,<7, but gradio 7.0.0 is installed; pip install --upgrade 'lumiglue[demo]'",
+        "faiss": "this needs faiss-cpu>=1.8, but faiss-cpu 1.7.4 is installed; pip install --upgrade 'lumiglue[sfm]'",
+        "torch": "this needs torch>=2.4, but torch 2.3.1+cpu is installed; pip install --upgrade torch",
+    }
+    for package, sentence in sentences.items():
+        assert not available(package)
+        with pytest.raises(lumiglue.InputError, match=f"^{re.escape(sentence)}$"):
+            require(package)
+    assert run("sfm", "photos", "-o", "out") == 2
+    assert capsys.readouterr().err.strip() == f"error: {sentences['pycolmap']}"
+    monkeypatch.setattr(diagnosis, "self_test", lambda: {"error": "not run"})
+    assert set(diagnosis.diagnose()["problems"]) == set(sentences.values())
+    extras.needed_versions.cache_clear()
+
+
+def test_without_metadata_every_version_is_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkout on the path of Python, without an installation, has no list of requirements."""
+
+    def none(name: str) -> list[str]:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(extras, "requires", none)
+    extras.needed_versions.cache_clear()
+    assert extras.outdated("numpy") is None
+    extras.needed_versions.cache_clear()
 
 
 # -- the first words --------------------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -15,7 +14,7 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import model_name
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
-from lumiglue.system.extras import require
+from lumiglue.system.extras import available, require
 from lumiglue.weights.files import load_weights
 
 if TYPE_CHECKING:
@@ -50,7 +49,7 @@ def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, d
     makers: dict[Backend, Callable[[], Match]] = {}
     runtimes: tuple[Backend, ...] = () if precision == "bf16" else ("onnxruntime", "openvino")
     for backend in runtimes:
-        if find_spec("onnx_ir") and find_spec(backend):
+        if available("onnx_ir") and available(backend):
             makers[backend] = partial(_opened, file, backend, precision, settings)
     if file.suffix == ".onnx":
         if not makers:

@@ -12,6 +12,7 @@ from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.collection import By
 from lumiglue.errors import InputError
+from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
     from lumiglue.collection.features import Progress
@@ -143,6 +144,7 @@ def sfm(
         masks: Folder of masks, see `lumiglue features`.
         workers: Threads; by default one per core.
     """
+    require("pycolmap")
     pipeline = flags.pipeline()
     progress = _Display()
     try:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError
+from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
     from lumiglue.training.data.dataset import ViewSource
@@ -193,6 +194,7 @@ def dataset_from_colmap(
         from lumiglue.training.data.from_colmap import SfmSettings, posed_from_sfm
     except ModuleNotFoundError as error:
         raise InputError(f"dataset from-colmap needs {error.name}; install it with `pip install lumiglue[sfm]`") from None
+    require("pycolmap")
 
     settings = SfmSettings(min_track=min_track, max_error=max_error, min_angle=min_angle, max_edge=max_edge)
     fractions: list[float] = []

@@ -3,7 +3,6 @@
 Each part is checked on its own, so that a broken one (PyTorch, say) does not hide the others.
 """
 
-import contextlib
 import json
 import os
 import platform
@@ -11,23 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lumiglue.errors import LumiglueError
-from lumiglue.system.extras import EXTRAS
+from lumiglue.system.extras import DISTRIBUTIONS, EXTRAS, installed_versions, needed_versions, outdated
 
 # What Lumiglue always needs, by the name that is imported.
 NEEDED = ("torch", "numpy", "cv2", "PIL", "poselib", "safetensors", "h5py", "matplotlib", "rich", "tyro")
-# Distributions that bring a package, where they are called otherwise.
-_DISTRIBUTIONS = {
-    "cv2": ("opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
-    "PIL": ("pillow",),
-    "skimage": ("scikit-image",),
-    "faiss": ("faiss-cpu", "faiss-gpu-cu12"),
-}
 _CPU_FEATURES = ("avx2", "avx512_f", "avx512_bf16", "amx_tile", "amx_bf16", "neon", "bf16", "sve")
 # The self-test: enough matches, and nearly all of them right.
 MIN_MATCHES, MIN_RIGHT, PIXELS = 100, 0.95, 3.0
@@ -53,7 +44,12 @@ def diagnose() -> dict[str, Any]:
         except Exception as error:  # whatever a broken installation raises is what is looked for
             report[name] = {"error": f"{type(error).__name__}: {error}"}
             problems.append(f"{name.replace('_', ' ')}: {_sentence(error)}")
-    problems += _missing(report["packages"]) + _damaged(report["weights"]) + _failed(report["self_test"])
+    problems += (
+        _missing(report["packages"])
+        + _outdated(report["extras"])
+        + _damaged(report["weights"])
+        + _failed(report["self_test"])
+    )
     return {**report, "problems": problems}
 
 
@@ -77,19 +73,25 @@ def _packages() -> dict[str, str | None]:
 
 
 def _extras() -> list[dict[str, Any]]:
-    return [{"package": name, "version": _version(name), "extras": list(extras)} for name, extras in EXTRAS.items()]
+    return [
+        {
+            "package": name,
+            "version": _version(name),
+            "needed": str(needed_versions(name)),
+            "outdated": outdated(name),
+            "extras": list(extras),
+        }
+        for name, extras in EXTRAS.items()
+    ]
 
 
 def _version(package: str) -> str | None:
     """Version of a package; of all distributions that bring it, if there are several (two builds of OpenCV, say)."""
     if find_spec(package) is None:
         return None
-    names = _DISTRIBUTIONS.get(package, (package,))
-    versions = []
-    for name in names:
-        with contextlib.suppress(PackageNotFoundError):
-            versions.append(f"{version(name)} ({name})" if len(names) > 1 else version(name))
-    return ", ".join(versions) or "unknown version"
+    versions = installed_versions(package)
+    named = len(DISTRIBUTIONS.get(package, (package,))) > 1
+    return ", ".join(f"{number} ({name})" if named else number for name, number in versions.items()) or "unknown version"
 
 
 def _processor() -> dict[str, Any]:
@@ -258,7 +260,13 @@ def _drawn_pair() -> Any:
 
 def _missing(packages: Any) -> list[str]:
     names = [name for name, installed in packages.items() if name != "error" and installed is None]
-    return [f"the package {name} is missing; install Lumiglue again" for name in names]
+    old = [message for name in NEEDED if name not in names and (message := outdated(name))]
+    return [f"the package {name} is missing; install Lumiglue again" for name in names] + old
+
+
+def _outdated(extras: Any) -> list[str]:
+    """Optional packages that are installed in a version that would fail."""
+    return [entry["outdated"] for entry in extras if entry["outdated"]] if isinstance(extras, list) else []
 
 
 def _damaged(weights: Any) -> list[str]:

@@ -56,9 +56,11 @@ def _extras(extras: Any) -> list[str]:
     lines = []
     for entry in extras:
         extra = f"lumiglue[{entry['extras'][0]}]"
-        status = (
-            f"{entry['version']} (extra {', '.join(entry['extras'])})" if entry["version"] else f"no; pip install '{extra}'"
-        )
+        status = f"no; pip install '{extra}'"
+        if entry["version"]:
+            status = f"{entry['version']} (extra {', '.join(entry['extras'])})"
+        if entry["outdated"]:
+            status += f", needs {entry['needed']}"
         lines.append(f"{entry['package']:<16}{status}")
     return lines
 

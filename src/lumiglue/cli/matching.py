@@ -9,7 +9,7 @@ from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.demo.limits import Limits
 from lumiglue.errors import InputError
-from lumiglue.system.extras import require
+from lumiglue.system.extras import EXTRAS, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -220,9 +220,7 @@ def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port:
         host: Address to listen at; the default serves this machine only, 0.0.0.0 also others.
         port: Port to listen at; 0 takes a free one.
     """
-    from lumiglue.system.extras import require
-
-    require("gradio", "pebble", "skimage")
+    require(*(package for package, extras in EXTRAS.items() if "demo" in extras), "skimage")
     from lumiglue.demo.server import serve
 
     serve(host, port, limits, lambda address: say(f"the demo is at {address}"))

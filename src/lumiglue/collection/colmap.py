@@ -14,11 +14,13 @@ from lumiglue.collection.pairs import Pair
 from lumiglue.collection.sfm import Model
 from lumiglue.errors import InputError
 from lumiglue.images import as_stored
+from lumiglue.system.extras import require
 
 try:
     import pycolmap
 except ImportError:
     raise InputError("reconstruction needs the package pycolmap; pip install 'lumiglue[sfm]'") from None
+require("pycolmap")
 
 # COLMAP counts from the corner of the top-left pixel, Lumiglue from its centre.
 COLMAP_SHIFT = 0.5

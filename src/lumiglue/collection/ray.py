@@ -8,6 +8,7 @@ from lumiglue.collection.hloc import FeaturesFile, Pair, PairMatches
 from lumiglue.collection.matching import Engine, MatchChunk
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.pipeline.pipeline import Pipeline
+from lumiglue.system.extras import require
 from lumiglue.types import Features
 
 try:
@@ -15,6 +16,7 @@ try:
     from ray.exceptions import RayActorError, RayTaskError, WorkerCrashedError
 except ImportError:
     raise InputError("the engine ray needs the package ray; pip install 'lumiglue[ray]'") from None
+require("ray")
 
 # Chunks that an actor has or waits for: enough to keep it busy, few enough to bound the objects.
 CHUNKS_PER_ACTOR = 2

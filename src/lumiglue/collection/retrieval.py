@@ -8,6 +8,7 @@ from jaxtyping import Float
 
 from lumiglue.collection.pairs import Pair, unique
 from lumiglue.errors import InputError
+from lumiglue.system.extras import require
 
 CLUSTERS = 64
 TRAINING_DESCRIPTORS = 100_000
@@ -16,6 +17,7 @@ try:
     import faiss
 except ImportError:
     raise InputError("retrieval needs the package faiss; pip install 'lumiglue[sfm]'") from None
+require("faiss")
 
 Read = Callable[[str], Float[np.ndarray, "n d"]]
 

@@ -13,6 +13,7 @@ from lumiglue.collection.pairs import choose_pairs, write_pairs
 from lumiglue.errors import InputError
 from lumiglue.images import image_names
 from lumiglue.pipeline.pipeline import Pipeline
+from lumiglue.system.extras import require
 from lumiglue.visualization import save_figure
 
 # Larger collections are matched by retrieval, unless `by` is given.
@@ -109,6 +110,8 @@ def reconstruct(
         report(Progress("images", 0, len(names), unusable))
     if len(names) < 3:
         raise InputError(f"{photos} holds {len(names)} photos to use; a reconstruction needs at least 3")
+    if by == "retrieval" or (by is None and len(names) > MOST_EXHAUSTIVE):
+        require("faiss")  # before the work
     pipeline = pipeline or Pipeline.pretrained(precision="fp32")
     out.mkdir(parents=True, exist_ok=True)
     features, matches, database = out / "features.h5", out / "matches.h5", out / "database.db"

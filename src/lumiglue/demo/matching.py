@@ -5,7 +5,6 @@ import pickle
 import time
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from importlib.util import find_spec
 from typing import Literal, get_args
 
 import numpy as np
@@ -21,6 +20,7 @@ from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.pipeline.pipeline import Pipeline
 from lumiglue.pipeline.result import MatchResult
+from lumiglue.system.extras import available
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
 from lumiglue.weights.files import load_weights
@@ -98,7 +98,7 @@ class Outcome:
 
 def available_models() -> list[str]:
     """Lists the weights that need no download; those of learned features only if kornia is installed."""
-    learned = find_spec("kornia") is not None
+    learned = available("kornia")
 
     def is_here(weights: str, features: str) -> bool:
         return features == "sift" or (learned and all(file.is_here() for file in needed_files(features, weights)))

@@ -18,6 +18,7 @@ from lumiglue.evaluation.scores import ScoresFile
 from lumiglue.evaluation.scoring import PairScore, Protocol, score_pairs
 from lumiglue.geometry.robust import estimate
 from lumiglue.pipeline.pipeline import Pipeline
+from lumiglue.system.extras import require
 from lumiglue.visualization import draw_matches
 
 
@@ -28,11 +29,13 @@ def matcher_of(pipeline: Pipeline) -> Matcher:
 
 def methods_of(pipeline: Pipeline, names: Sequence[str] = METHODS) -> dict[str, Matcher]:
     """Looks up methods by name: `lumiglue` is the pipeline's matcher, `lumiglue-full` the same with adaptivity off, the
-    others are keys of `baselines.BASELINES`. Raises InputError if a name is unknown."""
+    others are keys of `baselines.BASELINES`. Raises InputError if a name is unknown or a package is missing."""
     full_depth = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
     known: dict[str, Matcher] = {"lumiglue": matcher_of(pipeline), "lumiglue-full": matcher_of(full_depth), **BASELINES}
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")
+    if "adalam" in names:
+        require("kornia")
     return {name: known[name] for name in names}
 
 

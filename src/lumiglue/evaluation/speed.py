@@ -28,6 +28,7 @@ from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import PRESETS
 from lumiglue.matcher.settings import MatchSettings, Precision
 from lumiglue.pipeline.prefetch import FeatureCache, match_in_threads, pool
+from lumiglue.system.extras import require
 from lumiglue.types import Features, Matches
 
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
@@ -284,8 +285,6 @@ def _exported(
     bf16: bool = False,
     int8: bool = False,
 ) -> Job:
-    from lumiglue.system.extras import require
-
     require("onnx_ir", runtime)
     from lumiglue.onnx.runtime import OnnxMatcher
 
@@ -303,6 +302,7 @@ def _kornia(
     model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings, *, half: bool = False
 ) -> Job:
     """kornia's LightGlue with our weights, under the released names."""
+    require("kornia")
     try:
         from kornia.feature import LightGlue as Kornia
     except ImportError:
@@ -341,6 +341,7 @@ def _kornia(
 def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
     """transformers' LightGlue of the same size with random weights; its detector is replaced by one that returns the
     points, so that only matching is timed."""
+    require("transformers")
     try:
         from transformers import LightGlueConfig as Config
         from transformers import LightGlueForKeypointMatching

@@ -11,6 +11,7 @@ from lumiglue.extractors.own import OwnExtractor
 from lumiglue.extractors.protocol import Extractor
 from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
+from lumiglue.system.extras import require
 
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
@@ -19,6 +20,8 @@ def _network(kind: str, package: str | None, extra: str, *, device: str = "cpu",
     """A class of `networks`, which is imported here, when it is first used."""
     if package is not None and find_spec(package) is None:
         raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
+    if package is not None:
+        require(package)  # in a version that works
     from lumiglue.extractors import networks
 
     return getattr(networks, kind)(device=device, **settings)

@@ -219,7 +219,7 @@ class Pipeline:
         """
         folder = Path(source)
         if not folder.is_dir():
-            require("huggingface_hub")
+            require("huggingface_hub", "httpx2")
             from lumiglue.weights.hub import fetch
 
             cache = Path(cache_dir) if cache_dir else None
@@ -282,7 +282,7 @@ class Pipeline:
             InputError: The matcher is an ONNX file, or huggingface_hub is not installed.
             WeightsError: The upload failed.
         """
-        require("huggingface_hub")
+        require("huggingface_hub", "httpx2")
         from lumiglue.weights.hub import publish
 
         with tempfile.TemporaryDirectory() as folder:

@@ -10,9 +10,9 @@ weights.safetensors  the result
 """
 
 import contextlib
-import importlib.util
 import io
 import json
+import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -26,6 +26,7 @@ from lumiglue.errors import TrainingError
 from lumiglue.io.atomic import disk_is_full, replacing
 from lumiglue.io.text import differences
 from lumiglue.matcher.models import MatcherModel
+from lumiglue.system.extras import available, outdated
 from lumiglue.visualization import save_figure
 from lumiglue.weights.files import save_weights
 
@@ -118,13 +119,16 @@ class RunLog:
     def __init__(self, folder: RunFolder, file: Path, step: int) -> None:
         self.folder, self.lines, self.step = folder, file.open("a"), step
         self.events: Any = None
+        self.with_events = available("tensorboard")
+        if message := outdated("tensorboard"):
+            logging.getLogger(__name__).warning("%s; until then no event files are written", message)
 
     def write(self, line: Mapping[str, Any]) -> None:
         """Appends one step."""
         with self.folder._saying_when_the_disk_is_full():
             self.lines.write(json.dumps(line) + "\n")
             self.lines.flush()
-        if importlib.util.find_spec("tensorboard") is not None:
+        if self.with_events:
             self._write_events(line, line["pairs"])
 
     def _write_events(self, line: Mapping[str, Any], pairs: int) -> None:

@@ -249,7 +249,7 @@ def resolve(weights: str | Path) -> Path:
 
 
 def _from_hub(text: str) -> Path:
-    require("huggingface_hub")
+    require("huggingface_hub", "httpx2")
     from lumiglue.weights.hub import fetch as fetch_from_hub
 
     repo, _, revision = text.partition("@")
