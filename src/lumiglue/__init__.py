@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lumiglue import collection
 from lumiglue.errors import DatasetError, ImageError, InputError, LumiglueError, TrainingError, WeightsError
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.system.threads import short_spins
 
 if TYPE_CHECKING:
     from lumiglue.collection.sfm import Reconstruction, reconstruct
@@ -70,7 +71,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'lumiglue' has no attribute {name!r}")
-    value = getattr(import_module(f"lumiglue.{_HOMES[name]}"), name)
+    with short_spins():
+        value = getattr(import_module(f"lumiglue.{_HOMES[name]}"), name)
     globals()[name] = value
     return value
 

@@ -18,6 +18,7 @@ from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import model_name
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.system.threads import shorten_spins_at_run_time
 from lumiglue.types import Features, Matches
 from lumiglue.weights.files import is_ours, load_weights
 from lumiglue.weights.registry import default_weights, resolve
@@ -59,6 +60,7 @@ class LightGlue(nn.Module):
     ) -> None:
         super().__init__()
         del flash
+        shorten_spins_at_run_time()
         self.matcher = _first_layers(_load(features, weights), n_layers)
         self.bf16_layers = execution_layers(self.matcher, "bf16") if mp else None
         self.filter_threshold = filter_threshold

@@ -34,6 +34,7 @@ from lumiglue.cli.training import train
 from lumiglue.errors import LumiglueError
 from lumiglue.io.atomic import disk_is_full
 from lumiglue.system.extras import EXTRAS, remedy
+from lumiglue.system.threads import shorten_spins
 
 COMMANDS: dict[str, Callable[..., int]] = {
     "match": match,
@@ -109,16 +110,6 @@ def _nobody_reads() -> bool:
     return any(event & (select.POLLERR | select.POLLHUP) for _, event in pipe.poll(0))
 
 
-def _wait_politely() -> None:
-    """Lets PyTorch's threads (GNU OpenMP's) spin for microseconds, not milliseconds, while they wait for each other.
-
-    If another program uses the cores too, a spinning thread blocks the thread it waits for, and a layer may take 30 times as
-    long (`benchmarks/speed/busy_cores.py`). It must run before PyTorch is loaded. The user's own settings have priority.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-
-
 class _LabelFormatter(logging.Formatter):
     """Log lines as "warning: ...", or with the label that a record carries, as "note: ..."."""
 
@@ -146,7 +137,7 @@ class _Repeats(logging.Filter):
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry point. Exit code 2 with one sentence for input that cannot be used."""
-    _wait_politely()
+    shorten_spins()
     log_handler = logging.StreamHandler()
     log_handler.setFormatter(_LabelFormatter())
     log_handler.addFilter(_Repeats())
