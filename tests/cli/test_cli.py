@@ -140,7 +140,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["matches", "pairs.txt", "f.h5", "-o", "m.h5"], "features come first, then pairs: lumiglue matches f.h5 pairs.txt"),
         (["match", good, good, "--out", "no/such/folder/m.png"], "no/such/folder/m.png"),
         (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['aliked', "),
-        (["match", good, good, "--max-keypoints", "0"], "max_keypoints is 0"),
+        (["match", good, good, "--max-keypoints", "-1"], "max_keypoints is -1"),
         (["match", good, good, "--exit-ratio", "7"], "exit_ratio is 7"),
         (["match", good, good, "--weights", "lost.safetensors"], "lost.safetensors does not exist"),
         (["match", good, good, "--weights", "noise.safetensors"], "cannot be read as safetensors"),

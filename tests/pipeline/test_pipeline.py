@@ -22,6 +22,7 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.pipeline import prefetch
 from lumiglue.pipeline.result import save_result
+from lumiglue.system.device import usable_device
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
 from lumiglue.visualization import draw_adaptivity, draw_matches, save_figure
 
@@ -198,6 +199,54 @@ def test_settings_that_make_no_sense_are_refused(pipeline: Pipeline) -> None:
     for wrong, message in (([features, features], "pair 0 is Features"), ([(features,)], r"pair 0 is \(Features\)")):
         with pytest.raises(InputError, match=f"{message}; give a list of pairs"):
             pipeline.match_features(wrong)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_pair_is_refused(pipeline: Pipeline, views: tuple) -> None:
+    photo = views[0]
+    for pair, shown in (
+        ((photo,), "tuple of 1 entries"),
+        ("ab", "'ab'"),
+        (photo, "ndarray of 240 entries"),
+        (3, "int of no"),
+    ):
+        with pytest.raises(InputError, match=f"pair 1 is {shown}.*; give pairs of two images"):
+            list(pipeline.match_many([(photo, photo), pair]))  # pyright: ignore[reportArgumentType]
+    (same,) = pipeline.match_many(np.array([[photo, photo]]))  # pyright: ignore[reportArgumentType]
+    assert same is not None
+    assert len(same) > 100
+
+
+def test_all_keypoints_on_request(views: tuple) -> None:
+    """None keeps what the largest number keeps, in the same order."""
+    every, most = (Pipeline.pretrained("sift", max_keypoints=n).extract(views[0]) for n in (None, 10**5))
+    assert len(every) > 400
+    assert torch.equal(every.keypoints, most.keypoints)
+    assert torch.equal(every.descriptors, most.descriptors)
+    inside = Pipeline.pretrained("sift", max_keypoints=None).extract(views[0], mask=np.ones((240, 320), np.uint8))
+    assert torch.equal(inside.keypoints, every.keypoints)
+
+
+def test_descriptors_of_known_features_have_unit_length(pipeline: Pipeline, result: MatchResult) -> None:
+    """OpenCV's own SIFT, say: refused by its name, or by the matcher's where features are anonymous. Rounding is not."""
+    a, b = result.features0, result.features1
+    raw = replace(b, descriptors=b.descriptors * 512)
+    for name in ("sift", ""):
+        with pytest.raises(InputError, match=r"'sift' have unit length, these 512; take the square root .*RootSIFT"):
+            pipeline.match_features([(a, replace(raw, extractor=name))])
+    rounded = replace(b, descriptors=(b.descriptors * 512).round().clamp(max=255) / 512)
+    (matches,) = pipeline.match_features([(a, rounded)])
+    assert len(matches) > 0.9 * len(result)
+    (nothing,) = pipeline.match_features([(a, b[:0])])
+    assert len(nothing) == 0
+
+
+def test_a_device_that_is_not_here_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    if not torch.backends.mps.is_available():
+        with pytest.raises(InputError, match=r"device 'mps' cannot be used \(.+\); choose 'cpu'"):
+            Pipeline.pretrained("sift", device="mps")
+    monkeypatch.setattr(torch, "zeros", lambda *shape, device: None)
+    assert usable_device("mps") == "mps"  # where PyTorch has it
 
 
 def test_files_hold_what_was_found(result: MatchResult, tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def _processors(report: dict[str, Any]) -> list[str]:
         build = f"CUDA {p['cuda_build']}" if p["cuda_build"] else "this PyTorch was built without CUDA"
         lines = [f"{'; '.join(cards) or 'no CUDA device'} ({build})"]
         if p["mps"]:
-            lines.append("Apple's MPS is there, and is not used")
+            lines.append("Apple's MPS: choose it by --device mps")
         return f"{'; '.join(lines)}; matchers run on {p['default']}"
 
     parts = (("processor", processor), ("products", products), ("gpus", gpus))

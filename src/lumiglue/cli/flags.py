@@ -27,7 +27,7 @@ class PipelineFlags:
     """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class; by default
     those of the weights, and sift without --weights."""
     max_keypoints: int = 2048
-    """Keypoints kept per image, strongest first."""
+    """Keypoints kept per image, strongest first; 0 keeps all."""
     resize: int = 1024
     """Larger images are shrunk to this long side in pixels; 0 keeps the full size."""
     tile: int | None = None
@@ -52,7 +52,7 @@ class PipelineFlags:
     """Arithmetic of the matcher; auto is bf16 if the processor is faster with it. By default auto for photos, and fp32, the
     same on every machine, for collections and evaluations."""
     device: str | None = None
-    """cpu or cuda; by default the GPU if there is one."""
+    """cpu, cuda or mps; by default the CUDA GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None
     """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest that is
     installed; by default torch, and onnxruntime for an .onnx file."""
@@ -67,7 +67,7 @@ class PipelineFlags:
         _download(file for file in needed_files(features, None) if file.kind == "network")
         return tiled_extractor(
             features,
-            max_keypoints=self.max_keypoints,
+            max_keypoints=self.max_keypoints or None,
             resize=self.resize or None,
             tile=self.tile,
             device=str(usable_device(self.device)),
@@ -95,7 +95,7 @@ class PipelineFlags:
             settings = None  # those of the file
         return Pipeline.pretrained(
             self.features,
-            max_keypoints=self.max_keypoints,
+            max_keypoints=self.max_keypoints or None,
             resize=self.resize or None,
             tile=self.tile,
             detector_threshold=self.detector_threshold,

@@ -70,7 +70,7 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
 def tiled_extractor(
     name: str,
     *,
-    max_keypoints: int,
+    max_keypoints: int | None,
     resize: int | None,
     tile: int | None,
     device: str | None = None,
@@ -80,7 +80,7 @@ def tiled_extractor(
 
     Args:
         name: See `create_extractor`.
-        max_keypoints: Number of keypoints to keep per photo.
+        max_keypoints: Number of keypoints to keep per photo; None keeps all.
         resize: Long side in pixels to which larger photos are downscaled; None keeps the full size.
         tile: Side of a tile in pixels, see `Tiled`; None uses no tiles.
         device: Where a network runs.

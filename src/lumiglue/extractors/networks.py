@@ -22,6 +22,7 @@ from lumiglue.types import Features
 from lumiglue.weights.registry import NETWORKS, local_network, network_file
 
 _log = logging.getLogger(__name__)
+_MOST = 20_000  # keypoints of networks that need a number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +33,7 @@ class NetworkExtractor(ABC):
     weights are not found or do not fit.
 
     Attributes:
-        max_keypoints: Number of keypoints to keep, the strongest first.
+        max_keypoints: Number of keypoints to keep, the strongest first; None keeps all, of ALIKED and XFeat up to 20,000.
         resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
         weights: The file of the published weights or the folder that contains it. By default it is the file that the
             network's environment variable names (LUMIGLUE_ALIKED, LUMIGLUE_DISK, LUMIGLUE_XFEAT, LUMIGLUE_SUPERPOINT),
@@ -41,7 +42,7 @@ class NetworkExtractor(ABC):
         detection_threshold: Smallest score of a keypoint; None takes the network's own.
     """
 
-    max_keypoints: int = 2048
+    max_keypoints: int | None = 2048
     resize: int | None = 1024
     weights: str | Path | None = None
     device: str = "cpu"
@@ -172,7 +173,7 @@ class Aliked(NetworkExtractor):
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         with _full_precision(pixels.device):
-            keypoints, scores, descriptors = network(pixels, self.max_keypoints)
+            keypoints, scores, descriptors = network(pixels, self.max_keypoints or _MOST)
         strong = scores > (self.detection_threshold or 0.0)
         shift = pixels.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
         return keypoints[strong] - shift, scores[strong], descriptors[strong]
@@ -220,7 +221,7 @@ class XFeat(NetworkExtractor):
     model, dim = "xfeat", 64
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        output = network.detectAndCompute(pixels, self.max_keypoints, self.detection_threshold)[0]
+        output = network.detectAndCompute(pixels, self.max_keypoints or _MOST, self.detection_threshold)[0]
         return output["keypoints"], output["scores"], _unit(output["descriptors"])
 
     @staticmethod

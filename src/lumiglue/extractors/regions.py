@@ -37,7 +37,7 @@ class Tiled:
     Attributes:
         extractor: Processes the tiles; create it with resize=None.
         tile: Side of a tile in pixels.
-        max_keypoints: Number of keypoints to keep per photo, the strongest by score.
+        max_keypoints: Number of keypoints to keep per photo, the strongest by score; None keeps all.
         resize: Long side in pixels to which larger photos are downscaled first; None keeps the full size.
 
     Raises:
@@ -46,7 +46,7 @@ class Tiled:
 
     extractor: "Extractor"
     tile: int
-    max_keypoints: int
+    max_keypoints: int | None
     resize: int | None = None
 
     def __post_init__(self) -> None:
@@ -92,7 +92,7 @@ class Tiled:
             x, y = points.keypoints.unbind(1)
             points = points[torch.nonzero(columns.contains(x) & rows.contains(y))[:, 0]]
             features = points if features is None else _joined(features, points)
-            if len(features) > self.max_keypoints and features.scores is None:
+            if self.max_keypoints is not None and len(features) > self.max_keypoints and features.scores is None:
                 raise InputError(f"{self.name!r} gives no scores to choose the strongest keypoints by; omit tile")
             features = strongest(features, self.max_keypoints)
         assert features is not None
@@ -194,10 +194,10 @@ def _limit(extractor: "Extractor") -> int | None:
     return limit if is_dataclass(extractor) and isinstance(limit, int) else None
 
 
-def _with_keypoints(extractor: "Extractor", keypoints: int) -> "Extractor":
-    """The extractor with `max_keypoints` of at least this number, if that can be changed."""
+def _with_keypoints(extractor: "Extractor", keypoints: int | None) -> "Extractor":
+    """The extractor with `max_keypoints` of at least this number (None: without a limit), if that can be changed."""
     limit = _limit(extractor)
-    if limit is None or limit >= keypoints:
+    if limit is None or (keypoints is not None and limit >= keypoints):
         return extractor
     other: Any = replace(extractor, max_keypoints=keypoints)  # pyright: ignore[reportArgumentType, reportCallIssue]
     return other

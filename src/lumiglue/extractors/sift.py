@@ -26,7 +26,7 @@ class Sift:
     """SIFT features.
 
     Attributes:
-        max_keypoints: Number of keypoints to keep, the strongest by detector response.
+        max_keypoints: Number of keypoints to keep, the strongest by detector response; None keeps all.
         resize: Long side in pixels to which larger images are downscaled before detection; None keeps the full size.
             Keypoints are always returned in pixels of the given image.
         contrast_threshold: As in Lowe's paper; a low one also detects points in regions of low contrast.
@@ -36,7 +36,7 @@ class Sift:
             of its orientation histogram, and such repeats make the ground truth of a one-to-one assignment ambiguous.
     """
 
-    max_keypoints: int = 2048
+    max_keypoints: int | None = 2048
     resize: int | None = 1024
     contrast_threshold: float = 0.01
     edge_threshold: float = 10.0
@@ -102,7 +102,8 @@ class Sift:
         """Rows (x, y, sigma, radians, response) and descriptors; enough of them to keep `max_keypoints` after `_choose`."""
         if min(grey.shape) < 8:
             return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
-        count = math.ceil(self.max_keypoints * (_REPEAT_MARGIN if self.one_orientation else 1.0))
+        margin = _REPEAT_MARGIN if self.one_orientation else 1.0
+        count = 0 if self.max_keypoints is None else math.ceil(self.max_keypoints * margin)  # 0 is all of them
         while True:
             # Precise upscale: without it OpenCV's doubled first octave shifts keypoints by a quarter pixel.
             detector = cv2.SIFT.create(
@@ -113,7 +114,7 @@ class Sift:
                 return np.zeros((0, 5)), np.zeros((0, _CHANNELS), np.float32)
             rows = [(*p.pt, p.size / 2, math.radians(p.angle), p.response) for p in points]
             table = np.array(rows, dtype=np.float64)
-            if len(points) < count or len(self._choose(table)) == self.max_keypoints:
+            if self.max_keypoints is None or len(points) < count or len(self._choose(table)) == self.max_keypoints:
                 return table, descriptors
             count *= 2
 

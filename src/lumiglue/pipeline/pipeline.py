@@ -28,6 +28,7 @@ from lumiglue.pipeline.result import MatchResult
 from lumiglue.pipeline.rotation import match_best_turn, turned_image
 from lumiglue.system.device import compute_on_one_thread_in_forks, usable_device
 from lumiglue.system.extras import require
+from lumiglue.system.threads import shorten_spins_at_run_time
 from lumiglue.types import Features, Matches
 from lumiglue.weights.files import FOLDER_FILES, load_weights, read_metadata
 from lumiglue.weights.folder import CARD, read_model_folder, write_model_folder
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
 Rotation = Literal["none", "search"]
+_UNIT_TOLERANCE = 0.05  # of the median length; half precision and 8-bit storage are within 0.01
 
 
 class Pipeline:
@@ -95,6 +97,7 @@ class Pipeline:
             device = next(matcher.parameters()).device
         device = usable_device(device or "cpu")
         compute_on_one_thread_in_forks()
+        shorten_spins_at_run_time()
         self.extractor, self.stretch = extractor, stretch
         self.metadata, self.precision = dict(metadata or {}), precision
         self._layers: Layers | None = None
@@ -111,7 +114,7 @@ class Pipeline:
         cls,
         features: str | None = None,
         *,
-        max_keypoints: int = 2048,
+        max_keypoints: int | None = 2048,
         resize: int | None = 1024,
         weights: str | Path | None = None,
         settings: MatchSettings | None = None,
@@ -127,14 +130,14 @@ class Pipeline:
         Args:
             features: A built-in extractor, or your own as "path/to/file.py:Class" or "package.module:Class". None takes
                 the features that the weights were trained for, or SIFT if no weights are given either.
-            max_keypoints: Number of keypoints to keep per image.
+            max_keypoints: Number of keypoints to keep per image; None keeps all.
             resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
             weights: A name in the package ("sift", "sift-clean", "aliked-compact"), the name of a published matcher
                 ("aliked-lightglue", see `lumiglue weights list`), a file, or a URL; also an .onnx file of `lumiglue export
                 onnx`, with the settings it was exported with. None takes the best for the features; except for SIFT, they
                 are downloaded on first use.
             settings: How to match; None takes the defaults.
-            device: None takes the GPU if there is one.
+            device: "cpu", "cuda" or "mps"; None takes the CUDA GPU if there is one.
             precision: "auto" takes bf16 for LightGlue if the device multiplies it faster; that keeps all but a few of a
                 thousand matches. Otherwise, and for SuperGlue (not measured), it takes fp32, which gives the same matches
                 on every machine. Only PyTorch supports bf16.
@@ -185,7 +188,7 @@ class Pipeline:
         source: str | Path,
         *,
         features: str | None = None,
-        max_keypoints: int = 2048,
+        max_keypoints: int | None = 2048,
         resize: int | None = 1024,
         settings: MatchSettings | None = None,
         device: torch.device | str | None = None,
@@ -203,10 +206,10 @@ class Pipeline:
             source: "owner/name" on the Hub, or a folder.
             features: None takes the features that the matcher was trained for. For your own features, give their class as
                 in `pretrained`.
-            max_keypoints: Number of keypoints to keep per image.
+            max_keypoints: Number of keypoints to keep per image; None keeps all.
             resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
             settings: How to match; None takes the saved settings.
-            device: None takes the GPU if there is one.
+            device: "cpu", "cuda" or "mps"; None takes the CUDA GPU if there is one.
             precision: See `pretrained`.
             revision: Branch, tag or commit; None takes the main branch.
             token: For a private repository; None takes that of `hf auth login`.
@@ -363,11 +366,13 @@ class Pipeline:
         """Matches pairs of features in one batch. The result of a pair does not depend on the others.
 
         Raises:
-            InputError: The features do not fit the matcher.
+            InputError: The features do not fit the matcher, or their descriptors are known to have unit length and do not.
         """
+        pairs = list(pairs)
+        _check_unit_length(pairs, self.matcher.config.extractor)
         if not isinstance(self.matcher, nn.Module):
-            return self.matcher.match_features(list(pairs), self.settings)
-        packed = pack(list(pairs), self.matcher.config)
+            return self.matcher.match_features(pairs, self.settings)
+        packed = pack(pairs, self.matcher.config)
         return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings, layers=self._layers)]
 
     def match_by_layer(self, features0: Features, features1: Features) -> list[Matches]:
@@ -405,7 +410,7 @@ class Pipeline:
             The result of each pair, or None.
 
         Raises:
-            InputError: An argument is less than 1.
+            InputError: An argument is less than 1, or an entry of `pairs` is not a pair.
         """
         matched = self.match_extracted(
             pairs, self.extract, key=_key, workers=workers, batch_tokens=batch_tokens, cached_images=cached_images,
@@ -439,7 +444,7 @@ class Pipeline:
             Features and matches of each pair, or None.
 
         Raises:
-            InputError: An argument is less than 1.
+            InputError: An argument is less than 1, or an entry of `pairs` is not a pair.
         """
         workers = torch.get_num_threads() if workers is None else workers
         for name, value in (("workers", workers), ("batch_tokens", batch_tokens), ("cached_images", cached_images)):
@@ -447,13 +452,14 @@ class Pipeline:
                 raise InputError(f"{name} is {value}; give at least 1")
 
         def run() -> Iterator[MatchedPair | None]:
-            on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
+            on_gpu = isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).device.type != "cpu"
+            checked = (_as_pair(number, pair) for number, pair in enumerate(pairs))
             with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
                 cache = FeatureCache(features_of, threads, max(cached_images, 2), key)
                 if on_gpu:
-                    yield from match_in_batches(pairs, cache, self.match_features, on_error, batch_tokens)
+                    yield from match_in_batches(checked, cache, self.match_features, on_error, batch_tokens)
                 else:
-                    yield from match_in_threads(pairs, cache, self.match_features, on_error, workers)
+                    yield from match_in_threads(checked, cache, self.match_features, on_error, workers)
 
         return run()
 
@@ -471,6 +477,41 @@ def _features_of(trained_for: str, requested: str | None) -> str:
     if trained_for not in EXTRACTORS:  # never a path to code that a file names
         raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them by features=")
     return trained_for
+
+
+def _as_pair(number: int, pair: Any) -> tuple[Any, Any]:
+    try:
+        if isinstance(pair, str | Path):
+            raise TypeError
+        a, b = pair
+    except (TypeError, ValueError):
+        shown = repr(pair) if isinstance(pair, str | Path) else f"{type(pair).__name__} of {_count(pair)}"
+        raise InputError(f"pair {number} is {shown}; give pairs of two images, such as [('a.jpg', 'b.jpg')]") from None
+    return a, b
+
+
+def _count(pair: Any) -> str:
+    return f"{len(pair)} entries" if hasattr(pair, "__len__") and getattr(pair, "ndim", 1) else "no entries"
+
+
+def _check_unit_length(pairs: list[tuple[Features, Features]], trained_for: str) -> None:
+    """Raises InputError if descriptors of built-in features are not of unit length.
+
+    They are not divided here: that is right for some files (COLMAP's integers), but OpenCV's SIFT would not become RootSIFT.
+    """
+    sides = (side for pair in pairs if isinstance(pair, list | tuple) for side in pair)
+    for features in (side for side in sides if isinstance(side, Features)):
+        name = features.extractor or trained_for
+        if name not in EXTRACTORS or not features.descriptors.numel():
+            continue
+        length = float(features.descriptors.detach().float().norm(dim=1).median())
+        if abs(length - 1) > _UNIT_TOLERANCE:
+            how = (
+                "take the square root of each divided by its sum (RootSIFT)"
+                if name == "sift"
+                else "divide each by its length"
+            )
+            raise InputError(f"descriptors of {name!r} have unit length, these {length:.3g}; {how}")
 
 
 def _key(image: ImageLike) -> str | None:

@@ -23,7 +23,7 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
     """Checks a device.
 
     Args:
-        device: None takes the GPU if there is one, else the CPU.
+        device: "cpu", "cuda", "mps" (Apple) or another of PyTorch's; None takes the CUDA GPU if there is one, else the CPU.
 
     Returns:
         The device to use.
@@ -36,7 +36,9 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
         reason = str(error).splitlines()[0]
-        raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose 'cpu' or 'cuda'") from None
+        here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+        choices = " or ".join(repr(name) for name, usable in here.items() if usable)
+        raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose {choices}") from None
     return chosen
 
 
