@@ -4,18 +4,29 @@ Pixel convention, everywhere inside Lumiglue: the centre of the top-left pixel i
 image of width w covers [-0.5, w - 0.5]. Code that writes another convention (COLMAP adds 0.5) converts on writing.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from lumiglue.errors import InputError
 
 PIXELS = "x right, y down, centre of the top-left pixel at (0, 0)"
-GeometryKind = Literal["homography", "fundamental"]
+_COLMAP_SHIFT = 0.5
+GeometryKind = Literal["homography", "fundamental", "essential"]
+# Models of COLMAP that PoseLib supports, and their parameters.
+CAMERA_MODELS = {
+    "SIMPLE_PINHOLE": "f, cx, cy",
+    "PINHOLE": "fx, fy, cx, cy",
+    "SIMPLE_RADIAL": "f, cx, cy, k",
+    "RADIAL": "f, cx, cy, k1, k2",
+    "OPENCV": "fx, fy, cx, cy, k1, k2, p1, p2",
+    "OPENCV_FISHEYE": "fx, fy, cx, cy, k1, k2, k3, k4",
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,19 +145,93 @@ class Matches:
         return scores
 
 
+@dataclass(frozen=True)
+class Camera:
+    """A camera, by COLMAP's name of its model.
+
+    Attributes:
+        model: One of `CAMERA_MODELS`.
+        params: In the order of `CAMERA_MODELS`, lengths in pixels. The principal point is in Lumiglue's pixels, where (0, 0)
+            is the centre of the top-left one.
+
+    Raises:
+        InputError: The model is unknown, or the parameters do not fit.
+    """
+
+    model: str
+    params: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if self.model not in CAMERA_MODELS:
+            raise InputError(f"unknown camera model {self.model!r}; choose from {list(CAMERA_MODELS)}")
+        names = CAMERA_MODELS[self.model].split(", ")
+        if len(self.params) != len(names) or not all(math.isfinite(value) for value in self.params):
+            raise InputError(f"a camera {self.model} has the parameters {', '.join(names)}; {self.params} was given")
+        if min(self.focal) <= 0:
+            raise InputError(f"the focal length is {min(self.focal):g}; give pixels, above 0")
+
+    @classmethod
+    def from_focal(cls, focal: float, image_size: tuple[int, int]) -> "Camera":
+        """A pinhole camera whose principal point is the middle of the image; `focal` is in pixels."""
+        width, height = image_size
+        return cls("SIMPLE_PINHOLE", (focal, (width - 1) / 2, (height - 1) / 2))
+
+    @classmethod
+    def parse(cls, text: str) -> "Camera":
+        """Reads "MODEL,parameters" in COLMAP's pixels, where (0.5, 0.5) is the centre of the top-left one."""
+        model, *words = (word.strip() for word in text.split(","))
+        try:
+            params = tuple(float(word) for word in words)
+        except ValueError:
+            raise InputError(f"the camera {text!r} is not MODEL,parameters, such as SIMPLE_PINHOLE,800,320,240") from None
+        return cls(model, params)._moved(-_COLMAP_SHIFT)
+
+    def __str__(self) -> str:
+        """The text that `parse` reads."""
+        return ",".join([self.model, *(f"{value:.10g}" for value in self._moved(_COLMAP_SHIFT).params)])
+
+    @property
+    def focal(self) -> tuple[float, float]:
+        """Focal lengths in x and y, in pixels."""
+        return (self.params[0], self.params[1] if CAMERA_MODELS[self.model].startswith("fx") else self.params[0])
+
+    @property
+    def intrinsics(self) -> Float64[Tensor, "3 3"]:
+        """The matrix K in Lumiglue's pixels, without distortion."""
+        (fx, fy), at = self.focal, self._centre
+        cx, cy = self.params[at : at + 2]
+        return torch.tensor([[fx, 0.0, cx], [0.0, fy, cy], [0.0, 0.0, 1.0]], dtype=torch.float64)
+
+    @property
+    def _centre(self) -> int:
+        return 2 if CAMERA_MODELS[self.model].startswith("fx") else 1
+
+    def _moved(self, shift: float) -> "Camera":
+        """The same with a moved principal point."""
+        at = self._centre
+        return replace(self, params=tuple(v + shift * (at <= i < at + 2) for i, v in enumerate(self.params)))
+
+
 @dataclass(frozen=True, eq=False)
 class Geometry:
     """A two-view model estimated from matches.
 
     Attributes:
         kind: Which model it is.
-        matrix: 3 x 3; a homography maps A to B, a fundamental matrix fulfils x_B^T F x_A = 0. None if none was found.
+        matrix: 3 x 3; a homography maps A to B, a fundamental matrix fulfils x_B^T F x_A = 0, and an essential matrix the
+            same for rays. None if none was found.
         inliers: k, one boolean per match.
+        rotation: 3 x 3, of an essential matrix: X_B = rotation X_A + translation in the coordinates of the cameras.
+        translation: 3, of unit length, because two photos do not show the scale.
+        cameras: Those of A and B, of an essential matrix.
     """
 
     kind: GeometryKind
     matrix: Float[Tensor, "3 3"] | None
     inliers: Tensor
+    rotation: Float[Tensor, "3 3"] | None = None
+    translation: Float[Tensor, " 3"] | None = None
+    cameras: tuple[Camera, Camera] | None = None
 
     def __repr__(self) -> str:
         count = "not found" if self.matrix is None else f"{int(self.inliers.sum())} inliers of {len(self.inliers)}"

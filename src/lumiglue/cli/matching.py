@@ -6,6 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from tyro.conf import Positional, arg
 
 from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
+from lumiglue.cli.geometry import (
+    cameras_of,
+    check_registration,
+    given_cameras,
+    match_folder,
+    save_registration,
+    say_pose,
+)
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.demo.limits import Limits
 from lumiglue.errors import InputError
@@ -15,10 +23,10 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lumiglue.pipeline.result import MatchResult
-    from lumiglue.types import Geometry
+    from lumiglue.types import Camera, Geometry
 
 
-GeometryChoice = Literal["fundamental", "homography", "none"]
+GeometryChoice = Literal["fundamental", "homography", "essential", "none"]
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".pdf", ".svg")
 
 
@@ -28,34 +36,58 @@ def match(
     out: Annotated[Path | None, arg(aliases=["-o"])] = None,
     root: Path = Path(),
     geometry: GeometryChoice = "fundamental",
+    focal: float | None = None,
+    camera: tuple[str, ...] = (),
+    warp: Path | None = None,
+    checkerboard: Path | None = None,
     adaptivity: Path | None = None,
     workers: int | None = None,
     rotation: Literal["none", "search"] = "none",
     masks: tuple[Path, Path] | None = None,
 ) -> int:
-    """Match two photos, or every pair of a list.
+    """Match two photos, a photo with a folder, or every pair of a list.
 
     Args:
-        inputs: Two image files, or one text file with a pair of image paths on each line.
+        inputs: Two image files; an image file and a folder, whose photos are ranked by inliers; or one text file with a pair
+            of image paths on each line.
         flags: Features, weights, adaptivity.
         out: Two photos: .png/.jpg/.pdf/.svg for a picture, .npz/.json for the matches (default: A_B_matches.png here).
-            A list: the .h5 file to write.
+            A folder: .csv or .json with the whole ranking. A list: the .h5 file to write.
         root: Folder that the paths of a list are relative to.
-        geometry: Model that separates inliers from outliers.
+        geometry: Model that separates inliers from outliers: fundamental, homography (of a plane, or a camera that only
+            turned), or essential (the relative pose of known cameras).
+        focal: For essential: focal length in pixels of both photos. By default that of EXIF, or a guess.
+        camera: For essential, instead of --focal: MODEL,parameters as COLMAP names them, such as
+            SIMPLE_RADIAL,1200,640,480,-0.1; one for both photos, or two.
+        warp: For homography: save the second photo in the pixels of the first (.png, .tif, .webp: transparent where it does
+            not reach; .jpg: over the first), or both in turn (.gif).
+        checkerboard: For homography: save squares of the first photo and of the warped second one.
         adaptivity: Two photos: also save a picture of where the matcher stopped and which points it pruned.
         rotation: Two photos: search also tries the second after each quarter turn, for features or weights trained on
             upright photos only.
         masks: Two photos: an image of the same size for each, black where nothing should be matched.
-        workers: For a list: threads; by default one per core.
+        workers: For a folder or a list: threads; by default one per core.
     """
-    if len(inputs) == 2:
-        return _match_two(inputs[0], inputs[1], flags, out, geometry, adaptivity, rotation, masks)
-    only_two = {"--masks": masks, "--adaptivity": adaptivity, "--rotation search": rotation == "search" or None}
-    if len(inputs) == 1 and (given := next((flag for flag, value in only_two.items() if value is not None), None)):
-        raise InputError(f"{given} is for two photos; leave it out for a list")
+    folder = len(inputs) == 2 and inputs[1].is_dir() and not inputs[0].is_dir()
+    if len(inputs) == 2 and not folder:
+        known = given_cameras(focal, camera, geometry)
+        check_registration(warp, checkerboard, geometry)
+        return _match_two(
+            inputs[0], inputs[1], flags, out, geometry, focal, known, warp, checkerboard, adaptivity, rotation, masks
+        )
+    only_two = {
+        "--masks": masks, "--adaptivity": adaptivity, "--rotation search": rotation == "search" or None, "--warp": warp,
+        "--checkerboard": checkerboard, "--focal": focal, "--camera": camera or None,
+    }  # fmt: skip
+    if (folder or len(inputs) == 1) and (
+        given := next((flag for flag, value in only_two.items() if value is not None), None)
+    ):
+        raise InputError(f"{given} is for two photos; leave it out for a {'folder' if folder else 'list'}")
+    if folder:
+        return match_folder(inputs[0], inputs[1], flags, out, geometry, workers)
     if len(inputs) == 1:
         return _match_list(inputs[0], root, flags, out, workers)
-    raise InputError(f"{len(inputs)} inputs were given; give two photos, or one list of pairs")
+    raise InputError(f"{len(inputs)} inputs were given; give two photos, a photo and a folder, or one list of pairs")
 
 
 def _match_two(
@@ -64,6 +96,10 @@ def _match_two(
     flags: PipelineFlags,
     target: Path | None,
     kind: GeometryChoice,
+    focal: float | None,
+    known: "tuple[Camera, ...]",
+    warp: Path | None,
+    checkerboard: Path | None,
     adaptivity: Path | None,
     rotation: Literal["none", "search"],
     masks: tuple[Path, Path] | None,
@@ -75,17 +111,25 @@ def _match_two(
     target = target or Path(f"{a.stem}_{b.stem}_matches.png")
     if target.suffix.lower() not in (*PICTURE_SUFFIXES, *DATA_SUFFIXES):
         raise InputError(f"--out {target} has no known suffix; use one of {[*PICTURE_SUFFIXES, *DATA_SUFFIXES]}")
-    for file in filter(None, (target, adaptivity)):
+    files = {"--out": target, "--adaptivity": adaptivity, "--warp": warp, "--checkerboard": checkerboard}
+    writers: dict[Path, str] = {}
+    for flag, file in files.items():
+        if file is None:
+            continue
         check_writable(file)
         if file.resolve() in (a.resolve(), b.resolve()):
             raise InputError(f"{file} is one of the photos; give another file to write")
-    if adaptivity is not None and adaptivity.resolve() == target.resolve():
-        raise InputError(f"--out and --adaptivity both name {target}; give two files")
+        if (other := writers.setdefault(file.resolve(), flag)) != flag:
+            raise InputError(f"{other} and {flag} both name {file}; give two files")
     images = read_image(a, stretch=flags.stretch), read_image(b, stretch=flags.stretch)
     pipeline = flags.pipeline("auto")
     mask0, mask1 = masks or (None, None)
     result = pipeline.match(*images, rotation=rotation, mask0=mask0, mask1=mask1)
-    geometry = None if kind == "none" else result.geometry(kind)
+    geometry = None
+    if kind != "none":
+        sizes = [result.features0.image_size, result.features1.image_size]
+        cameras = cameras_of((a, b), sizes, focal, known) if kind == "essential" else None
+        geometry = result.geometry(kind, cameras=cameras)
     summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
     if target.suffix.lower() in DATA_SUFFIXES:
         save_result(target, result, geometry)
@@ -95,6 +139,11 @@ def _match_two(
         layers = pipeline.matcher.config.n_layers
         save_figure(draw_adaptivity(*images, result.features0, result.features1, result.matches, layers), adaptivity)
     _print_summary(summary, result, [path for path in (target, adaptivity) if path], masked=masks is not None)
+    if geometry is not None and kind == "essential":
+        say_pose(geometry)
+    if geometry is not None:
+        for file in save_registration(images, geometry, warp, checkerboard):
+            say(f"saved {file}")
     return 0
 
 

@@ -7,11 +7,12 @@ import torch
 from jaxtyping import Float64
 
 from lumiglue.errors import InputError
-from lumiglue.types import Geometry, GeometryKind
+from lumiglue.geometry.projective import skew
+from lumiglue.types import Camera, Geometry, GeometryKind
 
 # The smallest number of points for a model, and the default inlier threshold in pixels.
-MINIMUM = {"homography": 4, "fundamental": 7}
-THRESHOLD = {"homography": 2.0, "fundamental": 1.5}
+MINIMUM = {"homography": 4, "fundamental": 7, "essential": 5}
+THRESHOLD = {"homography": 2.0, "fundamental": 1.5, "essential": 1.5}
 MINIMUM_POSE = 5
 
 
@@ -22,33 +23,47 @@ def estimate(
     *,
     threshold: float | None = None,
     seed: int = 0,
+    cameras: tuple[Camera, Camera] | None = None,
 ) -> Geometry:
-    """Estimates a homography (points1 ~ H points0) or a fundamental matrix (x1^T F x0 = 0).
+    """Estimates a homography (points1 ~ H points0), a fundamental matrix (x1^T F x0 = 0), or the relative pose of two known
+    cameras (an essential matrix).
 
     A model always fits the few matches that it is computed from, so a handful of inliers proves nothing.
 
     Args:
-        kind: "homography" or "fundamental".
+        kind: "homography", "fundamental" or "essential".
         points0: k x 2, pixels of image 0.
         points1: k x 2, the matching pixels of image 1.
-        threshold: Largest error of an inlier in pixels: the reprojection error for a homography, the Sampson error for a
-            fundamental matrix. None takes 2 and 1.5.
+        threshold: Largest error of an inlier in pixels: the reprojection error for a homography, the Sampson error for the
+            others. None takes 2 and 1.5.
         seed: Of the random samples.
+        cameras: Those of image 0 and image 1; an essential matrix needs them.
 
     Returns:
         The model and its inliers. With too few matches, or if no model is found, the matrix is None and no match is an
         inlier.
 
     Raises:
-        InputError: The kind is unknown.
+        InputError: The kind is unknown, or cameras are missing.
     """
-    if kind not in ("homography", "fundamental"):
-        raise InputError(f"unknown geometry {kind!r}; choose from ['fundamental', 'homography']")
+    if kind not in MINIMUM:
+        raise InputError(f"unknown geometry {kind!r}; choose from {sorted(MINIMUM)}")
+    if kind == "essential" and cameras is None:
+        raise InputError("an essential matrix needs the cameras; give their focal length in pixels")
     limit = THRESHOLD[kind] if threshold is None else threshold
-    nothing = Geometry(kind, None, torch.zeros(len(points0), dtype=torch.bool))
+    nothing = Geometry(kind, None, torch.zeros(len(points0), dtype=torch.bool), cameras=cameras)
     if len(points0) < MINIMUM[kind]:
         return nothing
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
+    if kind == "essential":
+        assert cameras is not None
+        pose = _relative_pose(points0, points1, *map(_poselib_camera, cameras), limit, seed)
+        if pose is None:
+            return nothing
+        rotation, translation, inliers = (torch.tensor(part) for part in pose)
+        translation = translation / translation.norm()
+        matrix = (skew(translation) @ rotation).float()
+        return Geometry(kind, matrix, inliers, rotation.float(), translation.float(), cameras)
     if kind == "homography":
         matrix, info = poselib.estimate_homography(points0, points1, {"max_reproj_error": limit, "seed": seed})
     else:
@@ -84,11 +99,18 @@ def relative_pose(
         Rotation (3 x 3), unit translation (3) with X_1 = R X_0 + t, and inliers (k booleans). None if there are fewer than
         5 matches, or fewer than 5 fit one pose.
     """
+    return _relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), threshold, seed)
+
+
+def _relative_pose(
+    points0: np.ndarray, points1: np.ndarray, camera0: dict, camera1: dict, threshold: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """`relative_pose` of PoseLib's cameras."""
     if len(points0) < MINIMUM_POSE:
         return None
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     options = {"max_epipolar_error": threshold, "seed": seed}
-    pose, info = poselib.estimate_relative_pose(points0, points1, _pinhole(intrinsics0), _pinhole(intrinsics1), options)
+    pose, info = poselib.estimate_relative_pose(points0, points1, camera0, camera1, options)
     inliers = np.asarray(info["inliers"], dtype=bool)
     if inliers.sum() < MINIMUM_POSE or not np.any(pose.t):  # PoseLib returns the identity if it found none
         return None
@@ -169,7 +191,11 @@ def _normalised(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return (points - centre) * scale, np.array([[scale, 0, -scale * centre[0]], [0, scale, -scale * centre[1]], [0, 0, 1]])
 
 
+def _poselib_camera(camera: Camera) -> dict:
+    """PoseLib's camera; it does not use width and height."""
+    return {"model": camera.model, "width": 0, "height": 0, "params": list(camera.params)}
+
+
 def _pinhole(intrinsics: np.ndarray) -> dict:
-    """PoseLib's camera; width and height are unused by the pinhole model."""
-    fx, fy, cx, cy = intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]
-    return {"model": "PINHOLE", "width": 0, "height": 0, "params": [float(value) for value in (fx, fy, cx, cy)]}
+    fx, fy, cx, cy = (float(value) for value in (intrinsics[0, 0], intrinsics[1, 1], intrinsics[0, 2], intrinsics[1, 2]))
+    return _poselib_camera(Camera("PINHOLE", (fx, fy, cx, cy)))

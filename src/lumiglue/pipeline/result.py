@@ -12,7 +12,7 @@ from torch import Tensor
 from lumiglue.errors import InputError
 from lumiglue.geometry.robust import estimate
 from lumiglue.io.atomic import write_whole
-from lumiglue.types import PIXELS, Features, Geometry, GeometryKind, Matches
+from lumiglue.types import PIXELS, Camera, Features, Geometry, GeometryKind, Matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,14 +52,31 @@ class MatchResult:
     def __repr__(self) -> str:
         return f"MatchResult({self.matches!r}, {self.features0!r}, {self.features1!r})"
 
-    def geometry(self, kind: GeometryKind = "fundamental", *, threshold: float | None = None) -> Geometry:
-        """Estimates a homography or fundamental matrix from the matches; see `lumiglue.geometry.estimate`.
+    def geometry(
+        self,
+        kind: GeometryKind = "fundamental",
+        *,
+        threshold: float | None = None,
+        focal: float | None = None,
+        cameras: tuple[Camera, Camera] | None = None,
+    ) -> Geometry:
+        """Estimates a two-view model from the matches; see `lumiglue.geometry.estimate`.
 
         Args:
-            kind: "homography" or "fundamental".
+            kind: "homography", "fundamental", or "essential" (the relative pose of known cameras).
             threshold: Largest error of an inlier in pixels; None takes the default.
+            focal: For "essential": focal length in pixels of both images, with the principal point in the middle.
+            cameras: For "essential", instead: the cameras of image 0 and image 1; see also `pipeline.cameras.photo_camera`.
+
+        Raises:
+            InputError: The kind is unknown, or "essential" was asked for without cameras or with both.
         """
-        return estimate(kind, self.points0, self.points1, threshold=threshold)
+        if focal is not None:
+            if cameras is not None:
+                raise InputError("both a focal length and cameras were given; give one of them")
+            sizes = self.features0.image_size, self.features1.image_size
+            cameras = Camera.from_focal(focal, sizes[0]), Camera.from_focal(focal, sizes[1])
+        return estimate(kind, self.points0, self.points1, threshold=threshold, cameras=cameras)
 
 
 def _numpy(points: Tensor) -> np.ndarray:
@@ -80,7 +97,8 @@ def result_arrays(result: MatchResult, geometry: Geometry | None = None) -> dict
     Returns:
         points0, points1 (k x 2, pixels), scores (k), matches (k x 2, rows), keypoints0, keypoints1 (n x 2, pixels),
         image_size0, image_size1 (width, height), stop_layer; with a geometry also inliers (k) and, if it was found, the
-        3 x 3 matrix under the name of its kind.
+        3 x 3 matrix under the name of its kind; with an essential matrix also rotation (3 x 3), translation (3, unit
+        length) and camera0, camera1 (COLMAP's model and parameters, as `Camera.parse` reads).
     """
     arrays: dict[str, np.ndarray] = {
         "points0": result.points0,
@@ -97,6 +115,11 @@ def result_arrays(result: MatchResult, geometry: Geometry | None = None) -> dict
         arrays["inliers"] = geometry.inliers.numpy()
         if geometry.matrix is not None:
             arrays[geometry.kind] = geometry.matrix.numpy()
+        for name in ("rotation", "translation"):
+            if (value := getattr(geometry, name)) is not None:
+                arrays[name] = value.numpy()
+        for side, camera in enumerate(geometry.cameras or ()):
+            arrays[f"camera{side}"] = np.array(str(camera))
     return arrays
 
 
