@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import pairwise
@@ -20,6 +21,7 @@ from lumiglue.cli import main
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import build, superglue_preset, weights_sha256
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.onnx import runtime as runtime_module
 from lumiglue.onnx.export import OnnxSettings, export_onnx, read_onnx_metadata
 from lumiglue.onnx.runtime import OnnxMatcher, Runtime
 from lumiglue.samples import sample_pair
@@ -105,6 +107,89 @@ def test_low_precision(photos: list[tuple[Features, Features]], tmp_path: Path, 
     mine, theirs = OnnxMatcher(file).match_features(photos[:1])[0], by_torch(model, photos[0], MatchSettings())
     one, other = (set(map(tuple, matches.pairs.tolist())) for matches in (mine, theirs))
     assert len(one & other) >= least * len(one | other)
+
+
+@pytest.fixture(scope="module")
+def batch_of_random(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Writes a matcher in the batch layout."""
+
+    def write(model: LightGlue, settings: MatchSettings) -> Path:
+        file = tmp_path_factory.mktemp("batch") / "m.onnx"
+        export_onnx(model, file, OnnxSettings(layout="batch", match=settings))
+        return file
+
+    return write
+
+
+@pytest.mark.parametrize("settings", [MatchSettings(), FULL, EAGER, MatchSettings(score_threshold=0.0, prune_below=None)])
+def test_a_batch_equals_its_pairs(
+    pairs: list[tuple[Features, Features]], settings: MatchSettings, batch_of_random: Callable[..., Path]
+) -> None:
+    """Unequal and zero counts, exit and pruning at mixed layers: each pair has the result that it has alone."""
+    model = make_model()
+    matcher = OnnxMatcher(batch_of_random(model, settings))
+    some = [*pairs, (pairs[0][0][:0], pairs[0][1]), (pairs[0][0], pairs[0][1][:0]), (pairs[0][0][:1], pairs[0][1][:3])]
+    for batch in (some, some[-3:-2]):  # also a batch in which no image has a keypoint
+        found = matcher.match_features(batch)
+        for mine, pair in zip(found, batch, strict=True):
+            assert_same(mine, by_torch(model, pair, settings))
+
+
+def test_a_batch_of_real_photos(photos: list[tuple[Features, Features]], batch_of_random: Callable[..., Path]) -> None:
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    a, b = photos[0]
+    batch = [*photos, (a[:0], b), (a, b[:0])]
+    for settings in (MatchSettings(), MatchSettings(exit_ratio=0.9, prune_below=0.1)):
+        found = OnnxMatcher(batch_of_random(model, settings)).match_features(batch)
+        for mine, pair in zip(found, batch, strict=True):
+            assert_same(mine, by_torch(model, pair, settings))
+    assert len(found[0]) > 100
+
+
+def test_padding_may_hold_anything(batch_of_random: Callable[..., Path]) -> None:
+    model = make_model(encoding="xy-logscale-angle")
+    a, b = make_features(30, 0), make_features(20, 1, like=make_features(30, 0))
+    session = onnxruntime.InferenceSession(str(batch_of_random(model, EAGER)))
+    outputs = []
+    for padding in (0.0, np.nan, 1e30):
+        feed: dict[str, np.ndarray] = {}
+        for side, features in enumerate((a, b)):
+            for name in ("keypoints", "descriptors", "scales", "orientations"):
+                array = getattr(features, name)[None].numpy()
+                edges = [(0, 0), (0, 7), *[(0, 0)] * (array.ndim - 2)]
+                feed[f"{name}{side}"] = np.pad(array, edges, constant_values=padding)
+            feed[f"image_size{side}"] = np.array([features.image_size], np.float32)
+            feed[f"counts{side}"] = np.array([len(features)])
+        outputs.append(session.run(None, feed))
+    expected = by_torch(model, (a, b), EAGER)
+    for matches, scores, stop, layers0, layers1 in outputs:
+        assert matches[:, 1:].tolist() == expected.pairs.tolist()
+        np.testing.assert_allclose(scores, expected.scores.numpy(), atol=1e-4)
+        assert stop.tolist() == [expected.stop_layer]
+        assert layers0[0].tolist() == [*expected.layers0.tolist(), *[0] * 7]
+        assert layers1[0].tolist() == [*expected.layers1.tolist(), *[0] * 7]
+
+
+def test_batches_have_like_sizes_and_bounded_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runtime_module, "BATCH_ENTRIES", 2 * 100**2)
+    pairs = [(make_features(n, n), make_features(5, 0)) for n in (100, 10, 90, 50, 300, 20)]
+    assert list(runtime_module._batches(pairs)) == [[1, 5, 3], [2, 0], [4]]
+
+
+def test_a_batch_in_low_precision(photos: list[tuple[Features, Features]], tmp_path: Path) -> None:
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    export_onnx(model, tmp_path / "half.onnx", OnnxSettings(layout="batch", precision="fp16"))
+    export_onnx(model, tmp_path / "alone.onnx", OnnxSettings(precision="fp16"))
+    found, alone = (OnnxMatcher(tmp_path / f"{name}.onnx").match_features(photos[1:3]) for name in ("half", "alone"))
+    for mine, theirs in zip(found, alone, strict=True):
+        one, other = (set(map(tuple, matches.pairs.tolist())) for matches in (mine, theirs))
+        assert len(one & other) >= 0.97 * len(one | other)
+    with pytest.raises(InputError, match="of which OpenVINO loses matches; choose onnxruntime"):
+        OnnxMatcher(tmp_path / "half.onnx", "openvino")
+    with pytest.raises(InputError, match="the layout 'batch' has no int8"):
+        export_onnx(model, tmp_path / "m.onnx", OnnxSettings(layout="batch", precision="int8"))
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

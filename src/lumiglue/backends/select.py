@@ -54,7 +54,10 @@ def fastest_backend(file: Path, settings: MatchSettings, precision: Precision, d
     if file.suffix == ".onnx":
         if not makers:
             return "onnxruntime"  # its error names what to install
-        config = onnx_matcher(file, next(iter(makers)), precision).config
+        matcher = onnx_matcher(file, next(iter(makers)), precision)
+        if matcher.batched:
+            return "onnxruntime"
+        config = matcher.config
     else:
         model = load_weights(file)
         if not isinstance(model, LightGlue) or device.type != "cpu":

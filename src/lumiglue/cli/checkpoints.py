@@ -100,7 +100,7 @@ def show_weights(weights: Positional[str] = "sift") -> int:
 def export_onnx(
     out: Annotated[Path, arg(aliases=["-o"])],
     weights: str = "sift",
-    layout: Literal["lumiglue", "opencv", "colmap"] = "lumiglue",
+    layout: Literal["lumiglue", "batch", "opencv", "colmap"] = "lumiglue",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
     score_threshold: float | None = None,
     exit_ratio: float = 0.95,
@@ -111,8 +111,8 @@ def export_onnx(
     Args:
         out: The .onnx file to write.
         weights: A name of `lumiglue weights list`, or a .safetensors file.
-        layout: Names of inputs and outputs: lumiglue (for `match --weights out.onnx`, ONNX Runtime, OpenVINO), opencv (for
-            cv2.LightGlueMatcher, at full depth) or colmap.
+        layout: Names of inputs and outputs: lumiglue (for `match --weights out.onnx`, ONNX Runtime, OpenVINO), batch (the
+            same for several padded pairs at once), opencv (for cv2.LightGlueMatcher, at full depth) or colmap.
         precision: Weights and arithmetic; int8 keeps sums in fp32.
         score_threshold: Smallest score of a match; by default 0.1.
         exit_ratio: Stop once this share of the points is confident; 0 runs all layers.

@@ -68,26 +68,27 @@ def match(
         masks: Two photos: an image of the same size for each, black where nothing should be matched.
         workers: For a folder or a list: threads; by default one per core.
     """
-    folder = len(inputs) == 2 and inputs[1].is_dir() and not inputs[0].is_dir()
-    if len(inputs) == 2 and not folder:
+    paths = list(inputs)
+    folder = len(paths) == 2 and paths[1].is_dir() and not paths[0].is_dir()
+    if len(paths) == 2 and not folder:
         known = given_cameras(focal, camera, geometry)
         check_registration(warp, checkerboard, geometry)
         return _match_two(
-            inputs[0], inputs[1], flags, out, geometry, focal, known, warp, checkerboard, adaptivity, rotation, masks
+            paths[0], paths[1], flags, out, geometry, focal, known, warp, checkerboard, adaptivity, rotation, masks
         )
     only_two = {
         "--masks": masks, "--adaptivity": adaptivity, "--rotation search": rotation == "search" or None, "--warp": warp,
         "--checkerboard": checkerboard, "--focal": focal, "--camera": camera or None,
     }  # fmt: skip
-    if (folder or len(inputs) == 1) and (
+    if (folder or len(paths) == 1) and (
         given := next((flag for flag, value in only_two.items() if value is not None), None)
     ):
         raise InputError(f"{given} is for two photos; leave it out for a {'folder' if folder else 'list'}")
     if folder:
-        return match_folder(inputs[0], inputs[1], flags, out, geometry, workers)
-    if len(inputs) == 1:
-        return _match_list(inputs[0], root, flags, out, workers)
-    raise InputError(f"{len(inputs)} inputs were given; give two photos, a photo and a folder, or one list of pairs")
+        return match_folder(paths[0], paths[1], flags, out, geometry, workers)
+    if len(paths) == 1:
+        return _match_list(paths[0], root, flags, out, workers)
+    raise InputError(f"{len(paths)} inputs were given; give two photos, a photo and a folder, or one list of pairs")
 
 
 def _match_two(

@@ -57,7 +57,8 @@ def estimate(
     points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
     if kind == "essential":
         assert cameras is not None
-        pose = _relative_pose(points0, points1, *map(_poselib_camera, cameras), limit, seed)
+        camera0, camera1 = (_poselib_camera(camera) for camera in cameras)
+        pose = _relative_pose(points0, points1, camera0, camera1, limit, seed)
         if pose is None:
             return nothing
         rotation, translation, inliers = (torch.tensor(part) for part in pose)

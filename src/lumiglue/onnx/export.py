@@ -13,9 +13,10 @@ from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.onnx import graph
+from lumiglue.onnx.batched import BatchedGraph
 from lumiglue.types import PIXELS
 
-Layout = Literal["lumiglue", "opencv", "colmap"]
+Layout = Literal["lumiglue", "batch", "opencv", "colmap"]
 OnnxPrecision = Literal["fp32", "fp16", "int8"]
 METADATA_KEY = "lumiglue"
 
@@ -25,7 +26,8 @@ class OnnxSettings:
     """What is fixed in an exported file besides the weights.
 
     Attributes:
-        layout: Names and shapes of inputs and outputs. "lumiglue": keypoints in pixels. "opencv": what
+        layout: Names and shapes of inputs and outputs. "lumiglue": keypoints in pixels. "batch": the same for several pairs
+            at once, padded to the largest, with counts; not in int8, whose one scale would mix the pairs. "opencv": what
             `cv2.LightGlueMatcher` feeds, at full depth, because its engine cannot run a graph whose sizes change. "colmap":
             COLMAP's SIFT_LIGHTGLUE and ALIKED_LIGHTGLUE.
         precision: "fp32"; "fp16": weights and states; "int8": the layers' linear maps, with activations quantized
@@ -64,6 +66,10 @@ def export_onnx(model: MatcherModel, path: str | Path, settings: OnnxSettings | 
     | scores | (k,) float32 | P_ij |
     | stop_layer | () int64 | layers that ran |
     | layers0, layers1 | (n,) int64 | layers that each point went through |
+
+    The "batch" layout has a first dimension b for the pairs everywhere, and the inputs counts0, counts1, (b,) int64. What is
+    behind the counts is ignored; n is at least 1, counts may be 0. Its `matches` are (k, 3): number of the pair, row in
+    image 0, row in image 1.
 
     Args:
         model: A LightGlue matcher.
@@ -120,6 +126,40 @@ def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
     return {METADATA_KEY: json.dumps(metadata)}
 
 
+def _batch(model: LightGlue, settings: OnnxSettings) -> ir.Model:
+    if settings.precision == "int8":
+        raise InputError("the layout 'batch' has no int8, whose one scale would mix the pairs; choose fp32 or fp16")
+    g = graph.Builder()
+    writer = BatchedGraph(model, settings.match, half=settings.precision == "fp16")
+    inputs: list[ir.Value] = []
+    positions, descriptors, counts = [], [], []
+    for side in (0, 1):
+        n = f"n{side}"
+        keypoints = graph.tensor_input(f"keypoints{side}", graph.FLOAT, ("b", n, 2))
+        descriptor = graph.tensor_input(f"descriptors{side}", graph.FLOAT, ("b", n, model.config.descriptor_dim))
+        size = graph.tensor_input(f"image_size{side}", graph.FLOAT, ("b", 2))
+        count = graph.tensor_input(f"counts{side}", graph.INT64, ("b",))
+        inputs += [keypoints, descriptor, size, count]
+        xy = _normalised(g, keypoints, g("Unsqueeze", size, g.integers(1)))
+        if model.config.encoding != "xy":
+            names = ("scales", "orientations")
+            optional = [graph.tensor_input(f"{name}{side}", graph.FLOAT, ("b", n)) for name in names]
+            inputs += optional
+            xy = _with_scale(g, model, xy, *optional)
+        positions.append(xy)
+        descriptors.append(descriptor)
+        counts.append(count)
+    assignment = writer.batch(g, positions, descriptors, counts)
+    outputs = [
+        graph.as_output(g, assignment.pairs, "matches", graph.INT64, ("k", 3)),
+        graph.as_output(g, assignment.scores, "scores", graph.FLOAT, ("k",)),
+        graph.as_output(g, assignment.stop_layer, "stop_layer", graph.INT64, ("b",)),
+        graph.as_output(g, assignment.layers0, "layers0", graph.INT64, ("b", "n0")),
+        graph.as_output(g, assignment.layers1, "layers1", graph.INT64, ("b", "n1")),
+    ]
+    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+
+
 def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[graph.Builder, graph.LightGlueGraph]:
     precision = settings.precision
     writer = graph.LightGlueGraph(model, settings.match, half=precision == "fp16", integer=precision == "int8")
@@ -127,15 +167,15 @@ def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[graph.Builder, gr
 
 
 def _normalised(g: graph.Builder, keypoints: ir.Value, size: ir.Value) -> ir.Value:
-    """(keypoints - size / 2) / (max(size) / 2), as `matcher.inputs.normalize_positions`; size is (2,)."""
+    """(keypoints - size / 2) / (max(size) / 2), as `matcher.inputs.normalize_positions`; size is (2,) or (b, 1, 2)."""
     half = g("Mul", size, g.constant(0.5))
-    return g("Div", g("Sub", keypoints, half), g("ReduceMax", half, axes=[0], keepdims=1))
+    return g("Div", g("Sub", keypoints, half), g("ReduceMax", half, axes=[-1], keepdims=1))
 
 
 def _with_scale(g: graph.Builder, model: LightGlue, xy: ir.Value, scales: ir.Value, orientations: ir.Value) -> ir.Value:
     scales = g("Log", scales) if model.config.encoding == "xy-logscale-angle" else scales
-    columns = (g("Unsqueeze", column, g.integers(1)) for column in (scales, orientations))
-    return g("Concat", xy, *columns, axis=1)
+    columns = (g("Unsqueeze", column, g.integers(-1)) for column in (scales, orientations))
+    return g("Concat", xy, *columns, axis=-1)
 
 
 def _lumiglue(model: LightGlue, settings: OnnxSettings) -> ir.Model:
@@ -225,4 +265,4 @@ def _batched_inputs(
     return [*kpts, *desc], (inside[0], inside[1])
 
 
-_LAYOUTS = {"lumiglue": _lumiglue, "opencv": _opencv, "colmap": _colmap}
+_LAYOUTS = {"lumiglue": _lumiglue, "batch": _batch, "opencv": _opencv, "colmap": _colmap}

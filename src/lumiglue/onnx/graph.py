@@ -17,7 +17,7 @@ from onnx_ir.tape import Tape
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError
-from lumiglue.matcher.lightglue import CrossAttention, LightGlue, RotaryEncoding, SelfAttention
+from lumiglue.matcher.lightglue import CrossAttention, Layer, LightGlue, RotaryEncoding, SelfAttention
 from lumiglue.matcher.settings import MatchSettings
 
 OPSET = 17
@@ -85,16 +85,33 @@ class Side:
         return [self.x, self.cosine, self.sine, self.rows, self.layers]
 
 
+@dataclass
+class PaddedSide:
+    """The points of an image of each pair of a batch: states (b, n, d), rotations (b, 1, n, c / 2), which points are active
+    (b, n), layers (b, n)."""
+
+    x: ir.Value
+    cosine: ir.Value
+    sine: ir.Value
+    active: ir.Value
+    layers: ir.Value
+
+
+AnySide = Side | PaddedSide
+
+
 @dataclass(frozen=True)
 class Assignment:
     """The outputs of the graph.
 
     Attributes:
-        pairs: (k, 2) rows in image 0 and image 1.
+        pairs: (k, 2) rows in image 0 and image 1; of a batch (k, 3), the number of the pair first.
         scores: (k,) P_ij.
         layers0: (n0,) layers that each point of image 0 went through.
         layers1: (n1,) the same of image 1.
         stop_layer: () layers that ran.
+
+    Of a batch, layers0, layers1 and stop_layer have a first dimension for the pairs.
     """
 
     pairs: ir.Value
@@ -157,8 +174,7 @@ class LightGlueGraph:
     def _full_depth(self, g: Builder, sides: Sequence[Side], empty: ir.Value) -> Assignment:
         """All layers, without a branch."""
         for block in self.model.layers:
-            xs = [self._self_attention(g, side, block.self_attention) for side in sides]
-            xs = self._cross_attention(g, xs, block.cross_attention)
+            xs = self._run_layer(g, sides, block)
             sides = [replace(side, x=x) for side, x in zip(sides, xs, strict=True)]
         stop = g("Where", empty, g.number(0), g.number(self.model.config.n_layers))
         sides = [replace(side, layers=g("Expand", stop, g("Shape", side.rows))) for side in sides]
@@ -191,11 +207,18 @@ class LightGlueGraph:
         return self._linear(g, x, linear.weight, linear.bias)
 
     def _begin(self, g: Builder, positions: ir.Value, descriptors: ir.Value) -> Side:
-        model = self.model
+        cosine, sine = self._rotations(g, positions, 0)
+        rows = g("Range", g.number(0), self._length(g, descriptors), g.number(1))
+        return Side(self._states(g, descriptors), cosine, sine, rows, g("Mul", rows, g.number(0)))
+
+    def _states(self, g: Builder, descriptors: ir.Value) -> ir.Value:
         x = g("Cast", descriptors, to=ir.DataType.FLOAT16) if self.dtype == np.float16 else descriptors
-        if isinstance(model.input_projection, nn.Linear):
-            x = self._through(g, x, model.input_projection)
-        encoding = model.position_encoding
+        projection = self.model.input_projection
+        return self._through(g, x, projection) if isinstance(projection, nn.Linear) else x
+
+    def _rotations(self, g: Builder, positions: ir.Value, heads_axis: int) -> Sequence[ir.Value]:
+        """Cosine and sine, (..., 1, n, c / 2) with the 1 at `heads_axis`."""
+        encoding = self.model.position_encoding
         if not isinstance(encoding, RotaryEncoding):
             raise InputError("a matcher with absolute positions cannot be exported; it is an ablation")
         frequencies = encoding.frequencies.detach().float()
@@ -204,12 +227,8 @@ class LightGlueGraph:
         if encoding.periodic:
             matrix[:, -1] = encoding.turns
         angles = g("MatMul", positions, g.constant(matrix.T))  # (n, c / 2), in float32
-        tables = [g("Unsqueeze", g(op, angles), g.integers(0)) for op in ("Cos", "Sin")]  # (1, n, c / 2)
-        if self.dtype == np.float16:
-            tables = [g("Cast", table, to=ir.DataType.FLOAT16) for table in tables]
-        count = self._length(g, descriptors)
-        rows = g("Range", g.number(0), count, g.number(1))
-        return Side(x, tables[0], tables[1], rows, g("Mul", rows, g.number(0)))
+        tables = [g("Unsqueeze", g(op, angles), g.integers(heads_axis)) for op in ("Cos", "Sin")]
+        return [g("Cast", table, to=ir.DataType.FLOAT16) for table in tables] if self.dtype == np.float16 else tables
 
     def _length(self, g: Builder, x: ir.Value) -> ir.Value:
         return g("Gather", g("Shape", x), g.number(0))
@@ -221,7 +240,7 @@ class LightGlueGraph:
     def _join_heads(self, g: Builder, x: ir.Value) -> ir.Value:
         return g("Reshape", g("Transpose", x, perm=[1, 0, 2]), g.integers(-1, self.d))
 
-    def _rotate(self, g: Builder, x: ir.Value, side: Side) -> ir.Value:
+    def _rotate(self, g: Builder, x: ir.Value, side: AnySide) -> ir.Value:
         a, b = g.several(2, "Split", x, g.integers(self.channels // 2, self.channels // 2), axis=-1)
         turned = (
             g("Sub", g("Mul", a, side.cosine), g("Mul", b, side.sine)),
@@ -229,7 +248,9 @@ class LightGlueGraph:
         )
         return g("Concat", *turned, axis=-1)
 
-    def _attend(self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value) -> ir.Value:
+    def _attend(self, g: Builder, q: ir.Value, k: ir.Value, v: ir.Value, keys: AnySide) -> ir.Value:
+        """Attention to the points of `keys`."""
+        assert isinstance(keys, Side)  # a single pair has no inactive points, so there is nothing to mask
         similarity = g("MatMul", q, g("Transpose", k, perm=[0, 2, 1]))
         return g("MatMul", g("Softmax", similarity, axis=-1), v)
 
@@ -247,29 +268,35 @@ class LightGlueGraph:
         gelu = g("Mul", g("Mul", y, g("Add", erf, g.constant(1.0, self.dtype))), g.constant(0.5, self.dtype))
         return g("Add", x, self._through(g, gelu, last))
 
-    def _self_attention(self, g: Builder, side: Side, unit: SelfAttention) -> ir.Value:
+    def _run_layer(self, g: Builder, sides: Sequence[AnySide], block: Layer) -> list[ir.Value]:
+        """The states after both attentions of a layer."""
+        xs = [self._self_attention(g, side, block.self_attention) for side in sides]
+        return self._cross_attention(g, sides, xs, block.cross_attention)
+
+    def _self_attention(self, g: Builder, side: AnySide, unit: SelfAttention) -> ir.Value:
         d, scale = self.d, self.channels**-0.5
         weight, bias = unit.qkv.weight.detach().clone(), unit.qkv.bias.detach().clone()
         weight[:d] *= scale  # of the queries
         bias[:d] *= scale
         q, k, v = g.several(3, "Split", self._linear(g, side.x, weight, bias), g.integers(d, d, d), axis=-1)
         q, k = (self._rotate(g, self._split_heads(g, x), side) for x in (q, k))
-        return self._update(g, side.x, self._attend(g, q, k, self._split_heads(g, v)), unit)
+        return self._update(g, side.x, self._attend(g, q, k, self._split_heads(g, v), side), unit)
 
-    def _cross_attention(self, g: Builder, xs: Sequence[ir.Value], unit: CrossAttention) -> list[ir.Value]:
+    def _cross_attention(
+        self, g: Builder, sides: Sequence[AnySide], xs: Sequence[ir.Value], unit: CrossAttention
+    ) -> list[ir.Value]:
         root = self.channels**-0.25
         query = unit.qk if unit.query is None else unit.query
         keys = [self._split_heads(g, self._linear(g, x, unit.qk.weight * root, unit.qk.bias * root)) for x in xs]
         queries = [self._split_heads(g, self._linear(g, x, query.weight * root, query.bias * root)) for x in xs]
         values = [self._split_heads(g, self._through(g, x, unit.v)) for x in xs]
-        messages = [self._attend(g, queries[side], keys[1 - side], values[1 - side]) for side in (0, 1)]
+        messages = [self._attend(g, queries[i], keys[1 - i], values[1 - i], sides[1 - i]) for i in (0, 1)]
         return [self._update(g, x, message, unit) for x, message in zip(xs, messages, strict=True)]
 
     def _layer(self, g: Builder, sides: Sequence[Side], totals: Sequence[ir.Value], layer: int) -> list[ir.Value]:
         """The state after a layer, the exit test and pruning."""
         block = self.model.layers[layer]
-        xs = [self._self_attention(g, side, block.self_attention) for side in sides]
-        xs = self._cross_attention(g, xs, block.cross_attention)
+        xs = self._run_layer(g, sides, block)
         depth = g.number(layer + 1)
         layers = [
             g("ScatterElements", side.layers, side.rows, g("Expand", depth, g("Shape", side.rows)), axis=0) for side in sides
@@ -307,7 +334,7 @@ class LightGlueGraph:
         return g("Or", done, emptied), pruned
 
     def _probability(self, g: Builder, x: ir.Value, linear: nn.Linear) -> ir.Value:
-        logits = g("Squeeze", self._through(g, x, linear), g.integers(1))
+        logits = g("Squeeze", self._through(g, x, linear), g.integers(-1))
         return g("Sigmoid", g("Cast", logits, to=FLOAT) if self.dtype == np.float16 else logits)
 
     def _assign(self, g: Builder, sides: Sequence[Side], stop: ir.Value) -> Assignment:

@@ -1,8 +1,8 @@
-"""Running an exported matcher with ONNX Runtime or OpenVINO, pair by pair, adaptivity included."""
+"""Running an exported matcher with ONNX Runtime or OpenVINO, pair by pair or in padded batches, adaptivity included."""
 
 import hashlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ from lumiglue.onnx.export import OnnxSettings, build, read_onnx_metadata
 from lumiglue.system.extras import require
 from lumiglue.types import Features, Matches
 
+# Scores of one head in a batch: 4 pairs of 2,048 points.
+BATCH_ENTRIES = 2**24
 Runtime = Literal["onnxruntime", "openvino"]
 Session = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
@@ -31,6 +33,7 @@ class OnnxMatcher:
         source: The model or the file.
         config: The config of the matcher.
         fixed: The thresholds of a file; None for a model, which is exported in memory for each settings.
+        batched: Whether a file takes several pairs at once.
     """
 
     def __init__(
@@ -44,26 +47,31 @@ class OnnxMatcher:
         """Reads the config.
 
         Args:
-            source: A model, or a file of `export_onnx` in the "lumiglue" layout.
+            source: A model, or a file of `export_onnx` in the "lumiglue" or the "batch" layout.
             runtime: What runs the graph.
             precision: "bf16" is OpenVINO's. It rounds positions, scores and rows too and loses matches: use it to compare
                 times.
             quantized: Export a model with int8 linear maps; no effect on a file.
 
         Raises:
-            InputError: The file was not written by `export_onnx` or has another layout, or the runtime is not installed.
+            InputError: The file was not written by `export_onnx` or has another layout, or the runtime is not installed or
+                does not support the layout.
         """
         require("onnx_ir", runtime)
         self.source, self.runtime = source, runtime
         self.precision: Precision = precision
         self.quantized = quantized
         self.fixed: MatchSettings | None = None
+        self.batched = False
         if isinstance(source, LightGlue):
             self.config = source.config
         else:
             metadata = read_onnx_metadata(source)
-            if metadata.get("layout") != "lumiglue":
-                raise InputError(f"{source} has the layout {metadata.get('layout')!r}; export it with the layout 'lumiglue'")
+            if (layout := metadata.get("layout")) not in ("lumiglue", "batch"):
+                raise InputError(f"{source} has the layout {layout!r}; export it with the layout 'lumiglue' or 'batch'")
+            self.batched = layout == "batch"
+            if self.batched and runtime == "openvino":  # 2026.4, when a compiled model sees larger sizes for the first time
+                raise InputError(f"{source} has the layout 'batch', of which OpenVINO loses matches; choose onnxruntime")
             try:
                 config = config_from("lightglue", metadata.get("config"))
                 assert isinstance(config, LightGlueConfig)
@@ -84,7 +92,7 @@ class OnnxMatcher:
     def match_features(
         self, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings | None = None
     ) -> list[Matches]:
-        """Matches each pair as `LightGlue.match` does.
+        """Matches each pair as `LightGlue.match` does. A file in the "batch" layout gets pairs of like sizes together.
 
         Args:
             pairs: Features of image 0 and image 1 of each pair.
@@ -98,7 +106,12 @@ class OnnxMatcher:
         """
         check_features(pairs, self.config)
         session = self._session(settings or self.fixed or MatchSettings())
-        return [self._match(session, *pair) for pair in pairs]
+        if not self.batched:
+            return [self._match(session, *pair) for pair in pairs]
+        results: dict[int, Matches] = {}
+        for numbers in _batches(pairs):
+            results |= zip(numbers, self._match_batch(session, [pairs[number] for number in numbers]), strict=True)
+        return [results[number] for number in range(len(pairs))]
 
     def fingerprint(self) -> str:
         """SHA-256 of the weights, or of the file."""
@@ -129,7 +142,8 @@ class OnnxMatcher:
         except Exception as error:  # each runtime raises its own
             raise self._unusable(error) from None
         # Where the first pair of all has one keypoint in an image, OpenVINO 2026.4 computes every later pair wrongly.
-        self._match(session, *[_two_points(self.config)] * 2)
+        two = _two_points(self.config)
+        self._match_batch(session, [(two, two)]) if self.batched else self._match(session, two, two)
         return session
 
     def _unusable(self, error: Exception) -> InputError:
@@ -137,16 +151,11 @@ class OnnxMatcher:
         return InputError(f"{source} cannot be run by {self.runtime} ({reason(error)}); export it again")
 
     def _match(self, session: Session, features0: Features, features1: Features) -> Matches:
-        feed: dict[str, np.ndarray] = {}
-        for side, features in enumerate((features0, features1)):
-            feed[f"keypoints{side}"] = features.keypoints.detach().float().cpu().numpy()
-            feed[f"descriptors{side}"] = features.descriptors.detach().float().cpu().numpy()
-            feed[f"image_size{side}"] = np.array(features.image_size, np.float32)
-            if self.config.encoding != "xy":
-                assert features.scales is not None  # checked by check_features
-                assert features.orientations is not None
-                feed[f"scales{side}"] = features.scales.detach().float().cpu().numpy()
-                feed[f"orientations{side}"] = features.orientations.detach().float().cpu().numpy()
+        feed = {
+            f"{name}{side}": value
+            for side, features in enumerate((features0, features1))
+            for name, value in self._inputs(features).items()
+        }
         try:
             outputs = session(feed)
             pairs, scores, layers0, layers1 = (
@@ -156,6 +165,52 @@ class OnnxMatcher:
         except Exception as error:  # each runtime raises its own
             raise self._unusable(error) from None
         return Matches(pairs, scores.clamp(max=1), stop_layer, layers0, layers1)  # rounding may lift a score above 1
+
+    def _inputs(self, features: Features) -> dict[str, np.ndarray]:
+        names = ["keypoints", "descriptors", *(("scales", "orientations") if self.config.encoding != "xy" else ())]
+        arrays = {name: getattr(features, name).detach().float().cpu().numpy() for name in names}
+        return {**arrays, "image_size": np.array(features.image_size, np.float32)}
+
+    def _match_batch(self, session: Session, pairs: Sequence[tuple[Features, Features]]) -> list[Matches]:
+        """Matches pairs at once, padded to the largest."""
+        feed: dict[str, np.ndarray] = {}
+        for side in (0, 1):
+            images = [pair[side] for pair in pairs]
+            inputs = [self._inputs(features) for features in images]
+            feed[f"image_size{side}"] = np.stack([arrays.pop("image_size") for arrays in inputs])
+            feed[f"counts{side}"] = np.array([len(features) for features in images], np.int64)
+            most = max(1, int(feed[f"counts{side}"].max()))
+            for name in inputs[0]:
+                padded = (np.pad(a[name], [(0, most - len(a[name])), *[(0, 0)] * (a[name].ndim - 1)]) for a in inputs)
+                feed[f"{name}{side}"] = np.stack(list(padded))
+        try:
+            outputs = {name: torch.from_numpy(np.array(value)) for name, value in session(feed).items()}
+            of_pair = [outputs["matches"][:, 0] == number for number in range(len(pairs))]
+            return [
+                Matches(
+                    outputs["matches"][rows, 1:],
+                    outputs["scores"][rows].clamp(max=1),
+                    int(outputs["stop_layer"][number]),
+                    outputs["layers0"][number, : len(a)],
+                    outputs["layers1"][number, : len(b)],
+                )
+                for number, ((a, b), rows) in enumerate(zip(pairs, of_pair, strict=True))
+            ]
+        except Exception as error:  # each runtime raises its own
+            raise self._unusable(error) from None
+
+
+def _batches(pairs: Sequence[tuple[Features, Features]]) -> Iterator[list[int]]:
+    """Numbers of the pairs of each batch: of like sizes, and no more than memory allows."""
+    order = sorted(range(len(pairs)), key=lambda number: max(map(len, pairs[number])))
+    batch: list[int] = []
+    for number in order:
+        most = max(map(len, pairs[number]))  # of the batch, because the largest comes last
+        if batch and (len(batch) + 1) * most**2 > BATCH_ENTRIES:
+            yield batch
+            batch = []
+        batch.append(number)
+    yield batch
 
 
 def _two_points(config: LightGlueConfig) -> Features:
