@@ -148,10 +148,9 @@ def test_the_list_of_checksums_is_of_the_files_in_the_package() -> None:
 def test_every_extra_is_known() -> None:
     """The table that messages and doctor go by is what pyproject.toml has."""
     optional = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    imported_as = {"scikit-image": "skimage", "faiss-cpu": "faiss", "onnx-ir": "onnx_ir"}
-    imported_as["python-multipart"] = "python_multipart"
+    imported_as = {"scikit-image": "skimage", "faiss-cpu": "faiss"}
     pairs = {
-        (imported_as.get(requirement.name, requirement.name), extra)
+        (imported_as.get(requirement.name, requirement.name.replace("-", "_")), extra)
         for extra, requirements in optional.items()
         for requirement in map(Requirement, requirements)
         if requirement.name != "lumiglue"
