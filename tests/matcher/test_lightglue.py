@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from helpers import make_features, make_model
 from lumiglue import Features, InputError, LightGlue, LightGlueConfig, Matches, MatchSettings
 from lumiglue.matcher.assignment import log_assignment
-from lumiglue.matcher.execution import execution_layers
+from lumiglue.matcher.execution import current_layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
@@ -354,7 +354,6 @@ def test_bfloat16_layers_keep_float32_states() -> None:
     b = make_features(120, 1, like=a)
     packed = pack([(a, b)], model.config)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    assert execution_layers(model, "fp32") is model.layers
     layers = execution_layers(model, "bf16")
     x, rotation = model.begin(packed)
     for layer, exact in zip(layers, model.states(packed), strict=True):
@@ -362,9 +361,40 @@ def test_bfloat16_layers_keep_float32_states() -> None:
             x = layer(x, rotation, packed.lengths)
         assert x.dtype == torch.float32
         assert 0 < (x - exact).abs().max() < 0.05 * exact.abs().max()
-    assert {p.dtype for p in layers[0].self_attention.ffn.parameters()} == {torch.bfloat16}  # pyright: ignore
+    assert {p.dtype for p in next(iter(layers)).self_attention.ffn.parameters()} == {torch.bfloat16}  # pyright: ignore
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) and before[name].dtype == after[name].dtype for name in before)
+
+
+@pytest.mark.parametrize("ablation", [None, "full-cross-attention"])
+def test_the_folded_layers_are_the_layers(ablation: str | None) -> None:
+    """[x | a Wo] W = x Wx + a (Wo Wm): in float64 to the last digits, with an empty image too."""
+    model = make_model(ablation=ablation).double()
+    a = make_features(40, 0)
+    packed = pack([(a, make_features(30, 1, like=a)), (a, make_features(0, 2))], model.config).to("cpu", torch.float64)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x, rotation = model.begin(packed)
+    for layer, exact in zip(execution_layers(model, "fp32"), model.states(packed), strict=True):
+        x = layer(x, rotation, packed.lengths)
+        assert_close(x, exact, rtol=0, atol=1e-12)
+        assert not any(isinstance(part, torch.nn.Linear) for name, part in layer.named_modules() if name.endswith("out"))
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_matching_runs_the_weights_as_they_are_now() -> None:
+    model = make_model()
+    a = make_features(60, 0)
+    pairs = [(a, make_features(50, 1, like=a))]
+    layers = current_layers(model)
+    assert current_layers(model) is layers
+    before = match(model, pairs, OFF)[0]
+    other = make_model(7)
+    model.load_state_dict(other.state_dict())
+    same(match(model, pairs, OFF)[0], match(other, pairs, OFF)[0])
+    assert not torch.equal(before.scores, match(model, pairs, OFF)[0].scores)
+    changed = current_layers(model)
+    model.to(torch.float64)
+    assert current_layers(model) is not changed
 
 
 def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError
-from lumiglue.matcher.execution import Layers
+from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.ops.attention import PaddedPair
 from lumiglue.matcher.packed import Lengths
@@ -45,13 +45,13 @@ def padded_length(points: int) -> int | None:
 
 def replayed_layers(model: nn.Module, layers: Layers | None = None) -> "ReplayedLayers":
     """Layers for `LightGlue.match` that run single pairs as CUDA graphs; `layers` (`execution_layers`) compute them, by
-    default the model's own. Raises InputError if the model is not LightGlue, or not on a GPU."""
+    default `execution_layers` in float32. Raises InputError if the model is not LightGlue, or not on a GPU."""
     if not isinstance(model, LightGlue):
         raise InputError("only LightGlue runs as CUDA graphs; choose the backend torch")
     device = next(model.parameters()).device
     if device.type != "cuda":
         raise InputError("CUDA graphs need a GPU; choose device='cuda', or the backend torch")
-    return ReplayedLayers(layers or model.layers, record_cuda_graph(device), device)
+    return ReplayedLayers(layers or execution_layers(model, "fp32"), record_cuda_graph(device), device)
 
 
 def record_cuda_graph(device: torch.device) -> Record:

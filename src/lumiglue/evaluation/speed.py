@@ -5,7 +5,6 @@ two times in the same round, so that a machine that slows down slows both. Lumig
 weights; transformers' model has random weights of the same size, which cost the same at full depth.
 """
 
-import copy
 import gc
 import resource
 import statistics
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -264,8 +263,8 @@ def _in_threads(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers:
 
 
 def _compiled(model: LightGlue, pairs: Pairs, settings: MatchSettings, precision: Precision) -> Job:
-    layers = copy.deepcopy(execution_layers(model, precision))
-    for layer in layers:
+    layers = execution_layers(model, precision)
+    for layer in cast(nn.ModuleList, layers):
         layer.compile(dynamic=True)
     job = _ours(model, pairs, settings, layers)
     job()  # compiled before the clock runs

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError
 from lumiglue.matcher.assignment import MatchAssignment, TokenConfidence
-from lumiglue.matcher.execution import Layers, own_precision
+from lumiglue.matcher.execution import Layers, current_layers, own_precision
 from lumiglue.matcher.inference import match_adaptively, match_by_layer
 from lumiglue.matcher.ops.attention import PaddedPair, cross_attention, partner_attention, self_attention
 from lumiglue.matcher.ops.kernel import norm_gelu_, rotated
@@ -304,7 +304,7 @@ class LightGlue(nn.Module):
         Args:
             pairs: The input, see `pack`.
             settings: Thresholds; None takes the defaults.
-            layers: What computes the layers instead of the model's own: `execution_layers` or `ReplayedLayers`.
+            layers: What computes the layers: `execution_layers` or `ReplayedLayers`; None takes `current_layers`.
 
         Returns:
             One result for each pair, in order, on the device of the model.
@@ -313,7 +313,7 @@ class LightGlue(nn.Module):
         if not on_gpu:
             keep_scratch_memory()
         parts = [pairs] if on_gpu else pairs.split(CPU_TOKENS)
-        layers, settings = layers or self.layers, settings or MatchSettings()
+        layers, settings = layers or current_layers(self), settings or MatchSettings()
         with own_precision(self):
             return [matches for part in parts for matches in match_adaptively(self, layers, part, settings)]
 
@@ -334,4 +334,4 @@ class LightGlue(nn.Module):
             exactly where a point had been pruned before. A pair without keypoints in an image has one entry, of no layer.
         """
         with own_precision(self):
-            return match_by_layer(self, layers or self.layers, pairs, settings or MatchSettings())
+            return match_by_layer(self, layers or current_layers(self), pairs, settings or MatchSettings())

@@ -103,7 +103,7 @@ class Pipeline:
         self._layers: Layers | None = None
         if isinstance(matcher, nn.Module):
             self.matcher = matcher.float().eval().to(device)
-            self._layers = execution_layers(matcher, precision)
+            self._layers = execution_layers(matcher, precision) if precision == "bf16" else None  # None: as they are now
             self.settings = settings or MatchSettings()
         else:
             self.matcher = matcher
