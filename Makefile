@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
+KERNELS := hatch_build.py $(wildcard src/lumiglue/matcher/ops/native/*.c*) $(wildcard src/lumiglue/matcher/ops/native/*.h)
 OLDER := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
 .PHONY: demo test numeric coverage lint docs wheel-check clean
@@ -39,12 +40,12 @@ $(VENV)/bin/python:
 	$(BIN)/pip install --quiet --disable-pip-version-check "pip>=25.1"  # knows dependency groups
 
 # torch first and by its exact version: elsewhere the resolver may pick a build with gigabytes of CUDA.
-$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e ".[sample]"
 	touch $@
 
-$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+$(VENV)/.installed-dev: pyproject.toml constraints.txt $(KERNELS) | $(VENV)/bin/python
 	$(PIP) "$$(grep '^torch==' constraints.txt)"
 	$(PIP) -e ".[all]" --group dev
 	touch $@ $(VENV)/.installed

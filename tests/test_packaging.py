@@ -5,7 +5,10 @@ import configparser
 import email
 import hashlib
 import json
+import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -46,21 +49,52 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
 def test_the_wheel_holds_the_package_and_nothing_else(archives: Archives) -> None:
     wheel, source = archives[0], ROOT / "src"
     inside = {name for name in wheel.namelist() if not name.startswith(INFO)}
+    built = {name for name in inside if name.endswith(".so")}
     files = (path for path in (source / "lumiglue").rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    assert inside == {path.relative_to(source).as_posix() for path in files}
+    assert inside - built == {path.relative_to(source).as_posix() for path in files if path.suffix != ".so"}
     assert {
         "lumiglue/py.typed",
         "lumiglue/weights/data/sift-compact.safetensors",
         "lumiglue/evaluation/report.html",
     } <= inside
-    assert "lumiglue/matcher/ops/kernel.c" in inside
-    for name in inside:
+    for name in inside - built:
         assert wheel.read(name) == (source / name).read_bytes(), name
     for line in wheel.read(f"{INFO}/RECORD").decode().splitlines():
         name, digest, _ = line.rsplit(",", 2)
         if digest:
             encoded = urlsafe_b64encode(hashlib.sha256(wheel.read(name)).digest()).rstrip(b"=").decode()
             assert digest == f"sha256={encoded}"
+
+
+def test_the_wheel_has_kernels_where_there_is_a_compiler(archives: Archives) -> None:
+    wheel = archives[0]
+    assert wheel.filename is not None
+    names = {Path(name).name for name in wheel.namelist() if name.endswith(".so")}
+    machine = platform.machine().lower()
+    if not shutil.which(os.environ.get("CXX") or "c++") or machine not in ("x86_64", "aarch64", "arm64"):
+        assert not names
+        assert wheel.filename.endswith("-py3-none-any.whl")
+        return
+    assert names >= ({"avx2.so", "avx512.so"} if machine == "x86_64" else {"neon.so"})
+    assert "-py3-none-any" not in wheel.filename
+    assert "Root-Is-Purelib: false" in wheel.read(f"{INFO}/WHEEL").decode()
+
+
+@pytest.mark.parametrize(("given", "ends"), [("", True), ("1", False), ("0", True)])
+def test_without_a_compiler_the_package_is_built_without_kernels(given: str, ends: bool, tmp_path: Path) -> None:
+    """And says so; LUMIGLUE_BUILD_KERNELS=1 makes it an error."""
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    for name in ("__init__.py", "matcher/ops/native/layer.cpp"):
+        (tmp_path / "src/lumiglue" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / "src/lumiglue" / name, tmp_path / "src/lumiglue" / name)
+    environment = {**os.environ, "CXX": "no-such-compiler", "LUMIGLUE_BUILD_KERNELS": given}
+    build = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--outdir", str(tmp_path), str(tmp_path)]
+    done = subprocess.run(build, capture_output=True, text=True, check=False, env=environment)
+    assert (done.returncode == 0) == ends, done.stdout + done.stderr
+    assert [path.name.endswith("-py3-none-any.whl") for path in tmp_path.glob("*.whl")] == [True] * ends
+    if given != "0" and platform.machine().lower() in ("x86_64", "aarch64", "arm64"):
+        assert "no-such-compiler: No such file or directory" in done.stdout + done.stderr
 
 
 def test_metadata_says_what_pyproject_says(archives: Archives) -> None:

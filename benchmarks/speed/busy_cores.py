@@ -48,7 +48,7 @@ def main() -> None:
     times: dict[tuple[str, bool], list[float]] = {}
     for _ in range(options.rounds):
         for busy in (False, True):
-            with _programs(os.cpu_count() or 1 if busy else 0):
+            with programs(os.cpu_count() or 1 if busy else 0):
                 for name in WAITS:
                     times.setdefault((name, busy), []).append(_milliseconds(name, options.points))
     for name in WAITS:
@@ -73,7 +73,7 @@ def _milliseconds(name: str, points: int) -> float:
 
 
 @contextmanager
-def _programs(count: int) -> Iterator[None]:
+def programs(count: int) -> Iterator[None]:
     programs = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(count)]
     for program in programs:
         program.start()

@@ -1,4 +1,4 @@
-"""The compiled kernel beside PyTorch's operations, part by part and for a whole layer, in turns in one process.
+"""The bfloat16 kernel beside PyTorch's operations, part by part and for a whole layer, in turns in one process.
 
 python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15]
 """
@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from lumiglue.evaluation.speed import random_matcher
-from lumiglue.matcher.execution import execution_layers
+from lumiglue.matcher.execution import folded_layers
 from lumiglue.matcher.lightglue import Layer, LightGlue, rotate
-from lumiglue.matcher.ops import kernel
+from lumiglue.matcher.ops import amx
 from lumiglue.matcher.ops.attention import self_attention
 
 
@@ -26,13 +26,13 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     options = parser.parse_args()
-    if isinstance(kernel.library(), str):
-        raise SystemExit(f"there is no kernel here: {kernel.library()}")
+    if isinstance(amx.library(), str):
+        raise SystemExit(f"there is no kernel here: {amx.library()}")
     print(f"{torch.get_num_threads()} threads, milliseconds (lowest to highest)")
     print("| size | points | part | PyTorch | kernel | ratio |\n|---|---|---|---|---|---|")
     for preset in ("base", "compact"):
         model = random_matcher(preset)
-        model.layers = cast(Sequence[Layer], execution_layers(model, "bf16"))
+        model.layers = cast(Sequence[Layer], folded_layers(model, "bf16"))
         for n in options.points:
             for part, job in _jobs(model, n).items():
                 theirs, ours = _times(job, options.rounds)
@@ -52,7 +52,7 @@ def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
     return {
         "attention inside two images": lambda: self_attention(q, k, v, [(n, n)]),
         "rotation": lambda: rotate(qkv[:, : 2 * heads], *rotation),
-        "LayerNorm and GELU": lambda: kernel.norm_gelu_(y := hidden.clone(), norm) or F.gelu(norm(y)),
+        "LayerNorm and GELU": lambda: amx.norm_gelu_(y := hidden.clone(), norm) or F.gelu(norm(y)),
         "a layer": lambda: model.layers[0](x, rotation, [(n, n)]),
     }
 
@@ -61,7 +61,7 @@ def _times(job: Callable[[], object], rounds: int) -> tuple[list[float], list[fl
     times: tuple[list[float], list[float]] = ([], [])
     with torch.inference_mode():
         for number in range(2 * rounds + 4):
-            with patch.object(kernel, "library", (lambda: "off") if number % 2 == 0 else kernel.library):
+            with patch.object(amx, "library", (lambda: "off") if number % 2 == 0 else amx.library):
                 start = time.perf_counter()
                 job()
                 if number >= 4:

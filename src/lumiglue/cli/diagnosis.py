@@ -152,7 +152,7 @@ def _products() -> dict[str, Any]:
     import torch
 
     from lumiglue.backends.autotune import default_precision
-    from lumiglue.matcher.ops.kernel import library
+    from lumiglue.matcher.ops import amx, native
     from lumiglue.matcher.precision import product_rate
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -161,7 +161,8 @@ def _products() -> dict[str, Any]:
     return {
         "gflops": rates,
         "precision": default_precision(torch.device("cpu")),
-        "bf16_attention_kernel": state if isinstance(state := library(), str) else "compiled",
+        "fp32_kernels": found if isinstance(found := native.library(), str) else f"native ({found[0]})",
+        "bf16_kernels": found if isinstance(found := amx.library(), str) else "native (amx)",
     }
 
 

@@ -71,13 +71,14 @@ def _processors(report: dict[str, Any]) -> list[str]:
         features = ", ".join(p["features"]) or "no features known"
         return f"{p['model']}: {cores}, {p['threads']} threads in use, {p['kernels']} kernels ({features})"
 
+    def kernels(state: str) -> str:
+        return f"our kernels, {state[8:-1]}" if state.startswith("native (") else f"PyTorch ({state})"
+
     def products(p: Any) -> str:
         rates = p["gflops"]
-        kernel = p["bf16_attention_kernel"]
-        attention = "our compiled kernel" if kernel == "compiled" else f"PyTorch's kernel ({kernel})"
         return (
             f"matrix products: {rates['fp32']:g} GFLOP/s in fp32, {rates['bf16']:g} in bf16; photos are matched in "
-            f"{p['precision']}; attention in bf16 by {attention}"
+            f"{p['precision']}; layers in fp32 by {kernels(p['fp32_kernels'])}, in bf16 by {kernels(p['bf16_kernels'])}"
         )
 
     def gpus(p: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +21,7 @@ from torch import nn
 from lumiglue.backends.autotune import random_features
 from lumiglue.backends.cuda_graphs import replayed_layers
 from lumiglue.errors import InputError
-from lumiglue.matcher.execution import Layers, execution_layers
+from lumiglue.matcher.execution import Layers, execution_layers, folded_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import PRESETS
@@ -263,8 +263,8 @@ def _in_threads(model: LightGlue, pairs: Pairs, settings: MatchSettings, layers:
 
 
 def _compiled(model: LightGlue, pairs: Pairs, settings: MatchSettings, precision: Precision) -> Job:
-    layers = execution_layers(model, precision)
-    for layer in cast(nn.ModuleList, layers):
+    layers = folded_layers(model, precision)
+    for layer in layers:
         layer.compile(dynamic=True)
     job = _ours(model, pairs, settings, layers)
     job()  # compiled before the clock runs

@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from lumiglue.matcher.ops.native.layers import native_layers
 from lumiglue.matcher.settings import Precision
 
 
@@ -22,7 +23,23 @@ class Layers(Protocol):
 
 
 def execution_layers(model: nn.Module, precision: Precision) -> Layers:
-    """A copy of a matcher's layers to run them; the model itself remains as it is.
+    """A copy of a matcher's layers to run them without gradients; the model itself remains as it is.
+
+    LightGlue's layers in float32 run by the kernels of `ops.native` where those serve the processor, else by PyTorch.
+
+    Args:
+        model: A matcher in float32, on the device where it is to run.
+        precision: "fp32" or "bf16".
+
+    Returns:
+        The copy. Weights of the model that change afterwards do not reach it.
+    """
+    layers = folded_layers(model, precision)
+    return layers if precision == "bf16" else native_layers(layers) or layers
+
+
+def folded_layers(model: nn.Module, precision: Precision) -> nn.ModuleList:
+    """A copy of a matcher's layers by PyTorch.
 
     In LightGlue's copy the projection of the messages is multiplied into the layer that reads them (`fold_message`).
     In bfloat16 the layers multiply. The states that they add to remain float32, and so do positions, heads and classifiers,
@@ -33,7 +50,7 @@ def execution_layers(model: nn.Module, precision: Precision) -> Layers:
         precision: "fp32" or "bf16".
 
     Returns:
-        The copy. Weights of the model that change afterwards do not reach it.
+        The copy.
     """
     layers = copy.deepcopy(model.get_submodule("layers")).requires_grad_(False)
     assert isinstance(layers, nn.ModuleList)

@@ -17,8 +17,8 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.assignment import MatchAssignment, TokenConfidence
 from lumiglue.matcher.execution import Layers, current_layers, own_precision
 from lumiglue.matcher.inference import match_adaptively, match_by_layer
+from lumiglue.matcher.ops.amx import norm_gelu_, rotated
 from lumiglue.matcher.ops.attention import PaddedPair, cross_attention, partner_attention, self_attention
-from lumiglue.matcher.ops.kernel import norm_gelu_, rotated
 from lumiglue.matcher.packed import Lengths, PackedPairs
 from lumiglue.matcher.precision import lowered
 from lumiglue.matcher.settings import Ablation, Encoding, MatchSettings

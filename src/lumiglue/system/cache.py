@@ -1,4 +1,4 @@
-"""The folder of files that can be made again: downloads, measurements, the compiled kernel."""
+"""The folder of files that can be made again: downloads and measurements."""
 
 import os
 from contextlib import suppress

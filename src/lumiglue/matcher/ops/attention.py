@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from lumiglue.matcher.ops.amx import fused_attention
 from lumiglue.matcher.ops.exponent import MIN_SUM, exponent_offset
-from lumiglue.matcher.ops.kernel import fused_attention
 from lumiglue.matcher.packed import Lengths, segments_of
 from lumiglue.matcher.precision import multiplies_tiles
 

@@ -1,5 +1,6 @@
-"""The compiled kernel: attention, rotation, LayerNorm and GELU by their definitions, at any sizes, or not at all."""
+"""The bfloat16 kernel for AMX: attention, rotation, LayerNorm and GELU by their definitions, at any sizes, or not at all."""
 
+import ctypes
 import logging
 import math
 import os
@@ -16,15 +17,16 @@ from torch import Tensor
 from helpers import make_features, make_model
 from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.ops import kernel
+from lumiglue.matcher.ops import amx
+from lumiglue.matcher.ops.amx import fused_attention, library, norm_gelu_, rotated
 from lumiglue.matcher.ops.attention import cross_attention, self_attention
-from lumiglue.matcher.ops.kernel import fused_attention, library, norm_gelu_, rotated
+from lumiglue.matcher.ops.native import file_of
 from lumiglue.matcher.precision import multiplies_tiles
 
 pytestmark = pytest.mark.numeric
 
 needs_kernel = pytest.mark.skipif(
-    not multiplies_tiles() or kernel.compiler() is None, reason="the kernel needs a processor with AMX and a C compiler"
+    not multiplies_tiles() or not file_of("amx").exists(), reason="the kernel needs a processor with AMX and a C compiler"
 )
 SIZES = [(1, 1), (1, 40), (5, 7), (16, 16), (17, 33), (31, 64), (33, 255), (100, 257), (300, 999)]
 
@@ -166,13 +168,7 @@ def test_states_that_gradients_are_asked_of_are_left_alone() -> None:
     assert rotated(x.unflatten(1, (4, 64)), torch.ones(8, 32), torch.zeros(8, 32)) is None
 
 
-_PRINT_LIBRARY = "from lumiglue.matcher.ops.kernel import library; print(library())"
-
-
-@pytest.fixture
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
-    return tmp_path / "cache" / "kernels"
+_PRINT_LIBRARY = "from lumiglue.matcher.ops.amx import library; print(library())"
 
 
 def test_it_can_be_switched_off() -> None:
@@ -181,45 +177,25 @@ def test_it_can_be_switched_off() -> None:
     assert run.stdout.strip() == "LUMIGLUE_KERNEL is 0"
 
 
-@needs_kernel
-def test_no_compiler_and_a_compiler_that_fails(
-    own_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    library.cache_clear()
+def test_the_reason_why_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.delenv("LUMIGLUE_KERNEL", raising=False)
+    known = amx._INSTRUCTIONS
+    cases = [(set[str](), "no AMX"), (known - {"avx512_bf16"}, "no avx512_bf16"), (known, "built without a C compiler")]
+    monkeypatch.setattr(amx, "file_of", lambda name: Path("absent") / name)
     try:
-        monkeypatch.setenv("PATH", str(tmp_path))
-        with caplog.at_level(logging.INFO):
-            assert library() == "no C compiler"
-        assert "PyTorch's (no C compiler)" in caplog.text
-        for instructions, reason in ((set[str](), "no AMX"), (kernel._INSTRUCTIONS - {"avx512_bf16"}, "no avx512_bf16")):
+        for instructions, reason in cases:
             library.cache_clear()
-            with monkeypatch.context() as patch:
-                patch.setattr(kernel, "_instructions", lambda known=instructions: known)
-                assert library() == reason
-        library.cache_clear()
-        broken = tmp_path / "cc"
-        broken.write_text("#!/bin/sh\necho 'cc: unknown option -mamx-tile' >&2\nexit 1\n")
-        broken.chmod(0o755)
-        message = library()
-        assert isinstance(message, str)
-        assert message.endswith("cannot compile kernel.c: cc: unknown option -mamx-tile")
-        assert list(own_cache.iterdir()) == []
+            monkeypatch.setattr(amx, "_instructions", lambda instructions=instructions: instructions)
+            with caplog.at_level(logging.INFO):
+                assert str(library()).endswith(reason)
+            assert reason in caplog.text
         assert fused_attention(*_qkv(8, 8, 32)) is None
     finally:
-        monkeypatch.undo()
         library.cache_clear()
 
 
-@needs_kernel
-def test_it_is_compiled_once_and_again_if_damaged(own_cache: Path) -> None:
-    def printed() -> str:
-        return subprocess.run([sys.executable, "-c", _PRINT_LIBRARY], capture_output=True, text=True, check=True).stdout
-
-    assert "CDLL" in printed()
-    (file,) = own_cache.iterdir()
-    written = file.stat().st_mtime_ns
-    assert "CDLL" in printed()
-    assert file.stat().st_mtime_ns == written
-    file.write_bytes(b"not a library")
-    assert "CDLL" in printed()
-    assert file.stat().st_size > 1000
+@pytest.mark.skipif(not file_of("amx").exists(), reason="it was not built")
+def test_the_library_finds_the_openmp_of_pytorch() -> None:
+    """It is linked with none, and loads on a processor without AMX too."""
+    amx._share_openmp()
+    assert ctypes.CDLL(str(file_of("amx"))).lumiglue_attention

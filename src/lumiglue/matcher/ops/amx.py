@@ -1,34 +1,20 @@
-"""Parts of a layer in bfloat16 on a processor with AMX, by `kernel.c`: attention takes half of PyTorch's time there.
+"""Parts of a layer in bfloat16 on a processor with AMX, by `native/amx.c`: attention takes half of PyTorch's time there.
 
-The C compiler of the machine compiles it once, in a second or two, into the cache folder. Without AMX, a compiler or Linux,
-and with `LUMIGLUE_KERNEL=0`, PyTorch computes the same.
+Without AMX or Linux, and with `LUMIGLUE_KERNEL=0`, PyTorch computes the same.
 """
 
-import contextlib
 import ctypes
 import functools
-import hashlib
 import logging
 import os
-import shutil
-import subprocess
-import tempfile
 from pathlib import Path
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from lumiglue.errors import InputError
-from lumiglue.system.cache import cache_folder
+from lumiglue.matcher.ops.native import SWITCH, file_of
 
-SWITCH = "LUMIGLUE_KERNEL"
-_SOURCE = Path(__file__).with_name("kernel.c")
-_FLAGS = (
-    "-O3", "-fno-strict-aliasing", "-shared", "-fPIC", "-fopenmp",
-    "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mavx512bf16",
-    "-mamx-tile", "-mamx-bf16",
-)  # fmt: skip
 _INSTRUCTIONS = {"amx_tile", "amx_bf16", "avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_bf16"}
 # Channels of a head that the kernel supports.
 _WIDTHS = (32, 64, 96, 128)
@@ -118,29 +104,24 @@ def _contiguous_by_rows(x: Tensor) -> bool:
 
 @functools.cache
 def library() -> "ctypes.CDLL | str":
-    """The compiled kernel, or the reason why there is none."""
-    compiled = _library()
-    _log.info("layers in bfloat16: %s", f"PyTorch's ({compiled})" if isinstance(compiled, str) else _SOURCE.name)
-    return compiled
-
-
-def compiler() -> str | None:
-    """Path of the C compiler of this machine; None without one."""
-    return next((path for name in ("cc", "gcc", "clang") if (path := shutil.which(name))), None)
+    """The library of the kernel, or the reason why there is none."""
+    found = _library()
+    _log.info("layers in bfloat16: %s", f"PyTorch's ({found})" if isinstance(found, str) else "amx")
+    return found
 
 
 def _library() -> "ctypes.CDLL | str":
-    if os.environ.get(SWITCH) == "0":
-        return f"{SWITCH} is 0"
+    if (forced := os.environ.get(SWITCH, "")) not in ("", "amx"):
+        return f"{SWITCH} is {forced}"
     if missing := _INSTRUCTIONS - _instructions():
         return "no AMX" if "amx_bf16" in missing else f"no {min(missing)}"
-    path = compiler()
-    if path is None:
-        return "no C compiler"
+    if not file_of("amx").exists():
+        return "this installation was built without a C compiler"
     try:
-        loaded = _loaded(path)
-    except (OSError, InputError, subprocess.SubprocessError) as error:
-        return f"{path}: {error}"
+        _share_openmp()
+        loaded = ctypes.CDLL(str(file_of("amx")))
+    except OSError as error:
+        return f"amx.so cannot be loaded: {error}"
     if loaded.lumiglue_init() != 0:
         return "the system grants no tiles"
     pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
@@ -159,19 +140,7 @@ def _instructions() -> set[str]:
     return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
 
 
-def _loaded(compiler: str) -> ctypes.CDLL:
-    """The cached library of this source and these flags; compiled if it is missing, damaged or another user's."""
-    digest = hashlib.sha256(_SOURCE.read_bytes() + " ".join(_FLAGS).encode()).hexdigest()
-    file = cache_folder() / "kernels" / f"kernel-{digest[:16]}.so"
-    if file.is_file() and file.stat().st_uid == os.getuid():
-        with contextlib.suppress(OSError):
-            return ctypes.CDLL(str(file))
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=file.parent) as unfinished:
-        output = Path(unfinished) / file.name
-        command = [compiler, *_FLAGS, str(_SOURCE), "-o", str(output), "-lm"]
-        run = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-        if run.returncode:
-            raise OSError(f"cannot compile {_SOURCE.name}: {(run.stderr.strip() or 'no message').splitlines()[0]}")
-        output.replace(file)
-    return ctypes.CDLL(str(file))
+def _share_openmp() -> None:
+    """Lets the kernel use PyTorch's OpenMP threads, which spin between the products; it is linked with no threads of its own."""
+    bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    ctypes.CDLL(str(bundled[0]) if bundled else "libgomp.so.1", ctypes.RTLD_GLOBAL)
