@@ -17,7 +17,7 @@ errors
 system types samples
 io geometry matcher
 images weights onnx
-extractors visualization backends compat
+extractors visualization pictures backends compat
 pipeline
 collection
 evaluation training demo

@@ -12,9 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from lumiglue import Sift
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
-from lumiglue.extractors import Extractor, networks
+from lumiglue.extractors import Extractor, create_extractor, networks
 from lumiglue.images import list_images, read_image, resize_long_side
 
 
@@ -55,7 +54,7 @@ def main() -> None:
     networks._ALIKED_SHIFTS.clear()
     for model in arguments.models:
         settings = {"max_keypoints": 512, "resize": None}
-        extractor = Sift(**settings) if model == "sift" else networks.Aliked(model=model, **settings)
+        extractor = create_extractor(model, **settings)
         most = 180.0 if model in ("sift", "aliked-n16rot") else 45.0  # the others were trained upright
         samples = [misses(photo, extractor, rng, most) for photo in photos for _ in range(2)]
         matrices, off = (np.concatenate(parts) for parts in zip(*samples, strict=True))

@@ -107,7 +107,6 @@ def _match_two(
 ) -> int:
     from lumiglue.images import read_image
     from lumiglue.pipeline.result import DATA_SUFFIXES, save_result
-    from lumiglue.visualization import draw_adaptivity, save_figure
 
     target = target or Path(f"{a.stem}_{b.stem}_matches.png")
     if target.suffix.lower() not in (*PICTURE_SUFFIXES, *DATA_SUFFIXES):
@@ -137,6 +136,8 @@ def _match_two(
     else:
         _save_picture(target, images, result, geometry, f"{a.name} and {b.name}: {summary}")
     if adaptivity is not None:
+        from lumiglue.visualization import draw_adaptivity, save_figure
+
         layers = pipeline.matcher.config.n_layers
         save_figure(draw_adaptivity(*images, result.features0, result.features1, result.matches, layers), adaptivity)
     _print_summary(summary, result, [path for path in (target, adaptivity) if path], masked=masks is not None)
@@ -257,9 +258,15 @@ def _print_summary(summary: str, result: "MatchResult", files: list[Path], *, ma
 def _save_picture(
     target: Path, images: "tuple[np.ndarray, np.ndarray]", result: "MatchResult", geometry: "Geometry | None", title: str
 ) -> None:
-    from lumiglue.visualization import draw_matches, save_figure
+    from lumiglue.pictures import RASTER_SUFFIXES, picture_of_matches, save_picture
 
-    save_figure(draw_matches(*images, result.features0, result.features1, result.matches, geometry, title), target)
+    drawn = *images, result.features0, result.features1, result.matches, geometry, title
+    if target.suffix.lower() in RASTER_SUFFIXES:
+        save_picture(picture_of_matches(*drawn), target)
+        return
+    from lumiglue.visualization import draw_matches, save_figure  # matplotlib, which takes a second
+
+    save_figure(draw_matches(*drawn), target)
 
 
 def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port: int = 7860) -> int:

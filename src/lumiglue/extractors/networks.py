@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import threading
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,6 +24,7 @@ from lumiglue.weights.registry import NETWORKS, local_network, network_file
 
 _log = logging.getLogger(__name__)
 _MOST = 20_000  # keypoints of networks that need a number
+_loading = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +90,8 @@ class NetworkExtractor(ABC):
         if min(small.shape[:2]) < self.least:
             nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.descriptor_dim)
             return self._features(*nothing, (width, height), torch.ones(2))
-        network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
+        with _loading:  # one of two threads loads the network, the other waits for it
+            network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
         pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
         with torch.inference_mode():
             output = self.run(network, pixels)

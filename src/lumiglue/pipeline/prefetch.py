@@ -226,12 +226,13 @@ def _matched_pair(images: tuple[ExtractedImage, ExtractedImage], matches: Matche
 
 
 @contextlib.contextmanager
-def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]:
+def pool(workers: int, *, one_thread_each: bool, threads_each: int = 1) -> Iterator[ThreadPoolExecutor]:
     """A pool of threads, which restores PyTorch's number of threads when it closes.
 
     Args:
         workers: Number of threads.
-        one_thread_each: Whether each of them computes on one core.
+        one_thread_each: Whether each of them computes on its own cores; if not, PyTorch's setting is left as it is.
+        threads_each: On how many cores.
 
     Raises:
         InputError: There are fewer than one.
@@ -248,7 +249,7 @@ def pool(workers: int, *, one_thread_each: bool) -> Iterator[ThreadPoolExecutor]
     with _lock:  # a thread's setting is also that of new threads: a second pool would restore the 1 of the first
         before = _threads_before[0] if _threads_before else torch.get_num_threads()
         _threads_before.append(before)
-    threads = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1))
+    threads = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(threads_each))
     try:
         yield threads
     finally:
