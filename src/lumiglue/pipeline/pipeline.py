@@ -362,7 +362,7 @@ class Pipeline:
             return futures[0].result(), futures[1].result()
 
     def _on_gpu(self) -> bool:
-        return isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).is_cuda
+        return isinstance(self.matcher, nn.Module) and next(self.matcher.parameters()).device.type != "cpu"
 
     def _match_turned(self, features0: Features, image1: ImageLike, mask1: MaskLike | None) -> tuple[Features, Matches]:
         mask = None if mask1 is None else load_mask(mask1)
