@@ -14,7 +14,7 @@ from PIL import features as pillow_features
 
 from lumiglue.errors import ImageError, LumiglueError, TooLargeError
 from lumiglue.io.text import reason
-from lumiglue.system.extras import remedy
+from lumiglue.system.extras import outdated, remedy
 
 # Formats that Pillow may open. The others are not for photos, and the reader of EPS starts a program (Ghostscript).
 _FORMATS = ("JPEG", "PNG", "TIFF", "WEBP", "BMP", "PPM", "GIF", "JPEG2000")
@@ -106,6 +106,8 @@ def open_photo(data: bytes, name: str) -> Image.Image:
     elif brands & _HEIF:
         if not find_spec("pillow_heif"):
             raise ImageError(f"{name} is a HEIC photo; {remedy('pillow_heif')}")
+        if message := outdated("pillow_heif"):
+            raise ImageError(f"{name} is a HEIC photo; {message}")
         from pillow_heif import HeifImageFile
 
         return HeifImageFile(io.BytesIO(data))
