@@ -16,6 +16,7 @@ from lumiglue.matcher.settings import MatchSettings
 from lumiglue.system.threads import short_spins
 
 if TYPE_CHECKING:
+    from lumiglue.collection.localization import localize
     from lumiglue.collection.sfm import Reconstruction, reconstruct
     from lumiglue.evaluation.run import evaluate
     from lumiglue.extractors import EXTRACTORS, Extractor, Sift
@@ -47,6 +48,7 @@ __all__ = [
     "__version__",
     "collection",
     "evaluate",
+    "localize",
     "reconstruct",
 ]
 
@@ -64,6 +66,7 @@ _HOMES = {
     "Reconstruction": "collection",
     "Sift": "extractors",
     "evaluate": "evaluation.run",
+    "localize": "collection",
     "reconstruct": "collection",
 }
 

@@ -15,7 +15,7 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
-from lumiglue.cli.collections import features, matches, pairs, sfm
+from lumiglue.cli.collections import features, localize, matches, pairs, sfm
 from lumiglue.cli.completion import completion
 from lumiglue.cli.dataset import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, teach
 from lumiglue.cli.doctor import doctor
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "pairs": pairs,
     "matches": matches,
     "sfm": sfm,
+    "localize": localize,
     "dataset homographies": dataset_homographies,
     "dataset scenes": dataset_scenes,
     "dataset posed": dataset_posed,

@@ -1,4 +1,4 @@
-"""`lumiglue features`, `lumiglue pairs`, `lumiglue matches` and `lumiglue sfm`."""
+"""`lumiglue features`, `lumiglue pairs`, `lumiglue matches`, `lumiglue sfm` and `lumiglue localize`."""
 
 import contextlib
 from collections.abc import Callable
@@ -165,6 +165,68 @@ def sfm(
     finally:
         code = _report_failures("photos and pairs", progress)
     return code
+
+
+def localize(
+    queries: Positional[tuple[Path, ...]],
+    model: Path,
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: Path | None = None,
+    camera: str | None = None,
+    focal: float | None = None,
+    neighbours: int = 10,
+    threshold: float = 4.0,
+    min_inliers: int = 12,
+    add_to: Path | None = None,
+    extractor: str | None = None,
+    weights: str | None = None,
+    device: str | None = None,
+    workers: int | None = None,
+) -> int:
+    """Find the poses of photos in a model that `lumiglue sfm` made. Resumable.
+
+    Args:
+        queries: Photos, or folders of photos.
+        model: Folder that `lumiglue sfm` wrote, or of a model in COLMAP's format.
+        out: Folder to write: poses.json, poses.txt (hloc's lines NAME qw qx qy qz tx ty tz), queries.h5.
+        features: The .h5 file of the features that the model was made from; by default features.h5 beside the model.
+        camera: Camera of the photos: MODEL,PARAMETERS with COLMAP's names, such as PINHOLE,1200,1200,960,540; or a .txt file
+            with a line NAME MODEL WIDTH HEIGHT PARAMETERS for each photo, or COLMAP's cameras.txt (by size of the photo); or
+            model for the model's only camera. By default the focal length comes from EXIF, or is estimated.
+        focal: Focal length of all photos, in pixels.
+        neighbours: Similar images of the model to match each photo with.
+        threshold: Largest reprojection error of an inlier in pixels, for photos of up to 1,024 pixels; it grows in
+            proportion with larger photos.
+        min_inliers: A photo with fewer has no pose.
+        add_to: Also write a model with the localised photos to this folder, and the features of both.
+        extractor: Features of the photos, as --features of `lumiglue features`; by default those in the .h5 file.
+        weights: See `lumiglue match`; by default the best for the features.
+        device: cpu or cuda; by default the GPU if there is one.
+        workers: Threads; by default one per core.
+    """
+    from lumiglue.collection.localization import extraction_of
+    from lumiglue.collection.sparse_model import SparseModel
+
+    features = features or SparseModel(model).features_file()
+    with collection.FeaturesFile(features) as file:
+        like = {"features": extractor} if extractor else extraction_of(file)
+    pipeline = PipelineFlags(weights=weights, device=device, **like).pipeline()
+    with _Display() as progress:
+        found = collection.localize(
+            queries, model=model, features=features, out=out, pipeline=pipeline, camera=camera, focal=focal,
+            neighbours=neighbours, threshold=threshold, min_inliers=min_inliers, add_to=add_to, workers=workers,
+            progress=progress,
+        )  # fmt: skip
+    for pose in found.poses[:10]:
+        focal = pose.camera["params"][0] if pose.camera else 0
+        say(
+            f"{pose.name}: {pose.inliers} inliers of {pose.matches} 2D-3D matches, error {pose.error:.2f} px, focal length "
+            f"{focal:.0f} px ({pose.camera_from})"
+        )
+    targets = [out / "poses.json", out / "poses.txt", *([add_to] if add_to else [])]
+    say(f"{len(found.poses)} of {progress.done} photos localised -> {', '.join(map(str, targets))}")
+    progress.failed = list(found.left_out)
+    return _report_failures("photos", progress)
 
 
 def _say_masks(photos: Path, masks: Path | None) -> None:

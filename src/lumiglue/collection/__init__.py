@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from lumiglue.collection.features import Progress, extract_features
     from lumiglue.collection.hloc import FeaturesFile, MatchesReader
+    from lumiglue.collection.localization import Localization, localize
+    from lumiglue.collection.localizer import QueryPose
     from lumiglue.collection.matching import match_pairs
     from lumiglue.collection.pairs import choose_pairs, read_pairs, write_pairs
     from lumiglue.collection.sfm import Reconstruction, reconstruct
@@ -18,11 +20,14 @@ if TYPE_CHECKING:
 __all__ = [
     "By",
     "FeaturesFile",
+    "Localization",
     "MatchesReader",
     "Progress",
+    "QueryPose",
     "Reconstruction",
     "choose_pairs",
     "extract_features",
+    "localize",
     "match_pairs",
     "read_pairs",
     "reconstruct",
@@ -33,11 +38,14 @@ By = Literal["exhaustive", "sequential", "retrieval", "position"]
 # Imported on first use, as PyTorch takes seconds.
 _MODULES = {
     "FeaturesFile": "hloc",
+    "Localization": "localization",
     "MatchesReader": "hloc",
     "Progress": "features",
+    "QueryPose": "localizer",
     "Reconstruction": "sfm",
     "choose_pairs": "pairs",
     "extract_features": "features",
+    "localize": "localization",
     "match_pairs": "matching",
     "read_pairs": "pairs",
     "reconstruct": "sfm",

@@ -106,6 +106,14 @@ class FeaturesFile(Reader):
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
 
+    def numbers(self, name: str, what: str) -> np.ndarray:
+        """Reads another dataset of an image. Raises InputError if it is missing or damaged."""
+        try:
+            group: Any = self._file[name]
+            return read_numbers(group, what)
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
+
     def _read(self, name: str, stored: bool) -> Features:
         group: Any = self._file[name]
         width, height = (int(size) for size in read_numbers(group, "image_size").tolist())

@@ -84,6 +84,38 @@ class Vlad:
         return vector / max(float(np.linalg.norm(vector)), 1e-9)
 
 
+class SimilarImages:
+    """The images of a collection, to find those that are similar to another one.
+
+    Args:
+        read: Returns the n x d descriptors of an image.
+        names: The images.
+
+    Raises:
+        InputError: no image has features.
+    """
+
+    def __init__(self, read: Read, names: Sequence[str]) -> None:
+        self.names = list(names)
+        self.vlad = Vlad.learn(read, names)
+        self.vectors = np.stack([self.vlad(read(name)) for name in names])
+        self._index = faiss.IndexFlatIP(self.vectors.shape[1])
+        self._index.add(self.vectors)  # pyright: ignore[reportCallIssue]
+
+    def nearest(self, vectors: Float[np.ndarray, "q v"], count: int) -> list[list[str]]:
+        """Finds the most similar images.
+
+        Args:
+            vectors: VLAD vectors of the images to compare.
+            count: Number of similar images for each.
+
+        Returns:
+            For each vector the names, the most similar first.
+        """
+        _, nearest = self._index.search(vectors, min(count, len(self.names)))  # pyright: ignore[reportCallIssue]
+        return [[self.names[int(row)] for row in rows if row >= 0] for rows in nearest]
+
+
 def by_retrieval(read: Read, names: Sequence[str], neighbours: int = 20) -> list[Pair]:
     """Pairs each image with the most similar ones.
 
@@ -100,9 +132,6 @@ def by_retrieval(read: Read, names: Sequence[str], neighbours: int = 20) -> list
     """
     if neighbours < 1:
         raise InputError(f"neighbours is {neighbours}; give at least 1")
-    vlad = Vlad.learn(read, names)
-    vectors = np.stack([vlad(read(name)) for name in names])
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)  # pyright: ignore[reportCallIssue]
-    _, nearest = index.search(vectors, min(neighbours + 1, len(names)))  # pyright: ignore[reportCallIssue]
-    return unique((name, names[int(j)]) for name, row in zip(names, nearest, strict=True) for j in row if j >= 0)
+    images = SimilarImages(read, names)
+    nearest = images.nearest(images.vectors, neighbours + 1)
+    return unique((name, other) for name, others in zip(names, nearest, strict=True) for other in others)
