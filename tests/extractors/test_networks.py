@@ -5,12 +5,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 
 from helpers import draw_photo
 from lumiglue import InputError, WeightsError
 from lumiglue.extractors import create_extractor
 from lumiglue.extractors.networks import Disk, NetworkExtractor, SuperPoint, XFeat, _load
+from released_files import NETWORKS, released_file
 
 pytestmark = pytest.mark.numeric
 
@@ -131,3 +133,14 @@ def test_superpoints_licence_is_said_once(tmp_path: Path, caplog: pytest.LogCapt
     assert [r.message for r in caplog.records if "non-commercial" in r.message] == [
         "SuperPoint's weights are licensed for non-commercial research only (Magic Leap's licence)"
     ]
+
+
+def test_xfeat_of_a_size_that_its_network_does_not_take() -> None:
+    """kornia shrinks 191 x 127 to 160 x 96. The centre of pixel i of that is (i + 0.5) * ratio - 0.5 of the photo."""
+    file = released_file(NETWORKS["xfeat"])
+    if file is None:
+        pytest.skip("install the packages of tests/released.txt")
+    features = XFeat(weights=file, resize=None)(skimage.data.astronaut()[100:227, 100:291])
+    assert len(features) > 20
+    pixels = (features.keypoints + 0.5) * torch.tensor([160 / 191, 96 / 127]) - 0.5
+    assert torch.allclose(pixels, pixels.round(), atol=1e-4)

@@ -225,7 +225,10 @@ class XFeat(NetworkExtractor):
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         output = network.detectAndCompute(pixels, self.max_keypoints or _MOST, self.detection_threshold)[0]
-        return output["keypoints"], output["scores"], _unit(output["descriptors"])
+        # kornia resizes to multiples of 32 and returns i * ratio for pixel i, whose centre is (i + 0.5) * ratio - 0.5.
+        size = pixels.new_tensor([pixels.shape[3], pixels.shape[2]])
+        ratio = size / (size // 32 * 32).clamp(min=32)
+        return output["keypoints"] + (ratio - 1) / 2, output["scores"], _unit(output["descriptors"])
 
     @staticmethod
     def build(*arguments: Any) -> nn.Module:

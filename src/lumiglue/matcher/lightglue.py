@@ -86,7 +86,10 @@ class RotaryEncoding(nn.Module):
         super().__init__()
         self.periodic = encoding == "xy-logscale-angle"
         learned = {"xy": 2, "xy-scale-orientation": 4, "xy-logscale-angle": 3}[encoding]
-        self.frequencies = nn.Parameter(torch.empty(channels // 2, learned).normal_())  # randn is slow on "meta"
+        frequencies = torch.empty(channels // 2, learned)
+        if not frequencies.is_meta:  # random numbers for shapes alone would import sympy, for most of a second
+            frequencies.normal_()
+        self.frequencies = nn.Parameter(frequencies)
         turns = [self.INTEGER_FREQUENCIES[plane % 4] for plane in range(channels // 2)]
         self.register_buffer("turns", torch.tensor(turns, dtype=torch.float32), persistent=False)
         self.turns: Tensor
