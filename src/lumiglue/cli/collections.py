@@ -1,6 +1,7 @@
 """`lumiglue features`, `lumiglue pairs`, `lumiglue matches`, `lumiglue sfm` and `lumiglue localize`."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -207,10 +208,12 @@ def localize(
     from lumiglue.collection.localization import extraction_of
     from lumiglue.collection.sparse_model import SparseModel
 
-    features = features or SparseModel(model).features_file()
-    with collection.FeaturesFile(features) as file:
-        like = {"features": extractor} if extractor else extraction_of(file)
-    pipeline = PipelineFlags(weights=weights, device=device, **like).pipeline()
+    features = features or SparseModel.read(model).features_file()
+    flags = PipelineFlags(features=extractor, weights=weights, device=device)
+    if extractor is None:
+        with collection.FeaturesFile(features) as file:
+            flags = dataclasses.replace(flags, **extraction_of(file))
+    pipeline = flags.pipeline()
     with _Display() as progress:
         found = collection.localize(
             queries, model=model, features=features, out=out, pipeline=pipeline, camera=camera, focal=focal,

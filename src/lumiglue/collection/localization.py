@@ -86,12 +86,12 @@ def localize(
     """
     if not 1 <= neighbours <= MOST_NEIGHBOURS or min_inliers < 4 or not threshold > 0:
         raise InputError(f"give 1 to {MOST_NEIGHBOURS} neighbours, at least 4 inliers and a threshold above 0")
-    paths, scene = query_files(queries), SparseModel(model)
+    paths, scene = query_files(queries), SparseModel.read(model)
     with ExitStack() as stack:
         file = stack.enter_context(FeaturesFile(scene.features_file() if features is None else features))
         if add_to is not None:
             check_new_model(Path(add_to), scene, file)
-        pipeline = pipeline or Pipeline.pretrained(**extraction_of(file), precision="fp32")
+        pipeline = pipeline or _pipeline_of(file)
         _check_extractor(file, pipeline)
         cameras = QueryCameras(camera, focal, scene.reconstruction)
         localizer = Localizer(scene, file, pipeline, cameras, neighbours, threshold, min_inliers, workers)
@@ -135,7 +135,14 @@ def query_files(queries: str | Path | Sequence[str | Path]) -> dict[str, Path]:
 
 
 def extraction_of(file: FeaturesFile) -> dict[str, Any]:
-    """How to extract features like those of a file that Lumiglue wrote, as arguments of `Pipeline.pretrained`."""
+    """How to extract features like those of a file that Lumiglue wrote.
+
+    Returns:
+        `features`, `max_keypoints`, `resize` (0 for the full size) and `tile`, as far as they are known.
+
+    Raises:
+        InputError: The file does not say.
+    """
     try:
         record = json.loads(file.record)
         name, note = str(record["extractor"]["name"]), str(record["note"])
@@ -145,7 +152,13 @@ def extraction_of(file: FeaturesFile) -> dict[str, Any]:
         ) from None
     patterns = {"max_keypoints": r"(\d+) keypoints", "resize": r"long side (\d+)", "tile": r"tiles of (\d+)"}
     numbers = {key: int(found[1]) for key, pattern in patterns.items() if (found := re.search(pattern, note))}
-    return {"features": name, **numbers, "resize": numbers.get("resize", 1024) or None}
+    return {"features": name, **numbers}
+
+
+def _pipeline_of(file: FeaturesFile) -> Pipeline:
+    settings = extraction_of(file)
+    settings["resize"] = settings.get("resize", 1024) or None
+    return Pipeline.pretrained(**settings, precision="fp32")
 
 
 def write_poses(folder: Path, results: Sequence[QueryPose]) -> None:

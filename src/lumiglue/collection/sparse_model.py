@@ -12,6 +12,7 @@ from jaxtyping import Float64, Int64
 from lumiglue.collection.colmap import pycolmap
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.errors import InputError
+from lumiglue.io.download import file_sha256
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.io.text import reason
 from lumiglue.types import Features
@@ -24,32 +25,40 @@ class SparseModel:
     """A model, and the points that the keypoints of its images see.
 
     Attributes:
-        folder: Where it was read.
         reconstruction: The model as pycolmap's object.
+        folder: Where it was read.
         digest: SHA-256 of its files.
         images: The images with a pose, by name.
-
-    Args:
-        folder: A model in COLMAP's format, or the folder with 0/ that `reconstruct` wrote.
-
-    Raises:
-        InputError: There is no model, or it is damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        folder = Path(folder)
-        self.folder = next((path for path in (folder, folder / "0") if _holds_model(path)), folder)
-        if not _holds_model(self.folder):
-            raise InputError(f"{folder} has no COLMAP model; give the folder that `lumiglue sfm` wrote")
-        try:
-            self.reconstruction = pycolmap.Reconstruction(self.folder)
-        except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
-            raise InputError(f"{self.folder} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
-        files = [self.folder / name for name in _FILES if (self.folder / name).is_file()]
-        self.digest = hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
-        posed = (self.reconstruction.image(number) for number in self.reconstruction.reg_image_ids())
+    def __init__(self, reconstruction: pycolmap.Reconstruction, folder: Path, digest: str = "") -> None:
+        self.reconstruction, self.folder, self.digest = reconstruction, folder, digest
+        posed = (reconstruction.image(number) for number in reconstruction.reg_image_ids())
         self.images: Mapping[str, pycolmap.Image] = {image.name: image for image in posed}
         self._seen: dict[str, Int64[np.ndarray, " n"]] = {}
+
+    @classmethod
+    def read(cls, folder: str | Path) -> "SparseModel":
+        """Reads a model.
+
+        Args:
+            folder: A model in COLMAP's format, or the folder with 0/ that `reconstruct` wrote.
+
+        Returns:
+            The model.
+
+        Raises:
+            InputError: There is no model, or it is damaged.
+        """
+        place = next((path for path in (Path(folder), Path(folder) / "0") if _holds_model(path)), None)
+        if place is None:
+            raise InputError(f"{folder} has no COLMAP model; give the folder that `lumiglue sfm` wrote")
+        try:
+            reconstruction = pycolmap.Reconstruction(place)
+        except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
+            raise InputError(f"{place} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
+        digests = "".join(file_sha256(place / name) for name in _FILES if (place / name).is_file())
+        return cls(reconstruction, place, hashlib.sha256(digests.encode()).hexdigest())
 
     def features_file(self) -> Path:
         """The features that `reconstruct` wrote beside the model."""
