@@ -47,14 +47,14 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").r
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 
 # Commands that take minutes or open a server.
-LONG = {"dataset", "train", "sfm", "bench", "demo", "serve"}
+LONG = {"dataset", "train", "sfm", "localize", "bench", "demo", "serve"}
 # What a command needs that a test has not: weights from the internet, a cluster, data sets (written in capitals).
 NEEDS_MORE = re.compile(
     r"^(?!weights import).*--features (aliked|superpoint|xfeat|disk)|^match.*--weights (aliked|xfeat|disk)|weights download"
     r"|--engine ray|--device cuda|\b[A-Z]{2,}\b|run/|scores\.csv"
 )
 # Python that needs the internet, or the demo's server: tests/demo/test_demo.py runs that.
-NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860|lumiglue\.reconstruct\(")
+NOT_RUN = re.compile(r"from_pretrained\(|127\.0\.0\.1:7860|lumiglue\.(reconstruct|localize)\(|project_costs\(")
 RUN_BEFORE: set[str] = set()
 OTHER_TOOLS = {"eval", "mkdocs", ".venv/bin/pre-commit", "python", "curl", "docker"}
 

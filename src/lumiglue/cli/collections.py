@@ -17,6 +17,7 @@ from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
     from lumiglue.collection.features import Progress
+    from lumiglue.pipeline.pipeline import Pipeline
 
 
 def features(
@@ -127,6 +128,7 @@ def sfm(
     camera_model: str = "SIMPLE_RADIAL",
     masks: Path | None = None,
     workers: int | None = None,
+    dry_run: bool = False,
 ) -> int:
     """Reconstruct a folder of photos: features, pairs, matches, verified geometry, a sparse model. Resumable.
 
@@ -144,9 +146,12 @@ def sfm(
         camera_model: COLMAP's name of the camera model.
         masks: Folder of masks, see `lumiglue features`.
         workers: Threads; by default one per core.
+        dry_run: Write nothing: measure the costs on a few of the photos, and print what all of them will take.
     """
     require("pycolmap")
     pipeline = flags.pipeline()
+    if dry_run:
+        return _dry_run(photos, pipeline, by, neighbours, overlap, workers)
     progress = _Display()
     try:
         with progress:
@@ -166,6 +171,23 @@ def sfm(
     finally:
         code = _report_failures("photos and pairs", progress)
     return code
+
+
+def _dry_run(photos: Path, pipeline: "Pipeline", by: By | None, neighbours: int, overlap: int, workers: int | None) -> int:
+    from lumiglue.collection.costs import project_costs
+    from lumiglue.collection.sfm import default_by
+    from lumiglue.images import image_names
+
+    by = by or default_by(len(image_names(photos)))
+    if by == "position":
+        raise InputError("a dry run does not know how many photos are near each other; try it with --by retrieval")
+    costs = project_costs(photos, pipeline, by=by, neighbours=neighbours, overlap=overlap, workers=workers)
+    say(f"{costs.images} photos, about {costs.pairs} pairs ({by}); costs of {costs.measured} of the photos, projected:")
+    for name, seconds in costs.seconds.items():
+        hours, minutes = seconds / 3600, seconds / 60
+        say(f"{name}: {f'{hours:.1f} h' if hours >= 1 else f'{minutes:.1f} min' if minutes >= 1 else f'{seconds:.0f} s'}")
+    say(f"disk: {costs.disk / 1e9:.2g} GB, memory: {costs.memory / 1e9:.2g} GB; the mapping is not included")
+    return 0
 
 
 def localize(

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
+    from lumiglue.collection.costs import Costs, project_costs
     from lumiglue.collection.features import Progress, extract_features
     from lumiglue.collection.hloc import FeaturesFile, MatchesReader
     from lumiglue.collection.localization import Localization, localize
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "By",
+    "Costs",
     "FeaturesFile",
     "Localization",
     "MatchesReader",
@@ -29,6 +31,7 @@ __all__ = [
     "extract_features",
     "localize",
     "match_pairs",
+    "project_costs",
     "read_pairs",
     "reconstruct",
     "write_pairs",
@@ -37,6 +40,7 @@ __all__ = [
 By = Literal["exhaustive", "sequential", "retrieval", "position"]
 # Imported on first use, as PyTorch takes seconds.
 _MODULES = {
+    "Costs": "costs",
     "FeaturesFile": "hloc",
     "Localization": "localization",
     "MatchesReader": "hloc",
@@ -47,6 +51,7 @@ _MODULES = {
     "extract_features": "features",
     "localize": "localization",
     "match_pairs": "matching",
+    "project_costs": "costs",
     "read_pairs": "pairs",
     "reconstruct": "sfm",
     "write_pairs": "pairs",

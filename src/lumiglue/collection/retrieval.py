@@ -98,9 +98,9 @@ class SimilarImages:
     def __init__(self, read: Read, names: Sequence[str]) -> None:
         self.names = list(names)
         self.vlad = Vlad.learn(read, names)
-        self.vectors = np.stack([self.vlad(read(name)) for name in names])
-        self._index = faiss.IndexFlatIP(self.vectors.shape[1])
-        self._index.add(self.vectors)  # pyright: ignore[reportCallIssue]
+        self.vectors = np.empty((len(names), self.vlad.codebook.size), np.float32)  # the largest part of the memory
+        for row, name in enumerate(names):
+            self.vectors[row] = self.vlad(read(name))
 
     def nearest(self, vectors: Float[np.ndarray, "q v"], count: int) -> list[list[str]]:
         """Finds the most similar images.
@@ -112,7 +112,8 @@ class SimilarImages:
         Returns:
             For each vector the names, the most similar first.
         """
-        _, nearest = self._index.search(vectors, min(count, len(self.names)))  # pyright: ignore[reportCallIssue]
+        count = min(count, len(self.names))
+        _, nearest = faiss.knn(vectors, self.vectors, count, metric=faiss.METRIC_INNER_PRODUCT)
         return [[self.names[int(row)] for row in rows if row >= 0] for rows in nearest]
 
 

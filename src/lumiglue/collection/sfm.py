@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from lumiglue.collection import By
 from lumiglue.collection.features import Failures, Progress, extract_in_parts, run_to_end
@@ -121,7 +121,7 @@ def reconstruct(
     left_out = unusable + run_to_end(steps, progress)
     with FeaturesFile(features) as file:
         names = file.names()
-    by = by or ("exhaustive" if len(names) <= MOST_EXHAUSTIVE else "retrieval")
+    by = by or default_by(len(names))
     pairs = choose_pairs(features, by, neighbours=neighbours, overlap=overlap, photos=photos, metres=metres)
     write_pairs(out / "pairs.txt", pairs)
     left_out += match_pairs(features, pairs, matches, pipeline, workers=workers, progress=progress)
@@ -139,6 +139,11 @@ def reconstruct(
     models = colmap.map_scene(database, photos, out, progress=next_image)
     save_figure(colmap.draw_model(models[0]), out / "model.png")
     return Reconstruction(tuple(models), len(names), len(pairs), verified, database, left_out)
+
+
+def default_by(images: int) -> Literal["exhaustive", "retrieval"]:
+    """How pairs of so many images are chosen, unless it is given."""
+    return "exhaustive" if images <= MOST_EXHAUSTIVE else "retrieval"
 
 
 def _check_output(photos: Path, out: Path) -> None:
