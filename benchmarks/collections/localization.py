@@ -5,7 +5,8 @@
 
 EVAL has the photos and a pairs.json with relative poses, which are chained. The model has the true poses and cameras of the
 other photos, and points that COLMAP triangulates from matches of all pairs; the query takes no part. Each query is localised
-with its true camera, and without knowing its focal length. --out replaces the rows of a table, and its date.
+with its true camera, and without knowing its focal length. Times are of the processor, of all threads. --out replaces the
+rows of a table, and its date.
 """
 
 import argparse
@@ -13,6 +14,7 @@ import datetime
 import json
 import shutil
 import tempfile
+import time
 from collections import defaultdict, deque
 from pathlib import Path
 
@@ -21,6 +23,7 @@ import numpy as np
 import pycolmap
 
 import lumiglue
+from lumiglue.collection import localizer
 from lumiglue.collection.colmap import COLMAP_SHIFT, write_database
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.collection.pairs import exhaustive
@@ -107,6 +110,7 @@ def main() -> None:
     parser.add_argument("--neighbours", type=int, default=10)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    localizer.perf_counter = time.process_time
     pycolmap.logging.minloglevel = 2
     pipeline = lumiglue.Pipeline.pretrained("sift", max_keypoints=options.max_keypoints, resize=None, precision="fp32")
     by_group: dict[str, list[PosePair]] = defaultdict(list)

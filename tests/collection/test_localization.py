@@ -153,7 +153,7 @@ def test_the_focal_length_comes_from_exif(tmp_path: Path) -> None:
     from PIL import Image
 
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0xA405] = 50  # FocalLengthIn35mmFilm
+    exif[0x8769] = {0xA405: 50}  # FocalLengthIn35mmFilm
     Image.fromarray(draw_photo(1, 360, 240)).save(tmp_path / "a.jpg", exif=exif)
     camera, source = QueryCameras(None, None, pycolmap.Reconstruction()).of("a.jpg", tmp_path / "a.jpg", 360, 240)
     assert source == "exif"

@@ -84,7 +84,8 @@ def estimate_absolute_pose(
         pose = refined["cam_from_world"] if refined else None
     errors = _errors(points2d, points3d, pose, camera)
     inliers = errors <= threshold
-    if pose is None or inliers.sum() < MINIMUM_POINTS or camera.has_bogus_params(0.1, 10.0, 1.0):
+    absurd = options.refine_focal_length and camera.has_bogus_params(0.1, 10.0, 1.0)
+    if pose is None or inliers.sum() < MINIMUM_POINTS or absurd:
         return None
     covariance = _covariance(points2d[inliers], points3d[inliers], pose, camera)
     rotation, translation = pose.rotation.matrix(), np.array(pose.translation)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lumiglue.collection.colmap import pycolmap
-from lumiglue.collection.features import Failures, Progress, limits_of, run_to_end
+from lumiglue.collection.features import NOT_UTF8, Failures, Progress, is_text, limits_of, run_to_end
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.collection.localizer import Localized, Localizer, QueryPose
 from lumiglue.collection.query_cameras import QueryCameras, make_camera
@@ -104,16 +104,14 @@ def localize(
         folder = Path(stack.enter_context(TemporaryDirectory()) if out is None else out)
         folder.mkdir(parents=True, exist_ok=True)
         with GrowingFile(folder / "queries.h5", json.dumps(record, sort_keys=True)) as growing:
-            unusable = dict(run_to_end(_in_parts(growing, paths, localizer), progress))
+            reasons = dict(run_to_end(_in_parts(growing, paths, localizer), progress))
             results = {name: _result_of(text) for name, text in growing.notes("result").items() if text}
             growing.finish()
         write_poses(folder, [results[name] for name in sorted(results)])
-        ours = [results[name] for name in paths if name in results]
-        poses = tuple(pose for pose in ours if not pose.reason)
-        reasons = {**unusable, **{pose.name: pose.reason for pose in ours if pose.reason}}
+        poses = tuple(results[name] for name in paths if name in results and not results[name].reason)
         if add_to is not None:
             reasons |= _add_queries(scene, file, folder / "queries.h5", poses, Path(add_to))
-    return Localization(poses, tuple((name, reasons[name]) for name in paths if name in reasons))
+    return Localization(poses, tuple(reasons.items()))
 
 
 def query_files(queries: str | Path | Sequence[str | Path]) -> dict[str, Path]:
@@ -190,25 +188,28 @@ def _check_extractor(file: FeaturesFile, pipeline: Pipeline) -> None:
 
 
 def _in_parts(growing: GrowingFile, paths: Mapping[str, Path], localizer: Localizer) -> Iterator[Progress]:
-    todo = growing.missing(list(paths))
+    names = [name for name in paths if is_text(name)]
+    unnamed = tuple((name.encode("utf-8", "backslashreplace").decode(), NOT_UTF8) for name in paths if not is_text(name))
+    todo = growing.missing(names)
     digests, results = growing.notes("photo"), growing.notes("result")
-    done = [name for name in paths if name not in set(todo)]
+    done = [name for name in names if name not in set(todo)]
     for name in done:
         if paths[name].is_file() and digests[name] != file_sha256(paths[name]):
             raise InputError(f"{growing.path} has the result of another photo {name}; delete it, or choose another folder")
     reasons = [(name, _result_of(results[name]).reason) for name in done]
-    yield Progress("queries", len(done), len(paths), tuple((name, reason) for name, reason in reasons if reason))
+    failed = unnamed + tuple((name, reason) for name, reason in reasons if reason)
+    yield Progress("queries", len(paths) - len(todo), len(paths), failed)
     part: list[Localized] = []
     try:
-        for count, name in enumerate(todo, start=len(done) + 1):
+        for count, name in enumerate(todo, start=len(paths) - len(todo) + 1):
             try:
                 part.append(localizer(name, paths[name]))
-                failed = part[-1].result.reason
+                why = part[-1].result.reason
             except (LumiglueError, OSError) as error:
-                failed = str(error)
+                why = str(error)
             if len(part) == QUERIES_IN_A_PART:
                 _write(growing, part)
-            yield Progress("queries", count, len(paths), ((name, failed),) if failed else ())
+            yield Progress("queries", count, len(paths), ((name, why),) if why else ())
     finally:  # also after Ctrl-C
         _write(growing, part)
 
