@@ -123,7 +123,7 @@ def main() -> None:
             known = Known(options.folder, pairs, Path(folder), pipeline)
             camera = ",".join(["PINHOLE", *map(str, known.camera.params)])
             chosen = [known.names[i] for i in np.unique(np.linspace(0, len(known.names) - 1, options.queries).astype(int))]
-            found = defaultdict(list)
+            errors_of = defaultdict(list)
             for query in chosen:
                 model = known.model_without(query)
                 for what, given in (("known", camera), ("estimated", None)):
@@ -131,8 +131,8 @@ def main() -> None:
                         known.photos / query, model=model, features=known.out / "f.h5", pipeline=pipeline, camera=given,
                         neighbours=options.neighbours,
                     ).poses  # fmt: skip
-                    found[what] += [(*known.error(pose), pose.inliers, 1000 * pose.seconds) for pose in poses]
-            for number, (what, errors) in enumerate(found.items()):
+                    errors_of[what] += [(*known.error(pose), pose.inliers, 1000 * pose.seconds) for pose in poses]
+            for number, (what, errors) in enumerate(errors_of.items()):
                 position, rotation, inliers, milliseconds = np.array(errors).T
                 rows.append([
                     None if number else group.removeprefix("strecha_"), what, f"{len(errors)} of {len(chosen)}",

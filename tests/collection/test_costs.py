@@ -54,9 +54,9 @@ def test_costs_grow_as_the_numbers_of_images_and_pairs(photos: Path) -> None:
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["sfm", str(photos), "-o", str(tmp_path / "model"), "--max-keypoints", "64", "--dry-run"]
     assert main(command) == 0
-    said = capsys.readouterr().out
-    assert "5 photos, about 10 pairs (exhaustive); costs of 5 of the photos" in said
-    assert "the mapping is not included" in said
+    output = capsys.readouterr().out
+    assert "5 photos, about 10 pairs (exhaustive); costs of 5 of the photos" in output
+    assert "the mapping is not included" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
     assert main([*command, "--by", "position"]) == 2
     assert "a dry run does not know" in capsys.readouterr().err

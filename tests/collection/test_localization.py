@@ -134,9 +134,9 @@ def test_cameras_are_given_in_many_ways(tmp_path: Path) -> None:
     cv2.imwrite(str(photo), draw_photo(1, 64, 48))
 
     def first(camera: str | Path | None, focal: float | None = None, name: str = "a.png") -> tuple[str, float, str]:
-        found, source = QueryCameras(camera, focal, model).of(name, photo, 64, 48)
-        assert (found.width, found.height) == (64, 48)
-        return found.model.name, float(found.params[0]), source
+        known, source = QueryCameras(camera, focal, model).of(name, photo, 64, 48)
+        assert (known.width, known.height) == (64, 48)
+        return known.model.name, float(known.params[0]), source
 
     assert first("PINHOLE, 70, 71, 32, 24") == ("PINHOLE", 70, "given")
     assert first(None, 90.0) == ("SIMPLE_PINHOLE", 90, "given")
@@ -144,8 +144,8 @@ def test_cameras_are_given_in_many_ways(tmp_path: Path) -> None:
     assert first(tmp_path / "cameras.txt", name="my photo 1.jpg") == ("SIMPLE_PINHOLE", 77, "given")  # hloc's, by name
     assert first(tmp_path / "cameras.txt") == ("PINHOLE", 50, "given")  # COLMAP's, by size
     assert first(None) == ("SIMPLE_RADIAL", pytest.approx(1.2 * 64), "estimated")
-    found, _ = QueryCameras("model", None, model).of("a", photo, 64, 48)
-    found.params = [1, 1, 1, 1]  # refining a query's camera must not change the model's
+    known, _ = QueryCameras("model", None, model).of("a", photo, 64, 48)
+    known.params = [1, 1, 1, 1]  # refining a query's camera must not change the model's
     assert list(model.cameras[1].params) == [60, 61, 32, 24]
 
 
@@ -271,12 +271,12 @@ def test_queries_of_a_known_scene_are_localised(place: Place) -> None:
     """Known and estimated focal length; the text file has hloc's lines, the JSON the rest."""
     known, unknown = place.folder / "known", place.folder / "unknown"
     for out, camera, metres, degrees in ((known, place.camera, 0.03, 0.3), (unknown, None, 0.3, 1.0)):
-        found = lumiglue.localize(
+        result = lumiglue.localize(
             place.folder / "queries", model=place.folder / "model", out=out, pipeline=place.pipeline, camera=camera
         )
-        assert [pose.name for pose in found.poses] == ["q1.png", "q4.png"]
-        assert found.left_out == ()
-        for pose in found.poses:
+        assert [pose.name for pose in result.poses] == ["q1.png", "q4.png"]
+        assert result.left_out == ()
+        for pose in result.poses:
             distance, rotation = place.pose_error(pose)
             assert distance < metres, (pose.name, camera)
             assert rotation < degrees
@@ -285,10 +285,10 @@ def test_queries_of_a_known_scene_are_localised(place: Place) -> None:
             assert sorted(pose.neighbours) == image_names(place.folder / "db")
         lines = [line.split() for line in (out / "poses.txt").read_text().splitlines()]
         assert [(line[0], *map(float, line[1:])) for line in lines] == [
-            (pose.name, *(pose.qvec or ()), *(pose.tvec or ())) for pose in found.poses
+            (pose.name, *(pose.qvec or ()), *(pose.tvec or ())) for pose in result.poses
         ]
         entries = json.loads((out / "poses.json").read_text())
-        assert [entry["inliers"] for entry in entries] == [pose.inliers for pose in found.poses]
+        assert [entry["inliers"] for entry in entries] == [pose.inliers for pose in result.poses]
         assert np.shape([entry["covariance"] for entry in entries]) == (2, 6, 6)
 
 
@@ -308,9 +308,9 @@ def test_interrupted_queries_resume(place: Place, monkeypatch: pytest.MonkeyPatc
     with pytest.raises(KeyboardInterrupt):
         lumiglue.localize(place.folder / "queries", **arguments)
     assert not (out / "poses.json").exists()
-    found = lumiglue.localize(place.folder / "queries", **arguments)
-    assert extracted == ["q1.png", "q4.png", "q4.png"]  # the first was kept
-    assert lumiglue.localize(place.folder / "queries", **arguments) == found
+    result = lumiglue.localize(place.folder / "queries", **arguments)
+    assert extracted == ["q1.png", "q4.png", "q4.png"]  # the first is in queries.h5
+    assert lumiglue.localize(place.folder / "queries", **arguments) == result
     assert len(extracted) == 3
     with pytest.raises(InputError, match=r"was made with other settings \(neighbours 2, now 3\)"):
         lumiglue.localize(place.folder / "queries", **{**arguments, "neighbours": 3})
@@ -324,13 +324,13 @@ def test_queries_are_added_to_a_model(place: Place) -> None:
     out, both, model = place.folder / "out", place.folder / "both", place.folder / "model"
     queries = [place.folder / "queries" / "q1.png", place.folder / "db" / "0.png"]
     arguments = {"camera": place.camera, "pipeline": place.pipeline}
-    found = lumiglue.localize(queries, model=model, out=out, add_to=both, neighbours=3, **arguments)
-    assert found.left_out == (("0.png", "not added to the model, which has an image of this name; rename the query"),)
+    result = lumiglue.localize(queries, model=model, out=out, add_to=both, neighbours=3, **arguments)
+    assert result.left_out == (("0.png", "not added to the model, which has an image of this name; rename the query"),)
     before, after = SparseModel.read(model), SparseModel.read(both)
     assert set(after.images) == {*before.images, "q1.png"}
     assert after.reconstruction.num_cameras() == before.reconstruction.num_cameras() == 1
     added = after.images["q1.png"]
-    assert 60 < added.num_points3D <= found.poses[0].inliers
+    assert 60 < added.num_points3D <= result.poses[0].inliers
     for point in added.points2D:
         if point.has_point3D():
             projected = added.project_point(after.reconstruction.point3D(point.point3D_id).xyz)
@@ -355,15 +355,15 @@ def test_the_command_goes_on_past_bad_queries(place: Place, capsys: pytest.Captu
     command += ["--neighbours", "2"]
     for _ in range(2):  # those without a pose are reported again
         assert main(command) == 2
-        said = capsys.readouterr()
-        assert "q4.png: " in said.out
-        assert "(model)" in said.out
-        assert "1 of 5 photos localised" in said.out
+        output = capsys.readouterr()
+        assert "q4.png: " in output.out
+        assert "(model)" in output.out
+        assert "1 of 5 photos localised" in output.out
         for reason in ("bad.png is not an image", "blank.png: it has no keypoints", "gone.png does not exist"):
-            assert reason in said.err
-        assert "elsewhere.png: " in said.err
-        assert "is it of this place?" in said.err
-        assert "4 photos were left out" in said.err
+            assert reason in output.err
+        assert "elsewhere.png: " in output.err
+        assert "is it of this place?" in output.err
+        assert "4 photos were left out" in output.err
 
 
 def test_a_photo_on_its_side_has_colmaps_pose(place: Place) -> None:
@@ -429,9 +429,9 @@ def test_keypoints_of_a_model_are_recognised(place: Place) -> None:
 def test_a_real_photo_is_localised(shared: Path, tmp_path: Path) -> None:
     """Of Strecha's fountain four photos are the model; the fifth is a query."""
     truth = {"02.jpg": np.eye(4)}
-    camera, pixels = "", {2: "02.jpg", 3: "03.jpg", 4: "04.jpg", 5: "05.jpg", 6: "06.jpg"}
+    camera, names = "", ("03.jpg", "04.jpg", "05.jpg", "06.jpg")
     for pair in read_pairs(shared / "eval"):
-        if isinstance(pair, PosePair) and pair.a.endswith("fountain-P11_02.jpg") and pair.b[-6:] in pixels.values():
+        if isinstance(pair, PosePair) and pair.a.endswith("fountain-P11_02.jpg") and pair.b[-6:] in names:
             pose = np.eye(4)
             pose[:3, :3], pose[:3, 3] = pair.rotation, pair.translation
             truth[pair.b[-6:]] = pose
@@ -443,7 +443,7 @@ def test_a_real_photo_is_localised(shared: Path, tmp_path: Path) -> None:
         shutil.copy(shared / "eval" / "strecha" / f"fountain-P11_{name}", target)
     pipeline = Pipeline.pretrained("sift", max_keypoints=512, precision="fp32")
     place = triangulate(tmp_path, truth, camera, pipeline)
-    found = lumiglue.localize(tmp_path / "queries", model=tmp_path / "model", camera=camera, pipeline=pipeline)
-    distance, rotation = place.pose_error(found.poses[0])
+    result = lumiglue.localize(tmp_path / "queries", model=tmp_path / "model", camera=camera, pipeline=pipeline)
+    distance, rotation = place.pose_error(result.poses[0])
     assert distance < 0.02  # metres, 6 m from the fountain
     assert rotation < 0.1

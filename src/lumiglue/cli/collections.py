@@ -237,20 +237,20 @@ def localize(
             flags = dataclasses.replace(flags, **extraction_of(file))
     pipeline = flags.pipeline()
     with _Display() as progress:
-        found = collection.localize(
+        localization = collection.localize(
             queries, model=model, features=features, out=out, pipeline=pipeline, camera=camera, focal=focal,
             neighbours=neighbours, threshold=threshold, min_inliers=min_inliers, add_to=add_to, workers=workers,
             progress=progress,
         )  # fmt: skip
-    for pose in found.poses[:10]:
+    for pose in localization.poses[:10]:
         focal = pose.camera["params"][0] if pose.camera else 0
         say(
             f"{pose.name}: {pose.inliers} inliers of {pose.matches} 2D-3D matches, error {pose.error:.2f} px, focal length "
             f"{focal:.0f} px ({pose.camera_from})"
         )
     targets = [out / "poses.json", out / "poses.txt", *([add_to] if add_to else [])]
-    say(f"{len(found.poses)} of {progress.done} photos localised -> {', '.join(map(str, targets))}")
-    progress.failed = list(found.left_out)
+    say(f"{len(localization.poses)} of {progress.done} photos localised -> {', '.join(map(str, targets))}")
+    progress.failed = list(localization.left_out)
     return _report_failures("photos", progress)
 
 

@@ -105,8 +105,8 @@ def _sample(
         options = pycolmap.AbsolutePoseEstimationOptions()
         options.estimate_focal_length = True
         options.ransac.max_error, options.ransac.random_seed = threshold, seed
-        found = pycolmap.estimate_absolute_pose(points2d, points3d, camera, options)
-        return found["cam_from_world"] if found else None
+        estimate = pycolmap.estimate_absolute_pose(points2d, points3d, camera, options)
+        return estimate["cam_from_world"] if estimate else None
     rays = np.asarray(camera.cam_from_img(points2d))
     usable = np.isfinite(rays).all(1)
     focal = camera.mean_focal_length()

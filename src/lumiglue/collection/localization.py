@@ -32,7 +32,7 @@ THRESHOLD = 4.0
 
 @dataclass(frozen=True)
 class Localization:
-    """What `localize` found.
+    """The result of `localize`.
 
     Attributes:
         poses: The queries with a pose.
@@ -149,7 +149,7 @@ def extraction_of(file: FeaturesFile) -> dict[str, Any]:
             f"{file.path} does not say how its features were made; give the pipeline for them (--extractor NAME)"
         ) from None
     patterns = {"max_keypoints": r"(\d+) keypoints", "resize": r"long side (\d+)", "tile": r"tiles of (\d+)"}
-    numbers = {key: int(found[1]) for key, pattern in patterns.items() if (found := re.search(pattern, note))}
+    numbers = {key: int(number[1]) for key, pattern in patterns.items() if (number := re.search(pattern, note))}
     return {"features": name, **numbers}
 
 
@@ -239,16 +239,16 @@ def _add_queries(
 ) -> dict[str, str]:
     """Writes the model with the localised queries, and the features of both. Returns why a query was not added."""
     added, reasons = {}, {}
-    with FeaturesFile(localized) as found:
+    with FeaturesFile(localized) as queries:
         for pose in poses:
             if pose.name in scene.images or pose.name in file:
                 reasons[pose.name] = "not added to the model, which has an image of this name; rename the query"
             elif pose.camera and pose.qvec and pose.tvec:
                 w, *xyz = pose.qvec
                 cam_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([*xyz, w])), np.array(pose.tvec))
-                points2d, observations = (found.numbers(pose.name, what) for what in ("points2d", "observations"))
+                points2d, observations = (queries.numbers(pose.name, what) for what in ("points2d", "observations"))
                 scene.add(pose.name, make_camera(**pose.camera), cam_from_world, points2d, observations)
-                added[pose.name] = found.read(pose.name)
+                added[pose.name] = queries.read(pose.name)
     scene.write(out)
     extend_features(file, added, out / "features.h5")
     return reasons

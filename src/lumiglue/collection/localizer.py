@@ -134,14 +134,14 @@ class Localizer:
             threshold=self.threshold * max(1, max(width, height) / _REFERENCE_SIDE),
         )  # fmt: skip
         inliers = 0 if pose is None else len(np.unique(matches[pose.inliers, 0]))
-        found = QueryPose(
+        unposed = QueryPose(
             name, camera_from=source, neighbours=tuple(similar), matches=len(matches), inliers=inliers,
             seconds=perf_counter() - start,
         )  # fmt: skip
         if pose is None or inliers < self.min_inliers:
-            result = replace(found, reason=self._reason(features, matches, found))
+            result = replace(unposed, reason=self._reason(features, matches, unposed))
             return Localized(result, digest, features, points2d, matches[:0])
-        return Localized(_with_pose(found, pose), digest, features, points2d, matches[pose.inliers])
+        return Localized(_with_pose(unposed, pose), digest, features, points2d, matches[pose.inliers])
 
     def _match(self, features: Features, similar: Sequence[str]) -> np.ndarray:
         """k x 2, (keypoint, number of a point), each once."""
@@ -149,21 +149,21 @@ class Localizer:
         matched = self.pipeline.match_extracted(
             pairs, lambda name: self.file.read(name) if name else features, workers=self.workers
         )
-        found = [np.zeros((0, 2), np.int64)]
+        parts = [np.zeros((0, 2), np.int64)]
         for name, pair in zip(similar, matched, strict=True):
             if pair is not None:
                 rows = pair.matches.pairs.numpy()
                 points = self.scene.points_seen(name, pair.features1)[rows[:, 1]]
-                found.append(np.stack([rows[:, 0], points], axis=1)[points >= 0])
-        return np.unique(np.concatenate(found), axis=0)
+                parts.append(np.stack([rows[:, 0], points], axis=1)[points >= 0])
+        return np.unique(np.concatenate(parts), axis=0)
 
-    def _reason(self, features: Features, matches: np.ndarray, found: QueryPose) -> str:
+    def _reason(self, features: Features, matches: np.ndarray, unposed: QueryPose) -> str:
         if not len(features):
             return "it has no keypoints (blank, or under 8 pixels)"
         if not len(matches):
-            return f"no point of the {len(found.neighbours)} most similar images was found in it; is it of this place?"
+            return f"no point of the {len(unposed.neighbours)} most similar images occurs in it; is it of this place?"
         return (
-            f"{found.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}; is it of this place?"
+            f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}; is it of this place?"
         )
 
 
@@ -176,9 +176,9 @@ def _stored(path: Path, features: Features) -> tuple[np.ndarray, int, int]:
     return points[2:] + COLMAP_SHIFT, width + 1, height + 1
 
 
-def _with_pose(found: QueryPose, pose: AbsolutePose) -> QueryPose:
+def _with_pose(unposed: QueryPose, pose: AbsolutePose) -> QueryPose:
     x, y, z, w = pycolmap.Rotation3d(pose.rotation).quat.tolist()
     return replace(
-        found, qvec=(w, x, y, z), tvec=tuple(pose.translation.tolist()), centre=tuple(pose.centre.tolist()),
+        unposed, qvec=(w, x, y, z), tvec=tuple(pose.translation.tolist()), centre=tuple(pose.centre.tolist()),
         camera=camera_record(pose.camera), error=pose.error, covariance=tuple(map(tuple, pose.covariance.tolist())),
     )  # fmt: skip

@@ -50,7 +50,7 @@ class SparseModel:
         Raises:
             InputError: There is no model, or it is damaged.
         """
-        place = next((path for path in (Path(folder), Path(folder) / "0") if _holds_model(path)), None)
+        place = next((path for path in (Path(folder), Path(folder) / "0") if _has_model(path)), None)
         if place is None:
             raise InputError(f"{folder} has no COLMAP model; give the folder that `lumiglue sfm` wrote")
         try:
@@ -155,8 +155,8 @@ def check_new_model(folder: Path, model: SparseModel, file: FeaturesFile) -> Non
     """Raises InputError where the folder of a new model is that of the model or of its features."""
     if folder.resolve() in (model.folder.resolve(), model.folder.resolve().parent, file.path.resolve().parent):
         raise InputError(f"{folder} has the model or its features; give another folder for the model with the queries")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _holds_model(folder))):
-        raise InputError(f"{folder} holds other things than a model; choose another folder")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _has_model(folder))):
+        raise InputError(f"{folder} contains other things than a model; choose another folder")
 
 
 def extend_features(file: FeaturesFile, added: Mapping[str, Features], out: Path) -> None:
@@ -175,5 +175,5 @@ def _same_camera(a: pycolmap.Camera, b: pycolmap.Camera) -> bool:
     return (a.model, a.width, a.height, [*a.params]) == (b.model, b.width, b.height, [*b.params])
 
 
-def _holds_model(folder: Path) -> bool:
+def _has_model(folder: Path) -> bool:
     return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
