@@ -80,9 +80,11 @@ def project_costs(
     sample = [names[row] for row in sorted({int(start) + i for start in starts for i in range(_RUN)}) if row < len(names)]
     with TemporaryDirectory() as folder:
         features, matches = Path(folder) / "features.h5", Path(folder) / "matches.h5"
-        list(extract_in_parts(photos, sample[:1], pipeline.extractor, Path(folder) / "first.h5"))  # what is loaded once
+        list(
+            extract_in_parts(photos, sample[:1], pipeline.extractor, Path(folder) / "first.h5", stretch=pipeline.stretch)
+        )  # what is loaded once
         start = perf_counter()
-        list(extract_in_parts(photos, sample, pipeline.extractor, features, workers=workers))
+        list(extract_in_parts(photos, sample, pipeline.extractor, features, stretch=pipeline.stretch, workers=workers))
         seconds["features"] = (perf_counter() - start) * count / len(sample)
         with FeaturesFile(features) as file:
             usable = file.names()

@@ -21,7 +21,7 @@ from lumiglue.types import PIXELS, Features
 
 IMAGES_IN_A_PART = 64
 Failures = tuple[tuple[str, str], ...]
-NOT_UTF8 = "its name is not in UTF-8; rename the file"
+_NOT_UTF8 = "its name is not in UTF-8; rename the file"
 
 
 def mask_file(masks: str | Path | None, name: str) -> Path | None:
@@ -153,9 +153,9 @@ def extract_in_parts(
         pool(workers, one_thread_each=workers > 1) as threads,
     ):
         unusable = tuple(
-            (name.encode("utf-8", "backslashreplace").decode(), NOT_UTF8) for name in names if not is_text(name)
+            (name.encode("utf-8", "backslashreplace").decode(), _NOT_UTF8) for name in names if not _is_text(name)
         )
-        names = [name for name in names if is_text(name)]
+        names = [name for name in names if _is_text(name)]
         todo = growing.missing(names)
         if masks is not None:
             _same_masks(growing, masks, set(names) - set(todo))
@@ -211,7 +211,7 @@ def _same_masks(growing: GrowingFile, masks: str | Path, names: Iterable[str]) -
             )
 
 
-def is_text(name: str) -> bool:
+def _is_text(name: str) -> bool:
     """False for a file name that the system cannot show as text; HDF5 holds text."""
     try:
         name.encode("utf-8")

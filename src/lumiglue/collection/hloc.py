@@ -106,6 +106,10 @@ class FeaturesFile(Reader):
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
 
+    def orientation(self, name: str) -> int:
+        """The EXIF orientation of an image."""
+        return int(self._file[name].attrs.get("exif_orientation", 1))
+
     def numbers(self, name: str, what: str) -> np.ndarray:
         """Reads another dataset of an image. Raises InputError if it is missing or damaged."""
         try:

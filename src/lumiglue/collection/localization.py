@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lumiglue.collection.colmap import pycolmap
-from lumiglue.collection.features import NOT_UTF8, Failures, Progress, is_text, limits_of, run_to_end
+from lumiglue.collection.colmap import COLMAP_SHIFT, pycolmap
+from lumiglue.collection.features import Failures, Progress, run_to_end
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.collection.localizer import Localized, Localizer, QueryPose
 from lumiglue.collection.query_cameras import QueryCameras, make_camera
@@ -28,6 +28,7 @@ from lumiglue.pipeline.pipeline import Pipeline
 QUERIES_IN_A_PART = 16
 MOST_NEIGHBOURS = 100
 THRESHOLD = 4.0
+_SURROGATES = re.compile(r"[\ud800-\udfff]")  # of names that are not UTF-8
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def localize(
         localizer = Localizer(scene, file, pipeline, cameras, neighbours, threshold, min_inliers, workers)
         record = {
             "model": scene.digest, "features": file.made or file.record, "extractor": _extractor_record(pipeline),
-            "limits": limits_of(pipeline.extractor), "matching": str(pipeline.settings),
+            "limits": _limits(pipeline), "matching": str(pipeline.settings),
             "weights": pipeline.fingerprint(), "precision": pipeline.precision, "camera": cameras.text,
             "neighbours": neighbours, "threshold": threshold, "min_inliers": min_inliers,
         }  # fmt: skip
@@ -136,7 +137,7 @@ def extraction_of(file: FeaturesFile) -> dict[str, Any]:
     """How to extract features like those of a file that Lumiglue wrote.
 
     Returns:
-        `features`, `max_keypoints`, `resize` (0 for the full size) and `tile`, as far as they are known.
+        Arguments of `Pipeline.pretrained`, as far as they are known; `resize` is 0 for the full size.
 
     Raises:
         InputError: The file does not say.
@@ -148,9 +149,13 @@ def extraction_of(file: FeaturesFile) -> dict[str, Any]:
         raise InputError(
             f"{file.path} does not say how its features were made; give the pipeline for them (--extractor NAME)"
         ) from None
-    patterns = {"max_keypoints": r"(\d+) keypoints", "resize": r"long side (\d+)", "tile": r"tiles of (\d+)"}
-    numbers = {key: int(number[1]) for key, pattern in patterns.items() if (number := re.search(pattern, note))}
-    return {"features": name, **numbers}
+    patterns: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "max_keypoints": (r"(\d+) keypoints", int), "resize": (r"long side (\d+)", int), "tile": (r"tiles of (\d+)", int),
+        "detector_threshold": (r"(?:contrast|detection)_threshold ([^ ,]+)", float),
+        "stretch": (r"stretch (\w+)", str),
+    }  # fmt: skip
+    values = {key: convert(value[1]) for key, (pattern, convert) in patterns.items() if (value := re.search(pattern, note))}
+    return {"features": name, **values}
 
 
 def _pipeline_of(file: FeaturesFile) -> Pipeline:
@@ -172,6 +177,12 @@ def _extractor_record(pipeline: Pipeline) -> dict[str, Any]:
     return {**pipeline.extractor.config(), "name": pipeline.extractor.name}
 
 
+def _limits(pipeline: Pipeline) -> list[Any]:
+    """What features depend on beside `extractor.config()`."""
+    names = ("max_keypoints", "resize", "tile", "contrast_threshold", "detection_threshold")
+    return [*(getattr(pipeline.extractor, name, None) for name in names), pipeline.stretch]
+
+
 def _check_extractor(file: FeaturesFile, pipeline: Pipeline) -> None:
     """Raises InputError where the features of the model are of another extractor, as far as the file says."""
     ours = json.loads(json.dumps(_extractor_record(pipeline)))
@@ -188,8 +199,12 @@ def _check_extractor(file: FeaturesFile, pipeline: Pipeline) -> None:
 
 
 def _in_parts(growing: GrowingFile, paths: Mapping[str, Path], localizer: Localizer) -> Iterator[Progress]:
-    names = [name for name in paths if is_text(name)]
-    unnamed = tuple((name.encode("utf-8", "backslashreplace").decode(), NOT_UTF8) for name in paths if not is_text(name))
+    names = [name for name in paths if not _SURROGATES.search(name)]
+    unnamed = tuple(
+        (name.encode("utf-8", "backslashreplace").decode(), "its name is not in UTF-8; rename the file")
+        for name in paths
+        if _SURROGATES.search(name)
+    )
     todo = growing.missing(names)
     digests, results = growing.notes("photo"), growing.notes("result")
     done = [name for name in names if name not in set(todo)]
@@ -219,8 +234,7 @@ def _write(growing: GrowingFile, part: list[Localized]) -> None:
         with growing.part() as group:
             for query in part:
                 place = group(query.result.name)
-                write_features(place, query.features)
-                place.create_dataset("points2d", data=query.points2d)  # in COLMAP's pixels
+                write_features(place, query.features, query.orientation)
                 place.create_dataset("observations", data=query.observations)
                 place.attrs["photo"], place.attrs["result"] = query.digest, json.dumps(asdict(query.result))
         part.clear()
@@ -246,9 +260,10 @@ def _add_queries(
             elif pose.camera and pose.qvec and pose.tvec:
                 w, *xyz = pose.qvec
                 cam_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([*xyz, w])), np.array(pose.tvec))
-                points2d, observations = (queries.numbers(pose.name, what) for what in ("points2d", "observations"))
+                points2d = queries.read(pose.name, stored=True).keypoints.double().numpy() + COLMAP_SHIFT
+                observations = queries.numbers(pose.name, "observations")
                 scene.add(pose.name, make_camera(**pose.camera), cam_from_world, points2d, observations)
-                added[pose.name] = queries.read(pose.name)
+                added[pose.name] = queries.read(pose.name), queries.orientation(pose.name)
     scene.write(out)
     extend_features(file, added, out / "features.h5")
     return reasons

@@ -12,11 +12,12 @@ import numpy as np
 from lumiglue.collection.absolute_pose import AbsolutePose, estimate_absolute_pose
 from lumiglue.collection.colmap import COLMAP_SHIFT, pycolmap
 from lumiglue.collection.hloc import FeaturesFile
+from lumiglue.collection.orientation import stored_features
 from lumiglue.collection.query_cameras import QueryCameras, camera_record
 from lumiglue.collection.retrieval import SimilarImages
 from lumiglue.collection.sparse_model import SparseModel
 from lumiglue.errors import InputError
-from lumiglue.images import as_stored
+from lumiglue.images import exif_orientation
 from lumiglue.io.download import file_sha256
 from lumiglue.pipeline.pipeline import Pipeline
 from lumiglue.types import Features
@@ -68,14 +69,14 @@ class Localized:
         result: What users read.
         digest: SHA-256 of the photo.
         features: Of the query, upright.
-        points2d: Its keypoints in COLMAP's pixels of the photo as stored.
+        orientation: EXIF orientation of the photo.
         observations: k x 2, (keypoint, number of a point) of the inliers.
     """
 
     result: QueryPose
     digest: str
     features: Features
-    points2d: np.ndarray
+    orientation: int
     observations: np.ndarray
 
 
@@ -125,13 +126,15 @@ class Localizer:
         """
         images, start = self.images, perf_counter()
         features, digest = self.pipeline.extract(path), file_sha256(path)
-        points2d, width, height = _stored(path, features)
-        camera, source = self.cameras.of(name, path, width, height)
+        orientation = exif_orientation(path)
+        stored = stored_features(features, orientation)
+        points2d, size = stored.keypoints.double().numpy() + COLMAP_SHIFT, stored.image_size
+        camera, source = self.cameras.of(name, path, *size)
         similar = images.nearest(images.vlad(features.descriptors.numpy())[None], self.neighbours)[0]
         matches = self._match(features, similar) if len(features) else np.zeros((0, 2), np.int64)
         pose = estimate_absolute_pose(
             points2d[matches[:, 0]], self.scene.positions(matches[:, 1]), camera, source,
-            threshold=self.threshold * max(1, max(width, height) / _REFERENCE_SIDE),
+            threshold=self.threshold * max(1, max(size) / _REFERENCE_SIDE),
         )  # fmt: skip
         inliers = 0 if pose is None else len(np.unique(matches[pose.inliers, 0]))
         unposed = QueryPose(
@@ -140,8 +143,8 @@ class Localizer:
         )  # fmt: skip
         if pose is None or inliers < self.min_inliers:
             result = replace(unposed, reason=self._reason(features, matches, unposed))
-            return Localized(result, digest, features, points2d, matches[:0])
-        return Localized(_with_pose(unposed, pose), digest, features, points2d, matches[pose.inliers])
+            return Localized(result, digest, features, orientation, matches[:0])
+        return Localized(_with_pose(unposed, pose), digest, features, orientation, matches[pose.inliers])
 
     def _match(self, features: Features, similar: Sequence[str]) -> np.ndarray:
         """k x 2, (keypoint, number of a point), each once."""
@@ -165,15 +168,6 @@ class Localizer:
         return (
             f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}; is it of this place?"
         )
-
-
-def _stored(path: Path, features: Features) -> tuple[np.ndarray, int, int]:
-    """The keypoints in COLMAP's pixels of the photo as stored, and its width and height."""
-    width, height = features.image_size
-    corners = np.array([[0.0, 0.0], [width - 1, height - 1]])
-    points = as_stored(path, np.concatenate([corners, features.keypoints.double().numpy()]), (width, height))
-    width, height = np.rint(np.abs(points[1] - points[0])).astype(int).tolist()
-    return points[2:] + COLMAP_SHIFT, width + 1, height + 1
 
 
 def _with_pose(unposed: QueryPose, pose: AbsolutePose) -> QueryPose:

@@ -159,14 +159,14 @@ def check_new_model(folder: Path, model: SparseModel, file: FeaturesFile) -> Non
         raise InputError(f"{folder} contains other things than a model; choose another folder")
 
 
-def extend_features(file: FeaturesFile, added: Mapping[str, Features], out: Path) -> None:
-    """Copies a file of features and adds those of further images. An existing file is replaced."""
+def extend_features(file: FeaturesFile, added: Mapping[str, tuple[Features, int]], out: Path) -> None:
+    """Copies a file of features and adds further images, (features, EXIF orientation). An existing file is replaced."""
     unfinished = out.with_name("features.unfinished.h5")
     shutil.copyfile(file.path, unfinished)
     with GrowingFile(unfinished, file.record) as growing:
         with growing.part() as group:
-            for name, features in added.items():
-                write_features(group(name), features)
+            for name, (features, orientation) in added.items():
+                write_features(group(name), features, orientation)
         growing.finish()
     unfinished.replace(out)
 
