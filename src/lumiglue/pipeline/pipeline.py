@@ -98,7 +98,8 @@ class Pipeline:
         device = usable_device(device or "cpu")
         compute_on_one_thread_in_forks()
         shorten_spins_at_run_time()
-        self.extractor, self.stretch = extractor, stretch
+        self.extractor = extractor
+        self.stretch: Stretch = stretch
         self.metadata, self.precision = dict(metadata or {}), precision
         self._layers: Layers | None = None
         if isinstance(matcher, nn.Module):
