@@ -150,7 +150,7 @@ _ALIKED_SHIFTS = {"aliked-t16": (0.9, 0.9), "aliked-n16": (0.45, 0.2), "aliked-n
 
 @dataclass(frozen=True, kw_only=True)
 class Aliked(NetworkExtractor):
-    """ALIKED (Zhao et al., IEEE TIM 2023; BSD-3-Clause) . It needs about 250 bytes of memory per pixel.
+    """ALIKED (Zhao et al., IEEE TIM 2023; BSD-3-Clause). It needs about 250 bytes of memory per pixel.
 
     Attributes:
         model: aliked-t16 (small, 64 channels), aliked-n16, aliked-n16rot (trained with rotations) or aliked-n32.
