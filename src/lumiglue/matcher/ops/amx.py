@@ -141,6 +141,6 @@ def _instructions() -> set[str]:
 
 
 def _share_openmp() -> None:
-    """Lets the kernel use PyTorch's OpenMP threads, which spin between the products; it has no threads of its own."""
+    """Lets the kernel use PyTorch's OpenMP threads, which spin between the products. It is linked with none."""
     bundled = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
     ctypes.CDLL(str(bundled[0]) if bundled else "libgomp.so.1", ctypes.RTLD_GLOBAL)

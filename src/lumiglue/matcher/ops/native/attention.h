@@ -1,6 +1,6 @@
 // Attention inside an image, and between the two images of a pair.
 //
-// Softmax needs no maxima while |q| |k| is at most 90: 2^s neither overflows nor vanishes then. So one exponential serves both
+// Softmax needs no maxima while |q| |k| is at most 60: e^s neither overflows nor vanishes then. So one exponential serves both
 // directions of cross-attention. Beyond, each direction has its own, with the maximum so far of its rows or columns.
 #pragma once
 
@@ -19,12 +19,12 @@ inline float largest(const float *x, int64_t n) {
     return found;
 }
 
-// 2^(scores - offset) of `columns` numbers in place; returns their sum, and adds each to `totals` if that is not null.
+// e^(scores - offset) of `columns` numbers in place; returns their sum, and adds each to `totals` if that is not null.
 inline float weigh(float *scores, int64_t columns, float offset, float *totals) {
     Vector total{};
     int64_t j = 0;
     for (; j + W <= columns; j += W) {
-        Vector weights = power_of_two(load(scores + j) - offset);
+        Vector weights = exponential(load(scores + j) - offset);
         store(scores + j, weights);
         total += weights;
         if (totals) store(totals + j, load(totals + j) + weights);
@@ -32,7 +32,7 @@ inline float weigh(float *scores, int64_t columns, float offset, float *totals) 
     float rest = 0;
     if (j < columns) {
         float last[W];
-        store(last, power_of_two(load(scores + j) - offset));
+        store(last, exponential(load(scores + j) - offset));
         for (; j < columns; j++) {
             scores[j] = last[j % W];
             rest += last[j % W];
@@ -46,7 +46,7 @@ inline float weigh(float *scores, int64_t columns, float offset, float *totals) 
 inline float raise(const float *scores, int64_t columns, bool first, float &top) {
     float here = largest(scores, columns), before = top;
     top = first ? here : std::max(here, before);
-    return first || top == before ? 1.0f : std::exp2(before - top);
+    return first || top == before ? 1.0f : std::exp(before - top);
 }
 
 inline void scale(float *x, int64_t n, float by) {
@@ -89,14 +89,14 @@ inline void weigh_columns(const float *scores, int64_t rows, int64_t columns, in
         if (!first) {
             for (int64_t key = 0; key < std::min(W, columns - j); key++) {
                 if (top[key] == before[key]) continue;
-                float shrink = std::exp2(before[key] - top[key]);
+                float shrink = std::exp(before[key] - top[key]);
                 totals[j + key] *= shrink;
                 scale(messages + (j + key) * c, c, shrink);
             }
             total = load(totals + j);
         }
         for (int64_t i = 0; i < rows; i++) {
-            Vector weight = power_of_two(load(scores + i * stride + j) - top);
+            Vector weight = exponential(load(scores + i * stride + j) - top);
             store(weights + i * stride + j, weight);
             total += weight;
         }
@@ -168,7 +168,7 @@ void Run::gather(const Block &block, float *xm) const {
                 std::fill(out, out + c, 0.0f);
                 for (int64_t split = 0; split < count; split++) {
                     const float *received = partial_of(pair, head, split, own.tokens);
-                    const float weight = std::exp2(received[tops] - top), *message = received + (block.row + i) * c;
+                    const float weight = std::exp(received[tops] - top), *message = received + (block.row + i) * c;
                     total += weight * received[sums];
                     for (int64_t j = 0; j < c; j++) out[j] += weight * message[j];
                 }

@@ -33,19 +33,20 @@ void rotate(float *x, int64_t heads, int64_t c, const float *cosine, const float
     }
 }
 
-// q, k and v of a block of tokens: q by rows, k transposed and v as they are in panels.
+// q / sqrt(c), k and v of a block of tokens: q by rows, k transposed and v as they are in panels.
 void Run::project(const Block &block, const Unit &unit, const float *x, const Heads &to, bool turned, float *scratch) const {
     const Segment &segment = segments[block.segment];
     const int64_t parts = turned ? 3 : 2, wide_row = up(parts * d, NR), first = segment.first + block.row;
     const int64_t panel = up(segment.tokens, NR) * NR;
+    const float sharpness = 1.0f / std::sqrt(static_cast<float>(c));
     product(x, d, block.rows, d, unit.project, d * NR, wide_row, scratch, wide_row, unit.project_bias, false);
     for (int64_t i = 0; i < block.rows; i++) {
         float *q = scratch + i * wide_row, *k = q + (parts - 2) * d;
         int64_t token = first + i;
         if (turned) rotate(q, 2 * heads, c, batch.cosine + token * c / 2, batch.sine + token * c / 2);
-        std::memcpy(to.q + token * d, q, d * sizeof(float));
+        for (int64_t j = 0; j < d; j++) to.q[token * d + j] = q[j] * sharpness;
         for (int64_t head = 0; head < heads; head++) {
-            to.q_norms[head * tokens + token] = std::sqrt(dot(q + head * c, q + head * c, c));
+            to.q_norms[head * tokens + token] = sharpness * std::sqrt(dot(q + head * c, q + head * c, c));
             to.k_norms[head * tokens + token] = std::sqrt(dot(k + head * c, k + head * c, c));
             const float *values = k + d + head * c;
             float *v = values_of(to, segment, head) + (block.row + i) * NR;
@@ -87,8 +88,8 @@ void Run::feed_forward(const Block &block, const Unit &unit, const float *x, flo
             store(row + j, gelu(normal * load(unit.norm + j) + load(unit.norm_bias + j)));
         }
     }
-    if (x != batch.out) std::memcpy(out, x + first * d, block.rows * d * sizeof(float));
-    product(scratch, wide_row, block.rows, hidden, unit.second, hidden * NR, d, out, d, unit.second_bias, true);
+    product(scratch, wide_row, block.rows, hidden, unit.second, hidden * NR, d, xm, d, unit.second_bias, false);
+    for (int64_t i = 0; i < block.rows * d; i++) out[i] = x[first * d + i] + xm[i]; // added once, whole: x is larger
 }
 
 void Run::layer(const Unit &self, const Unit &cross) {

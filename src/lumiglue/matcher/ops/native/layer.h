@@ -4,7 +4,7 @@
 #include <cstdint>
 
 struct Unit { // weights packed in panels of NR columns, biases padded to whole panels; see native_layers.py
-    const float *project, *project_bias; // d to [q k v], or to [qk v]; scores become powers of two
+    const float *project, *project_bias; // d to [q k v], or to [qk v]
     const float *first, *first_bias;     // [x | attended] to 2 d: the projection of the message is multiplied into it
     const float *norm, *norm_bias;
     const float *second, *second_bias; // 2 d to d

@@ -1,7 +1,6 @@
 """LightGlue's layers in float32 by the kernels: a layer is one call."""
 
 import ctypes
-import math
 import threading
 from dataclasses import dataclass
 
@@ -114,13 +113,10 @@ def _native_layer(layer: nn.Module, panel: int) -> NativeLayer:
     inside, across = layer.get_submodule("self_attention"), layer.get_submodule("cross_attention")
     qkv, qk, v = inside.get_submodule("qkv"), across.get_submodule("qk"), across.get_submodule("v")
     d, heads = qkv.in_features, inside.heads
-    # The kernels take powers of two: s of e^s = 2^(s / ln 2), divided by sqrt(c), is multiplied into the queries.
-    scale = 1 / (math.log(2) * math.sqrt(d / heads))
-    scales = qkv.weight.new_tensor([scale, 1.0, 1.0]).repeat_interleave(d)
-    weight, bias = qkv.weight * scales[:, None], qkv.bias * scales
-    both_weight = torch.cat([qk.weight * math.sqrt(scale), v.weight])
-    both_bias = torch.cat([qk.bias * math.sqrt(scale), v.bias])
-    return NativeLayer(_unit(weight, bias, inside, panel), _unit(both_weight, both_bias, across, panel), d, heads)
+    both_weight, both_bias = torch.cat([qk.weight, v.weight]), torch.cat([qk.bias, v.bias])
+    return NativeLayer(
+        _unit(qkv.weight, qkv.bias, inside, panel), _unit(both_weight, both_bias, across, panel), d, heads
+    )  # fmt: skip
 
 
 def _unit(weight: Tensor, bias: Tensor, unit: nn.Module, panel: int) -> Unit:

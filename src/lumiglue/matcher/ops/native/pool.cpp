@@ -31,7 +31,7 @@ struct Job {
     int places = 0; // threads that may still join
 
     void work() {
-        FlushTiny flush;
+        [[maybe_unused]] FlushTiny flush;
         for (int64_t i; (i = next.fetch_add(1, std::memory_order_relaxed)) < count;) call(task, i);
     }
 };

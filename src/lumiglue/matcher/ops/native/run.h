@@ -15,7 +15,7 @@ constexpr int64_t KEYS = 16 * NR;         // keys at a time in self-attention
 constexpr int64_t BOTH = 12 * NR;         // columns at a time in cross-attention
 constexpr int64_t CHUNK = 5 * ROWS;       // rows of a task of it, and
 constexpr int64_t MOST_SPLITS = 8;        // how many tasks at most share a head of a pair
-constexpr float SAFE = 90.0f; // 2^90 = 1e27 and 2^-90 are far from what float32 holds even when summed and multiplied
+constexpr float SAFE = 60.0f;             // e^60 = 1e26 and e^-60 are far from what float32 holds even when summed and multiplied
 
 struct Segment {
     int64_t tokens, first, keys; // real ones, the first one's number, and keys before it with the padding of panels
