@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pycolmap
 
+from lumiglue import reconstruct
 from lumiglue.cli.flags import PipelineFlags
-from lumiglue.collection.colmap import Model, draw_model, map_scene, write_database
-from lumiglue.collection.features import extract_in_parts
-from lumiglue.collection.matching import match_in_parts
-from lumiglue.collection.pairs import exhaustive
+from lumiglue.collection.colmap import draw_model, map_scene
+from lumiglue.collection.database import Database
+from lumiglue.collection.sfm import Model
 from lumiglue.evaluation.pairs import PosePair, read_pairs
-from lumiglue.images import image_names
 from lumiglue.visualization import save_figure
 
 
@@ -58,12 +57,7 @@ def centre_errors(model: Model, true: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def ours(photos: Path, out: Path, flags: PipelineFlags) -> Model:
-    pipeline, names = flags.pipeline(), image_names(photos)
-    list(extract_in_parts(photos, names, pipeline.extractor, out / "features.h5"))
-    pairs = exhaustive(names)
-    list(match_in_parts(out / "features.h5", pairs, pipeline, out / "matches.h5"))
-    write_database(photos, names, out / "features.h5", out / "matches.h5", pairs, out / "d.db", single_camera=True)
-    return map_scene(out / "d.db", photos, out)[0]
+    return reconstruct(photos, out, flags.pipeline(), by="exhaustive", single_camera=True).models[0]
 
 
 def colmaps(photos: Path, out: Path, max_keypoints: int) -> Model:
@@ -81,7 +75,7 @@ def colmaps(photos: Path, out: Path, max_keypoints: int) -> Model:
     matching = pycolmap.FeatureMatchingOptions()
     matching.use_gpu = False
     pycolmap.match_exhaustive(out / "d.db", matching_options=matching)
-    return map_scene(out / "d.db", photos, out)[0]
+    return map_scene(Database(out / "d.db", {}), photos, out)[0]
 
 
 def main() -> None:

@@ -84,9 +84,10 @@ def test_a_list_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     capsys.readouterr()
     assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5") == 2
     captured = capsys.readouterr()
-    assert "1 of 2 pairs were left out; the first: photos/none.jpg does not exist" in captured.err
-    with h5py.File(folder / "m.h5") as file:
-        assert list(file) == ["0.jpg"]
+    assert "left out: 0.jpg none.jpg: photos/none.jpg does not exist" in captured.err
+    assert "error: 1 pairs were left out" in captured.err
+    with h5py.File(folder / "m.h5") as file:  # what was there stays
+        assert list(file) == ["0.jpg", "black.png"]
 
 
 def test_images_without_keypoints_are_a_valid_empty_result(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,6 @@ from lumiglue.images import image_names, read_image
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.io.text import differences
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
-from lumiglue.training.data.synthetic_scenes import Camera as WorldCamera
-from lumiglue.training.data.synthetic_scenes import SceneSettings, build_scene, render
 
 pytest.importorskip("pycolmap")
 pytest.importorskip("faiss")
@@ -431,28 +429,6 @@ def test_commands_from_photos_to_matches(photos: Path, tmp_path: Path, capsys: p
 # -- reconstruction ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, np.ndarray]]:
-    """Eight photos on an arc around a synthetic scene, and where they were taken."""
-    folder, rng = tmp_path_factory.mktemp("scene"), np.random.default_rng(3)
-    settings = SceneSettings(objects=(3, 3), spread=4.0)
-    world = build_scene(rng, (draw_photo(seed, 320, 240) for seed in range(10_000)), settings)
-    centres = {}
-    for number in range(8):
-        angle = np.radians(-28 + 8 * number)
-        centre = np.array([6 * np.sin(angle), 0.15 * number, -6 * np.cos(angle) + 0.0])
-        forward = -centre / np.linalg.norm(centre)
-        right = np.cross([0.0, 1.0, 0.0], forward)
-        right /= np.linalg.norm(right)
-        rotation = np.stack([right, np.cross(forward, right), forward])
-        camera_from_world = np.eye(4)
-        camera_from_world[:3, :3], camera_from_world[:3, 3] = rotation, -rotation @ centre
-        intrinsics = np.array([[520.0, 0, 239.5], [0, 520.0, 179.5], [0, 0, 1]])
-        write(folder / f"{number}.png", render(world, WorldCamera(intrinsics, camera_from_world, (480, 360))).image)
-        centres[f"{number}.png"] = centre
-    return folder, centres
-
-
 def test_a_known_scene_is_reconstructed(
     scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -510,14 +486,12 @@ def test_python_resumes_what_the_commands_began(scene: tuple[Path, dict[str, np.
 def test_keypoints_are_shifted_half_a_pixel_for_colmap(scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path) -> None:
     import pycolmap
 
-    from lumiglue.collection.colmap import write_database
-
     folder, _ = scene
     names, features, matches = image_names(folder)[:3], tmp_path / "f.h5", tmp_path / "m.h5"
     list(extract_in_parts(folder, names, Sift(max_keypoints=300), features))
     list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
-    verified = write_database(folder, names, features, matches, exhaustive(names), tmp_path / "d.db")
-    assert verified == 3
+    made = collection.export_colmap(folder, features, matches, tmp_path / "d.db", images=names)
+    assert (made.images, made.pairs, made.verified) == (3, 3, 3)
     database = pycolmap.Database.open(tmp_path / "d.db")
     image = database.read_image_with_name(names[1])
     assert image is not None
@@ -643,7 +617,7 @@ def test_what_colmap_cannot_take_is_said_first(
         Image.fromarray(read_image(path)).save(photos / f"{path.stem}.webp", lossless=True)
     assert main(["sfm", str(photos), "-o", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err.replace("\n", " ")
-    assert "left out: 0.webp: this COLMAP reads no WebP; convert it" in printed
+    assert "left out: 0.webp: COLMAP cannot read it (WEBP); convert it" in printed
     assert "holds 0 photos to use" in printed
 
 
@@ -651,8 +625,6 @@ def test_matches_of_other_features_are_not_used(
     scene: tuple[Path, dict[str, np.ndarray]], tmp_path: Path, photos: Path
 ) -> None:
     """A photo was corrected and the features were written again: the matches are of rows that are gone."""
-    from lumiglue.collection.colmap import write_database
-
     names, features, matches = image_names(scene[0])[:3], tmp_path / "f.h5", tmp_path / "m.h5"
     list(extract_in_parts(scene[0], names, Sift(max_keypoints=300), features))
     list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
@@ -663,7 +635,8 @@ def test_matches_of_other_features_are_not_used(
     with pytest.raises(InputError, match=r"m\.h5 was made with other settings"):
         list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
     with pytest.raises(InputError, match="are of other features; delete it"):
-        write_database(corrected, names, features, matches, exhaustive(names), tmp_path / "d.db")
+        collection.export_colmap(corrected, features, matches, tmp_path / "d.db")
+    assert not (tmp_path / "d.db").exists()
 
 
 # -- damage and mistakes -----------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
-from lumiglue.cli.collections import features, localize, matches, pairs, sfm
+from lumiglue.cli.collections import export_colmap, features, localize, matches, pairs, sfm
 from lumiglue.cli.completion import completion
 from lumiglue.cli.dataset import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, teach
 from lumiglue.cli.doctor import doctor
@@ -57,6 +57,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "eval adaptivity": evaluate_adaptivity,
     "eval report": report,
     "bench": bench,
+    "export colmap": export_colmap,
     "export onnx": export_onnx,
     "weights list": list_weights,
     "weights download": download_weights,

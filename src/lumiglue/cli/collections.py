@@ -1,23 +1,25 @@
-"""`lumiglue features`, `lumiglue pairs`, `lumiglue matches`, `lumiglue sfm` and `lumiglue localize`."""
+"""`lumiglue features`, `pairs`, `matches`, `sfm`, `export colmap` and `localize`."""
 
 import contextlib
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import Positional, arg
 
 from lumiglue import collection
 from lumiglue.cli.flags import HDF5, PipelineFlags, check_writable
 from lumiglue.cli.terminal import ProgressBar, err, say
-from lumiglue.collection import By
+from lumiglue.collection import By, CameraMode, RefineCameras
 from lumiglue.errors import InputError
 from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
-    from lumiglue.collection.features import Progress
+    from lumiglue.collection.features import Failures, Progress
     from lumiglue.pipeline.pipeline import Pipeline
+
+MOST_NAMED = 10  # failures that are listed
 
 
 def features(
@@ -116,16 +118,48 @@ def matches(
     return _report_failures("pairs", progress)
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraFlags:
+    """The cameras. Parameters are in COLMAP's order and pixels: the centre of the top-left pixel is (0.5, 0.5)."""
+
+    single_camera: bool = False
+    """All photos were taken by one camera at one zoom; short for --camera-mode single."""
+    camera_mode: CameraMode = "image"
+    """Which photos share a camera: image (none), folder (those of a folder), exif (those of one make, model, size and focal
+    length in EXIF) or single (all)."""
+    camera_model: str = "SIMPLE_RADIAL"
+    """COLMAP's name of the camera model, such as PINHOLE, OPENCV or OPENCV_FISHEYE."""
+    camera_params: str | None = None
+    """Known parameters of the model, with commas: 520,240,180,0. By default estimated, from EXIF where possible."""
+    cameras: Path | None = None
+    """Known cameras: a text file as COLMAP's cameras.txt, with the name of a photo or folder in place of the number if there
+    are several of one size; or a folder with a model of COLMAP, whose photos have its cameras."""
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the functions of `lumiglue.collection`."""
+        given = dataclasses.asdict(self)
+        if self.camera_params is not None:
+            try:
+                given["camera_params"] = [float(value) for value in self.camera_params.split(",")]
+            except ValueError:
+                raise InputError(f"--camera-params {self.camera_params} are no numbers; give 520,240,180,0") from None
+        return given
+
+
 def sfm(
     photos: Positional[Path],
     out: Annotated[Path, arg(aliases=["-o"])],
     flags: Annotated[PipelineFlags, arg(name="")],
+    cameras: Annotated[CameraFlags, arg(name="")],
+    refine_cameras: RefineCameras = "none",
+    poses: Path | None = None,
+    images: Path | None = None,
+    pairs: Path | None = None,
+    matches: Path | None = None,
     by: By | None = None,
     neighbours: int = 20,
     overlap: int = 10,
     metres: float = 100.0,
-    single_camera: bool = False,
-    camera_model: str = "SIMPLE_RADIAL",
     masks: Path | None = None,
     workers: int | None = None,
     dry_run: bool = False,
@@ -136,28 +170,39 @@ def sfm(
         photos: Folder, searched with all its subfolders.
         out: Folder to write: features.h5, pairs.txt, matches.h5, database.db, 0/ (the model, in COLMAP's format), model.png.
             Not the folder of the photos. Images in it are ignored.
-        flags: Features, weights and adaptivity.
+        flags: Features, weights and adaptivity. --features may also be an .h5 file of features to use.
+        cameras: The cameras.
+        refine_cameras: What of known cameras is refined once all photos are placed: none, the focal length, or all, also the
+            distortion, which few photos of a fisheye do not determine. Other cameras are always refined.
+        poses: Folder with a model of COLMAP: triangulate points from its cameras and poses, which stay as they are.
+        images: Text file with the names of the photos to use, one on each line.
+        pairs: Text file of the pairs to match, two names on each line.
+        matches: An .h5 file of matches to use, of the features in --features FILE.h5.
         by: exhaustive, sequential, retrieval or position (see `lumiglue pairs`); by default exhaustive up to 60 photos, then
             retrieval.
         neighbours: Pairs per image, for retrieval and position.
         overlap: How many following images each image is paired with, for sequential.
         metres: Largest distance, for position.
-        single_camera: All photos were taken by one camera at one zoom.
-        camera_model: COLMAP's name of the camera model.
         masks: Folder of masks, see `lumiglue features`.
         workers: Threads; by default one per core.
         dry_run: Write nothing: measure the costs on a few of the photos, and print what all of them will take.
     """
     require("pycolmap")
-    pipeline = flags.pipeline()
     if dry_run:
-        return _dry_run(photos, pipeline, by, neighbours, overlap, workers)
+        return _dry_run(photos, flags.pipeline(), by, neighbours, overlap, workers)
+    features = Path(flags.features) if flags.features and flags.features.endswith(HDF5) else None
+    if matches is not None and features is None:
+        raise InputError("--matches needs the features that they are of; give --features FILE.h5")
+    if features is not None:
+        flags = dataclasses.replace(flags, features=_extractor_of(features))
+    pipeline = None if matches is not None else flags.pipeline()
     progress = _Display()
     try:
         with progress:
             made = collection.reconstruct(
                 photos, out, pipeline, by=by, neighbours=neighbours, overlap=overlap, metres=metres,
-                single_camera=single_camera, camera_model=camera_model, masks=masks, workers=workers, progress=progress,
+                refine_cameras=refine_cameras, poses=poses, images=images, features=features, pairs=pairs, matches=matches,
+                masks=masks, workers=workers, progress=progress, **cameras.arguments(),
             )  # fmt: skip
         _say_masks(photos, masks)
         say(f"{made.verified} of {made.pairs} pairs have a consistent geometry -> {made.database}")
@@ -168,6 +213,9 @@ def sfm(
         )
         for other in made.models[1:]:
             say(f"a separate part: {other.images} images, {other.points} points -> {other.folder}")
+        if made.unplaced:
+            more = f" and {len(made.unplaced) - MOST_NAMED} more" if len(made.unplaced) > MOST_NAMED else ""
+            err.print(f"note: no place was found for {', '.join(made.unplaced[:MOST_NAMED])}{more}", markup=False)
     finally:
         code = _report_failures("photos and pairs", progress)
     return code
@@ -250,8 +298,48 @@ def localize(
         )
     targets = [out / "poses.json", out / "poses.txt", *([add_to] if add_to else [])]
     say(f"{len(localization.poses)} of {progress.done} photos localised -> {', '.join(map(str, targets))}")
-    progress.failed = list(localization.left_out)
+    progress.name(tuple(failure for failure in localization.left_out if failure not in progress.failed))
     return _report_failures("photos", progress)
+
+
+def export_colmap(
+    photos: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    features: Path,
+    matches: Path,
+    cameras: Annotated[CameraFlags, arg(name="")],
+    pairs: Path | None = None,
+    images: Path | None = None,
+    poses: Path | None = None,
+) -> int:
+    """Write features and matches to a COLMAP database, with cameras and verified geometry.
+
+    Args:
+        photos: Folder of the photos, searched with all its subfolders.
+        out: The database to write, such as database.db.
+        features: The .h5 file of features, of `lumiglue features` or hloc.
+        matches: The .h5 file of matches, of `lumiglue matches` or hloc.
+        cameras: The cameras.
+        pairs: Text file of the pairs to write, two names on each line; by default all that are in --matches.
+        images: Text file with the names of the photos to use, one on each line.
+        poses: Folder with a model of COLMAP: the database gets its cameras and the numbers of its images.
+    """
+    check_writable(out)
+    written = collection.export_colmap(
+        photos, features, matches, out, pairs=pairs, images=images, poses=poses, **cameras.arguments()
+    )
+    say(f"{written.images} images, {written.verified} of {written.pairs} pairs have a consistent geometry -> {out}")
+    progress = _Display()
+    with progress:
+        progress.name(written.left_out)
+    return _report_failures("photos", progress)
+
+
+def _extractor_of(features: Path) -> str | None:
+    """The name of the features in a file; None if it does not say, as hloc's."""
+    with collection.FeaturesFile(features) as file:
+        names = file.names()
+        return (file.read(names[0]).extractor or None) if names else None
 
 
 def _say_masks(photos: Path, masks: Path | None) -> None:
@@ -264,7 +352,7 @@ def _say_masks(photos: Path, masks: Path | None) -> None:
 
 
 class _Display:
-    """Shows the progress of a job, a bar for each stage, and keeps what failed."""
+    """Shows the progress of a job, a bar for each stage, names what failed as soon as it does, and keeps it."""
 
     def __init__(self) -> None:
         self.failed: list[tuple[str, str]] = []
@@ -280,10 +368,16 @@ class _Display:
             self._bar.close()
             self._advance = self._bar.enter_context(ProgressBar(step.stage, step.total))
             self._stage, self.done, self._failed_before = step.stage, 0, len(self.failed)
-        self.failed += step.failed
+        self.name(step.failed)
         failures = len(self.failed) - self._failed_before
         self._advance(step.done - self.done, f"{failures} failed" if failures else "", total=step.total)
         self.done = step.done
+
+    def name(self, failed: "Failures") -> None:
+        """Names what failed, up to a number, and keeps it."""
+        for name, reason in failed[: max(0, MOST_NAMED - len(self.failed))]:
+            err.print(f"left out: {name}: {reason}", markup=False)
+        self.failed += failed
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
@@ -295,9 +389,9 @@ class _Display:
 
 
 def _report_failures(what: str, progress: _Display) -> int:
-    """Lists what failed. Returns 2 if something did, else 0."""
-    for name, reason in progress.failed[:10]:
-        err.print(f"left out: {name}: {reason}", markup=False)
+    """Counts what failed. Returns 2 if something did, else 0."""
+    more = len(progress.failed) - MOST_NAMED
     if progress.failed:
-        err.print(f"error: {len(progress.failed)} {what} were left out", markup=False)
+        unnamed = f", {more} of them not listed here" if more > 0 else ""
+        err.print(f"error: {len(progress.failed)} {what} were left out{unnamed}", markup=False)
     return 2 if progress.failed else 0

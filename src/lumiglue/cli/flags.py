@@ -49,8 +49,8 @@ class PipelineFlags:
     prune_below: float = 0.01
     """Prune confident points of lower matchability; 0 keeps all points."""
     precision: Precision | Literal["auto"] | None = None
-    """Arithmetic of the matcher; auto is bf16 if the processor is faster with it. By default auto for photos, and fp32, the
-    same on every machine, for collections and evaluations."""
+    """Arithmetic of the matcher; auto is bf16 if the processor is faster with it. By default auto for two photos, and fp32,
+    the same on every machine, for lists, collections and evaluations."""
     device: str | None = None
     """cpu, cuda or mps; by default the CUDA GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None

@@ -14,7 +14,7 @@ from lumiglue.cli.geometry import (
     save_registration,
     say_pose,
 )
-from lumiglue.cli.terminal import ProgressBar, err, say
+from lumiglue.cli.terminal import err, say
 from lumiglue.demo.limits import Limits
 from lumiglue.errors import InputError
 from lumiglue.system.extras import EXTRAS, require
@@ -45,7 +45,7 @@ def match(
     rotation: Literal["none", "search"] = "none",
     masks: tuple[Path, Path] | None = None,
 ) -> int:
-    """Match two photos, a photo with a folder, or every pair of a list.
+    """Match two photos, a photo with a folder, or every pair of a list. A list can be interrupted and resumed.
 
     Args:
         inputs: Two image files; an image file and a folder, whose photos are ranked by inliers; or one text file with a pair
@@ -150,30 +150,17 @@ def _match_two(
 
 
 def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path | None, workers: int | None) -> int:
-    from lumiglue.collection.hloc import MatchesFile, check_keys
+    from lumiglue.cli.collections import _Display, _report_failures
+    from lumiglue.collection import match_photos
 
-    names = _read_list(list_file)
+    pairs = _read_list(list_file)
     if target is None:
         raise InputError("a list of pairs is written to an .h5 file; give --out matches.h5")
     check_writable(target, *HDF5)
-    check_keys(names)
-    pipeline = flags.pipeline("auto")
-    failures: list[str] = []
-    total = 0
-    pairs = [(root / a, root / b) for a, b in names]
-    results = pipeline.match_many(pairs, workers=workers, on_error=lambda _, error: failures.append(str(error)))
-    file = MatchesFile(target)
-    with ProgressBar("matching pairs", len(names)) as advance, file:
-        for (a, b), result in zip(names, results, strict=True):
-            if result is not None:
-                file.write(a, b, result)
-                total += len(result)
-            advance(1, f"{total} matches")
-    say(f"{len(names) - len(failures)} pairs, {total} matches -> {target}")
-    if failures:
-        err.print(f"error: {len(failures)} of {len(names)} pairs were left out; the first: {failures[0]}", markup=False)
-        return 2
-    return 0
+    with _Display() as progress:
+        match_photos(pairs, target, flags.pipeline(), root=root, workers=workers, progress=progress)
+    say(f"{progress.succeeded} pairs -> {target}")
+    return _report_failures("pairs", progress)
 
 
 def sample(

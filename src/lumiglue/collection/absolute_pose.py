@@ -10,7 +10,7 @@ import numpy as np
 import poselib
 from jaxtyping import Bool, Float, Float64
 
-from lumiglue.collection.colmap import pycolmap
+from lumiglue.collection.cameras import pycolmap
 from lumiglue.collection.query_cameras import CameraSource
 
 MINIMUM_POINTS = 4

@@ -1,175 +1,45 @@
-"""From matches to a COLMAP database and a sparse model, through pycolmap."""
+"""From a COLMAP database to a sparse model, through pycolmap."""
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from lumiglue.collection.hloc import FeaturesFile, MatchesReader
-from lumiglue.collection.pairs import Pair
+from lumiglue.collection import RefineCameras
+from lumiglue.collection.cameras import pycolmap, quiet
+from lumiglue.collection.database import Database, with_poses_of
 from lumiglue.collection.sfm import Model
 from lumiglue.errors import InputError
-from lumiglue.images import as_stored
-from lumiglue.system.extras import require
 
-try:
-    import pycolmap
-except ImportError:
-    raise InputError("reconstruction needs the package pycolmap; pip install 'lumiglue[sfm]'") from None
-require("pycolmap")
-
-# COLMAP counts from the corner of the top-left pixel, Lumiglue from its centre.
-COLMAP_SHIFT = 0.5
-MIN_MATCHES = 15
 _MODEL_FILES = {
     "project.ini",
     *(f"{what}.{suffix}" for what in ("cameras", "images", "points3D", "frames", "rigs") for suffix in ("bin", "txt")),
 }
 
 
-def write_database(
-    photos: str | Path,
-    names: Sequence[str],
-    features: str | Path,
-    matches: str | Path,
-    pairs: Sequence[Pair],
-    database: str | Path,
-    *,
-    single_camera: bool = False,
-    camera_model: str = "SIMPLE_RADIAL",
-) -> int:
-    """Writes a new COLMAP database with images, cameras (initialised from EXIF), keypoints and matches, and verifies the
-    geometry of each pair.
-
-    COLMAP does not apply EXIF orientations, so keypoints are written in the photo as stored.
-
-    Args:
-        photos: Folder of the photos.
-        names: Photos to write; those without features are left out.
-        features: HDF5 file of features of upright photos, as `lumiglue features` writes it.
-        matches: HDF5 file of matches of these features.
-        pairs: Pairs to write.
-        database: File to write; an existing one is replaced.
-        single_camera: All photos were taken by one camera at one zoom.
-        camera_model: COLMAP's name of the camera model.
-
-    Returns:
-        How many pairs have a consistent geometry.
-
-    Raises:
-        InputError: no pair has one, or the matches are of other features.
-    """
-    database, photos = Path(database), Path(photos)
-    check_camera_model(camera_model)
-    database.unlink(missing_ok=True)
-    with FeaturesFile(features) as file, MatchesReader(matches) as matches_file:
-        known = [name for name in names if name in file]
-        options = pycolmap.ImageReaderOptions()
-        options.camera_model = camera_model
-        mode = pycolmap.CameraMode.SINGLE if single_camera else pycolmap.CameraMode.PER_IMAGE
-        pycolmap.Database.open(database).close()
-        pycolmap.import_images(database, photos, mode, known, options)
-        opened = pycolmap.Database.open(database)
-        ids = {image.name: image.image_id for image in opened.read_all_images()}
-        counts = {}
-        for name in known:
-            if name in ids:
-                image_features = file.read(name)
-                stored = as_stored(photos / name, image_features.keypoints.numpy(), image_features.image_size)
-                opened.write_keypoints(ids[name], stored + COLMAP_SHIFT)
-                counts[name] = len(image_features)
-        matched = []
-        for a, b in pairs:
-            if a in ids and b in ids and ((a, b) in matches_file or (b, a) in matches_file):
-                rows = matches_file.read(a, b)
-                if (rows >= (counts[a], counts[b])).any():
-                    raise InputError(
-                        f"{matches}: the matches of {a} and {b} are of other features; delete it to match again"
-                    )
-                if len(rows) >= MIN_MATCHES:
-                    opened.write_matches(ids[a], ids[b], rows.astype(np.uint32))
-                    matched.append((a, b))
-        opened.close()
-    if not matched:
-        raise InputError(f"no pair has {MIN_MATCHES} matches; are these photos of one place?")
-    verified = _verify(database, [(ids[a], ids[b]) for a, b in matched])
-    if not verified:
-        raise InputError(f"none of {len(matched)} matched pairs has a consistent geometry; are these photos of one place?")
-    return verified
-
-
-def check_camera_model(name: str) -> None:
-    """Raises InputError unless COLMAP has this camera model."""
-    known = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
-    if name not in known:
-        raise InputError(f"unknown camera model {name!r}; choose from {known}")
-
-
-def unreadable(photos: str | Path, names: Sequence[str]) -> list[str]:
-    """Finds photos that this build of COLMAP cannot read: WebP, in most builds.
-
-    Args:
-        photos: Folder of the photos.
-        names: Photos to test.
-
-    Returns:
-        The names of those that cannot be read.
-    """
-    doubtful = [name for name in names if name.lower().endswith(".webp")]
-    with _quiet(3):
-        return [name for name in doubtful if pycolmap.Bitmap.read(Path(photos) / name, as_rgb=True) is None]
-
-
-def _verify(database: Path, pairs: Sequence[tuple[int, int]]) -> int:
-    """Finds the geometry of each pair; returns how many have one. COLMAP reads a list of names separated by spaces, and a
-    name may have a space, so the images are renamed to their numbers meanwhile."""
-    opened = pycolmap.Database.open(database)
-    images = {image.image_id: image for image in opened.read_all_images()}
-    names = {number: image.name for number, image in images.items()}
-
-    def rename(name_of: Callable[[int], str]) -> None:
-        for number, image in images.items():
-            image.name = name_of(number)
-            opened.update_image(image)
-
-    list_file = database.with_suffix(".pairs.txt")
-    list_file.write_text("".join(f"{a} {b}\n" for a, b in pairs))
-    rename(str)
-    opened.close()
-    with _quiet():
-        pycolmap.verify_matches(database, list_file)
-    list_file.unlink()
-    opened = pycolmap.Database.open(database)
-    rename(names.__getitem__)
-    verified = opened.num_verified_image_pairs()
-    opened.close()
-    return verified
-
-
-@contextmanager
-def _quiet(level: int = 2) -> Iterator[None]:
-    """Silences COLMAP's log below `level`; 2 shows errors."""
-    before = pycolmap.logging.minloglevel
-    pycolmap.logging.minloglevel = level
-    try:
-        yield
-    finally:
-        pycolmap.logging.minloglevel = before
-
-
 def map_scene(
-    database: str | Path, photos: str | Path, out: str | Path, *, seed: int = 0, progress: Callable[[], None] | None = None
+    database: Database,
+    photos: Path,
+    out: Path,
+    *,
+    refine_known: RefineCameras = "none",
+    seed: int = 0,
+    progress: Callable[[], None] | None = None,
 ) -> list[Model]:
     """Runs COLMAP's incremental mapping.
+
+    Known cameras are constant until all photos are placed: a fisheye that is refined from the first few diverges.
 
     Args:
         database: COLMAP's database, with verified pairs.
         photos: Folder of the photos, for the colours of the points.
         out: Folder for the models 0/, 1/, ... Models of an earlier run are replaced once the new ones are complete.
+        refine_known: What of known cameras is refined in the end, with all poses and points.
         seed: Random seed.
         progress: Called for each image after the first two.
 
@@ -181,30 +51,80 @@ def map_scene(
     """
     options = pycolmap.IncrementalPipelineOptions()
     options.min_model_size, options.random_seed = 3, seed
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
-    before = earlier_models(out)
-    with tempfile.TemporaryDirectory(prefix="mapping-", dir=out) as unfinished:
-        with _quiet():
+    options.constant_cameras = set(database.known)
+    with _replaced_models(out) as folder:
+        with quiet():
             mapped = pycolmap.incremental_mapping(
-                Path(database), Path(photos), unfinished, options, next_image_callback=progress or (lambda: None)
+                database.path, photos, folder, options, next_image_callback=progress or (lambda: None)
             )
         if not mapped:
             raise InputError(
                 "nothing could be reconstructed: no pair of photos could start it; take more photos, closer together"
             )
+        for number, model in mapped.items() if database.known and refine_known != "none" else ():
+            refine(model, distortion=refine_known == "all")
+            model.write(folder / str(number))
+    return sorted((_model(out / str(number), model) for number, model in mapped.items()), key=lambda model: -model.images)
+
+
+def refine(model: Any, *, distortion: bool) -> None:
+    """Refines cameras, poses and points; `pycolmap.bundle_adjustment` does the same, but prints."""
+    options, config = pycolmap.BundleAdjustmentOptions(), pycolmap.BundleAdjustmentConfig()
+    options.print_summary, options.refine_extra_params = False, distortion
+    for number in model.reg_image_ids():
+        config.add_image(number)
+    config.fix_gauge(pycolmap.BundleAdjustmentGauge.TWO_CAMS_FROM_WORLD)
+    with quiet():
+        pycolmap.create_default_bundle_adjuster(options, config, model).solve()
+    model.update_point_3d_errors()
+
+
+def triangulate(database: Database, model: Any, photos: Path, out: Path) -> Model:
+    """Triangulates points from known cameras and poses, which stay as they are.
+
+    Args:
+        database: COLMAP's database, with verified pairs.
+        model: A `pycolmap.Reconstruction` with the cameras and poses.
+        photos: Folder of the photos, for the colours of the points.
+        out: Folder for the model 0/. Models of an earlier run are replaced once the new one is complete.
+
+    Returns:
+        The model.
+
+    Raises:
+        InputError: no point could be triangulated, or a folder that would be replaced is no model.
+    """
+    options = pycolmap.IncrementalPipelineOptions()
+    options.random_seed = 0
+    with _replaced_models(out) as folder:
+        (folder / "0").mkdir()
+        with quiet():
+            model = with_poses_of(model, list(database.images))
+            model = pycolmap.triangulate_points(model, database.path, photos, folder / "0", options=options)
+        if not model.num_points3D():
+            raise InputError("no point could be triangulated; do the poses belong to these photos?")
+    return _model(out / "0", model)
+
+
+@contextmanager
+def _replaced_models(out: Path) -> Iterator[Path]:
+    """A folder for new models, which replace those of an earlier run if the block does not raise."""
+    out.mkdir(parents=True, exist_ok=True)
+    before = earlier_models(out)
+    with tempfile.TemporaryDirectory(prefix="mapping-", dir=out) as unfinished:
+        yield Path(unfinished)
         for old in before:
             shutil.rmtree(old)
-        for number in mapped:
-            Path(unfinished, str(number)).replace(out / str(number))
-    models = [
-        Model(
-            out / str(number), model.num_reg_images(), model.num_points3D(), model.compute_mean_track_length(),
-            model.compute_mean_reprojection_error(), model,
-        )
-        for number, model in mapped.items()
-    ]  # fmt: skip
-    return sorted(models, key=lambda model: -model.images)
+        for folder in Path(unfinished).iterdir():
+            if folder.name.isdigit():
+                folder.replace(out / folder.name)
+
+
+def _model(folder: Path, model: Any) -> Model:
+    return Model(
+        folder, model.num_reg_images(), model.num_points3D(), model.compute_mean_track_length(),
+        model.compute_mean_reprojection_error(), model,
+    )  # fmt: skip
 
 
 def earlier_models(out: Path) -> list[Path]:

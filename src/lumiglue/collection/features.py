@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lumiglue.collection.hloc import write_features
+from lumiglue.collection.stamps import Stamp
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.extractors import Extractor, Sift
 from lumiglue.extractors.regions import Tiled, extract_inside
@@ -21,6 +24,8 @@ from lumiglue.types import PIXELS, Features
 
 IMAGES_IN_A_PART = 64
 Failures = tuple[tuple[str, str], ...]
+Extracted = tuple[Features, int, dict[str, int | str]]  # with the orientation and the attributes of the group
+_log = logging.getLogger(__name__)
 _NOT_UTF8 = "its name is not in UTF-8; rename the file"
 
 
@@ -78,7 +83,7 @@ def extract_features(
     workers: int | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Failures:
-    """Extracts the features of all photos of a folder. If it was interrupted, or photos were added, call it again.
+    """Extracts the features of all photos of a folder. Call it again if it was interrupted, or if photos changed.
 
     Args:
         photos: Folder, searched with all its subfolders.
@@ -131,58 +136,97 @@ def extract_in_parts(
         InputError: no photo could be read, none has a mask, or `out` has other features.
     """
     folder = Path(folder)
-    note = _limits(extractor) if note is None else note
-    note += "" if stretch == "auto" else f", stretch {stretch}"
-    pixels = f"{PIXELS}, as stored (before the EXIF orientation)"
-    made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": pixels}
-    if masks is not None:
-        made_by["masked"] = True
-        if not any(mask_file(masks, name) for name in names):
-            raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
+    if masks is not None and not any(mask_file(masks, name) for name in names):
+        raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
 
-    def extract(name: str) -> tuple[Features, str, int]:
+    def extract(name: str) -> Extracted:
+        stamp = Stamp.of(folder / name)  # before the photo is read: if it is replaced meanwhile, the next run sees it
         image, mask = read_image(folder / name, stretch=stretch), mask_file(masks, name)
+        attributes = {} if stamp is None else stamp.attributes()
         orientation = exif_orientation(folder / name)
         if mask is None:
-            return extractor(image), "", orientation
-        return extract_inside(extractor, image, read_mask(mask)), _digest(mask), orientation
+            return extractor(image), orientation, attributes
+        return extract_inside(extractor, image, read_mask(mask)), orientation, {**attributes, "mask": _digest(mask)}
 
     workers = torch.get_num_threads() if workers is None else workers
     with (
-        GrowingFile(out, json.dumps(made_by, sort_keys=True)) as growing,
+        GrowingFile(out, record_of(extractor, note, stretch=stretch, masked=masks is not None)) as growing,
         pool(workers, one_thread_each=workers > 1) as threads,
     ):
         unusable = tuple(
             (name.encode("utf-8", "backslashreplace").decode(), _NOT_UTF8) for name in names if not _is_text(name)
         )
         names = [name for name in names if _is_text(name)]
-        todo = growing.missing(names)
+        present = growing.attributes(set(names) - set(growing.missing(names)))
         if masks is not None:
-            _same_masks(growing, masks, set(names) - set(todo))
+            _same_masks(out, masks, present)
+        _discard_changed(growing, folder, present)
+        todo = growing.missing(names)
         count = len(names) + len(unusable)
         done = count - len(todo)
         yield Progress("images", done, count, unusable)
         extracted = _ahead(threads, extract, todo, 2 * workers)
-        read = 0
+        failures: list[tuple[str, str]] = []
         for start in range(0, len(todo), IMAGES_IN_A_PART):
-            failed = []
+            failed, interrupt = [], None
             with growing.part() as group:
                 for name in todo[start : start + IMAGES_IN_A_PART]:
                     try:
-                        features, mask, orientation = next(extracted).result()
+                        features, orientation, attributes = next(extracted).result()
                     except (LumiglueError, OSError) as error:
                         failed.append((name, str(error)))
                         continue
+                    except KeyboardInterrupt as error:
+                        interrupt = error
+                        break
                     image_group = group(name)
                     write_features(image_group, features, orientation)
-                    if mask:
-                        image_group.attrs["mask"] = mask
-                    read += 1
+                    image_group.attrs.update(attributes)
+            if interrupt is not None:
+                raise interrupt  # what was extracted is in a part
+            failures += failed
             done += min(IMAGES_IN_A_PART, len(todo) - start)
             yield Progress("images", done, count, tuple(failed))
-        if len(todo) == len(names) and not read:
-            raise InputError(f"none of the {len(names)} images in {folder} could be read")
+        if count and len(failures) + len(unusable) == count:
+            raise InputError(
+                f"none of the {count} images in {folder} could be used; {_causes(folder, failures or unusable)}"
+            )
         growing.finish()
+
+
+def record_of(extractor: Extractor, note: str | None = None, *, stretch: Stretch = "auto", masked: bool = False) -> str:
+    """What features depend on, as text: two files with the same record have the same features of the same photos.
+
+    Args:
+        extractor: The features.
+        note: What they depend on beside `extractor.config()`; None takes the extractor's limits.
+        stretch: Which photos are stretched, see `images.read_image`.
+        masked: Whether parts of photos are left out.
+    """
+    note = _limits(extractor) if note is None else note
+    note += "" if stretch == "auto" else f", stretch {stretch}"
+    pixels = f"{PIXELS}, as stored (before the EXIF orientation)"
+    made_by = {"extractor": {**extractor.config(), "name": extractor.name}, "note": note, "pixels": pixels}
+    return json.dumps(made_by | ({"masked": True} if masked else {}), sort_keys=True)
+
+
+def _causes(folder: Path, failures: Sequence[tuple[str, str]]) -> str:
+    """The first reason, and how many have it; reasons that differ in the photo's path only are the same."""
+    causes = [reason.replace(str(folder / name), "") for name, reason in failures]
+    return f"first reason ({causes.count(causes[0])} of {len(causes)}): {failures[0][1]}"
+
+
+def _discard_changed(growing: GrowingFile, folder: Path, present: Mapping[str, Mapping[str, Any]]) -> None:
+    """Removes the features of photos that were replaced since."""
+    changed = []
+    for name in sorted(present):
+        stamp = Stamp.from_attributes(present[name])
+        if stamp is not None and not stamp.fits(folder / name):
+            changed.append(name)
+    if changed:
+        names = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
+        _log.warning("changed since %s was written, so extracted again: %s", growing.path, names, extra={"label": "note"})
+        growing.discard(changed)
 
 
 def _limits(extractor: Extractor) -> str:
@@ -202,13 +246,10 @@ def _digest(path: Path | None) -> str:
     return "" if path is None else hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def _same_masks(growing: GrowingFile, masks: str | Path, names: Iterable[str]) -> None:
-    digests = growing.notes("mask")
-    for name in sorted(names):
-        if digests[name] != _digest(mask_file(masks, name)):
-            raise InputError(
-                f"{growing.path} was made with another mask of {name}; delete it to begin again, or choose another name"
-            )
+def _same_masks(out: str | Path, masks: str | Path, present: Mapping[str, Mapping[str, Any]]) -> None:
+    for name in sorted(present):
+        if str(present[name].get("mask", "")) != _digest(mask_file(masks, name)):
+            raise InputError(f"{out} was made with another mask of {name}; delete it to begin again, or choose another name")
 
 
 def _is_text(name: str) -> bool:
@@ -221,9 +262,9 @@ def _is_text(name: str) -> bool:
 
 
 def _ahead(
-    threads: Executor, extract: Callable[[str], tuple[Features, str, int]], names: Sequence[str], ahead: int
-) -> Iterator["Future[tuple[Features, str, int]]"]:
-    waiting: deque[Future[tuple[Features, str, int]]] = deque()
+    threads: Executor, extract: Callable[[str], Extracted], names: Sequence[str], ahead: int
+) -> Iterator["Future[Extracted]"]:
+    waiting: deque[Future[Extracted]] = deque()
     for name in names:
         waiting.append(threads.submit(extract, name))
         if len(waiting) > ahead:

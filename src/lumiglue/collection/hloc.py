@@ -4,15 +4,12 @@ Features: a group for each image, with keypoints, descriptors (channels first), 
 oris where the features have them. They are in pixels of the photo as stored, which is what COLMAP and hloc read; the
 attribute exif_orientation turns them upright for the matcher. Matches: a group `name0/name1` for each pair (slashes inside a
 name become dashes), with matches0 (for each keypoint of image 0 the row in image 1, or -1) and matching_scores0.
+Without a file of features, a pair also has keypoints0 and keypoints1: the pixels of the matches in the upright photos.
 """
 
-import contextlib
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -20,13 +17,12 @@ import numpy as np
 import torch
 
 from lumiglue.collection.orientation import stored_features, upright_features
+from lumiglue.collection.stamps import Stamp
 from lumiglue.errors import InputError
-from lumiglue.io.atomic import disk_is_full, has_room
 from lumiglue.io.hdf5 import HDF5_ERRORS, Reader, read_numbers
 from lumiglue.io.listing import natural_key
 from lumiglue.io.text import reason
 from lumiglue.pipeline.prefetch import MatchedPair
-from lumiglue.pipeline.result import MatchResult
 from lumiglue.types import Features
 
 Pair = tuple[str, str]
@@ -118,6 +114,18 @@ class FeaturesFile(Reader):
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {name}: {reason(error)}; {_REMEDY}") from None
 
+    def stamp(self, name: str) -> Stamp | None:
+        """Which content of the photo the features are of; None where the file does not say."""
+        try:
+            return Stamp.from_attributes(self._file[name].attrs)
+        except HDF5_ERRORS:
+            return None
+
+    def is_current(self, name: str, stamp: Stamp | None) -> bool:
+        """Whether the features are of this content of the photo."""
+        now = self.stamp(name)
+        return now is None or (stamp is not None and now.sha256 == stamp.sha256)
+
     def _read(self, name: str, stored: bool) -> Features:
         group: Any = self._file[name]
         width, height = (int(size) for size in read_numbers(group, "image_size").tolist())
@@ -167,24 +175,30 @@ class PairMatches:
         matches0: For each keypoint of the first image its row in the second, or -1.
         scores0: Their scores, 0 where there is no match.
         stop_layer: The last layer that ran.
+        points: k x 2 pixels of the matches in each image; empty where a file of features has them.
     """
 
     matches0: np.ndarray
     scores0: np.ndarray
     stop_layer: int
+    points: tuple[np.ndarray, ...] = ()
 
     @classmethod
-    def of(cls, matched: MatchedPair | MatchResult) -> "PairMatches":
+    def of(cls, matched: MatchedPair, *, with_points: bool = False) -> "PairMatches":
         """The matches of a matched pair."""
-        count = len(matched.features0)
-        matches0 = matched.matches.matches0(count).numpy().astype(np.int32)
-        return cls(matches0, matched.matches.scores0(count).numpy().astype(np.float16), matched.matches.stop_layer)
+        count, matches = len(matched.features0), matched.matches
+        ends = zip((matched.features0, matched.features1), matches.pairs.T, strict=True) if with_points else ()
+        points = tuple(features.keypoints[rows].numpy() for features, rows in ends)
+        matches0 = matches.matches0(count).numpy().astype(np.int32)
+        return cls(matches0, matches.scores0(count).numpy().astype(np.float16), matches.stop_layer, points)
 
 
 def write_matches(group: h5py.Group, matches: PairMatches) -> None:
     """Writes the matches of one pair to its group."""
     group.create_dataset("matches0", data=matches.matches0, compression="lzf")
     group.create_dataset("matching_scores0", data=matches.scores0, compression="lzf")
+    for number, points in enumerate(matches.points):
+        group.create_dataset(f"keypoints{number}", data=points)
     group.attrs["stop_layer"] = matches.stop_layer
 
 
@@ -201,6 +215,16 @@ class MatchesReader(Reader):
             return pair_key(*pair) in self._file
         except HDF5_ERRORS:
             return False
+
+    def pairs(self, names: Iterable[str]) -> list[Pair]:
+        """Lists the pairs of these images that are in the file."""
+        name_of = {_image_key(name): name for name in names}
+        try:
+            groups: dict[str, Any] = {a: group for a, group in self._file.items() if a in name_of}
+            found = [(a, b) for a, group in groups.items() for b in group if b in name_of]
+        except HDF5_ERRORS as error:
+            raise InputError(f"{self.path} is damaged ({reason(error)}); match again with `lumiglue matches`") from None
+        return [(name_of[a], name_of[b]) for a, b in found]
 
     def read(self, a: str, b: str) -> np.ndarray:
         """Reads the matches of a pair, which may be stored in either order.
@@ -232,75 +256,3 @@ class MatchesReader(Reader):
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {key}: {reason(error)}; match them again with `lumiglue matches`") from None
         return partner.astype(np.int64)
-
-
-class MatchesFile:
-    """Writes matches of many pairs to one HDF5 file, pair by pair, and replaces an existing file when it is closed.
-
-    Beside hloc's layout each group has keypoints0 and keypoints1 of the matches in pixels and the attribute stop_layer, so
-    that the file can be used without the features.
-
-    Args:
-        path: The file to write.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self._unfinished, self._written = self.path.with_name(self.path.name + ".unfinished"), False
-        with self._writing():
-            self._file = h5py.File(self._unfinished, "w")
-
-    def __enter__(self) -> "MatchesFile":
-        return self
-
-    def write(self, name0: str, name1: str, result: MatchResult) -> None:
-        """Adds a pair, or replaces it.
-
-        Args:
-            name0: Name of the first image.
-            name1: Name of the second image.
-            result: Their matches.
-
-        Raises:
-            InputError: the disk is full, or the file cannot be written.
-        """
-        if not has_room(self.path, 64 * len(result.features0)):
-            raise self._full()
-        with self._writing():
-            self._write(name0, name1, result)
-
-    def _write(self, name0: str, name1: str, result: MatchResult) -> None:
-        self._written = True
-        key = pair_key(name0, name1)
-        if key in self._file:
-            del self._file[key]
-        group = self._file.create_group(key)
-        write_matches(group, PairMatches.of(result))
-        group.create_dataset("keypoints0", data=result.points0)
-        group.create_dataset("keypoints1", data=result.points1)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            with self._writing():
-                self._file.close()
-                if kind is None and (self._written or not self.path.exists()):  # nothing does not replace something
-                    self._unfinished.replace(self.path)
-        finally:
-            self._unfinished.unlink(missing_ok=True)
-
-    def _full(self) -> InputError:
-        return InputError(f"the disk of {self.path} is full; make room and run the same command again")
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            yield
-        except (OSError, RuntimeError, UnicodeError) as error:
-            if disk_is_full(error):
-                raise self._full() from None
-            raise InputError(f"{self.path} cannot be written ({_why(error)}); check the path and the names") from None
-
-
-def _why(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    return os.strerror(code) if code else reason(error)

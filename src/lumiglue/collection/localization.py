@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from lumiglue.collection.colmap import COLMAP_SHIFT, pycolmap
+from lumiglue.collection.cameras import pycolmap
+from lumiglue.collection.database import COLMAP_SHIFT
 from lumiglue.collection.features import Failures, Progress, run_to_end
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.collection.localizer import Localized, Localizer, QueryPose

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from lumiglue.collection.absolute_pose import AbsolutePose, estimate_absolute_pose
-from lumiglue.collection.colmap import COLMAP_SHIFT, pycolmap
+from lumiglue.collection.cameras import pycolmap
+from lumiglue.collection.database import COLMAP_SHIFT
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.collection.orientation import stored_features
 from lumiglue.collection.query_cameras import QueryCameras, camera_record

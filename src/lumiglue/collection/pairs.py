@@ -28,6 +28,7 @@ def choose_pairs(
     overlap: int = 10,
     photos: str | Path | None = None,
     metres: float = 100.0,
+    names: Sequence[str] | None = None,
 ) -> list[Pair]:
     """Chooses which pairs of a collection to match.
 
@@ -39,6 +40,7 @@ def choose_pairs(
         overlap: How many following images each image is paired with, for sequential.
         photos: Folder of the photos whose EXIF has the positions.
         metres: Largest distance, for position.
+        names: Images to pair; None takes all of the file.
 
     Returns:
         Pairs of names, each once.
@@ -47,7 +49,7 @@ def choose_pairs(
         InputError: an argument cannot be used, or positions are missing.
     """
     with FeaturesFile(features) as file:
-        names = file.names()
+        names = file.names() if names is None else names
         if by == "exhaustive":
             return exhaustive(names)
         if by == "position":
@@ -128,6 +130,28 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
     return unique(pairs)
 
 
+def read_names(path: str | Path, names: Iterable[str]) -> list[str]:
+    """Reads a list of images: one name on each line; # begins a comment.
+
+    Args:
+        path: Text file.
+        names: Images that the list may name.
+
+    Returns:
+        The names, each once.
+
+    Raises:
+        InputError: the file cannot be read, or a name is not among `names`.
+    """
+    known, listed = set(names), {}
+    for number, line in enumerate(read_text(path, "give a file with an image name on each line").split("\n"), start=1):
+        name = _without_comment(line)
+        if name and name not in known:
+            raise InputError(f"{path}, line {number}: {name!r} is not among the images")
+        listed |= {name: None} if name else {}
+    return list(listed)
+
+
 def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
     """Writes a list of pairs: two names on each line, separated by a tab if a name has a space.
 
@@ -152,15 +176,19 @@ def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
 
 def names_in(line: str) -> list[str]:
     """Splits a line of a list into names: at tabs if it has any, else at spaces; # begins a comment."""
-    line = re.split(r"(?:^|\s)#", line)[0].strip()
+    line = _without_comment(line)
     return [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
 
 
-def unique(pairs: Iterable[Pair]) -> list[Pair]:
-    """Removes repeated pairs, in either order, and pairs of an image with itself."""
+def _without_comment(line: str) -> str:
+    return re.split(r"(?:^|\s)#", line)[0].strip()
+
+
+def unique(pairs: Iterable[Pair], *, with_itself: bool = False) -> list[Pair]:
+    """Removes repeated pairs, in either order, and unless `with_itself` pairs of an image with itself."""
     seen: dict[frozenset[str], Pair] = {}
     for a, b in pairs:
-        if a != b:
+        if a != b or with_itself:
             seen.setdefault(frozenset((a, b)), (a, b))
     return list(seen.values())
 

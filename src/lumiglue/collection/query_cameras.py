@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from lumiglue.collection.colmap import check_camera_model, pycolmap
+from lumiglue.collection.cameras import check_camera_model, pycolmap
 from lumiglue.errors import InputError
 from lumiglue.io.text import read_text
 

@@ -4,8 +4,8 @@ from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from lumiglue.collection.hloc import FeaturesFile, Pair, PairMatches
-from lumiglue.collection.matching import Engine, MatchChunk
+from lumiglue.collection.hloc import Pair, PairMatches
+from lumiglue.collection.matching import Engine, MatchChunk, Source
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.pipeline.pipeline import Pipeline
 from lumiglue.system.extras import require
@@ -79,7 +79,7 @@ def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: in
     if actors < 1:
         raise InputError(f"actors is {actors}; give at least 1")
 
-    def run(file: FeaturesFile, chunks: Sequence[Sequence[Pair]], _: Pipeline) -> Iterator[MatchChunk]:
+    def run(file: Source, chunks: Sequence[Sequence[Pair]], _: Pipeline) -> Iterator[MatchChunk]:
         join()
         make = ray.remote(num_cpus=1, max_restarts=-1, max_task_retries=TRIES - 1)(_Matcher)
         objects = _Objects(file, cached_images)
@@ -122,7 +122,7 @@ def on_ray(make_pipeline: Callable[[], Pipeline], actors: int, cached_images: in
 class _Objects:
     """Features in the object store, each put once while it is among the last that were requested."""
 
-    def __init__(self, file: FeaturesFile, size: int) -> None:
+    def __init__(self, file: Source, size: int) -> None:
         self.file, self.size = file, size
         self.references: OrderedDict[str, Any] = OrderedDict()
 

@@ -9,7 +9,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lumiglue.collection.colmap import pycolmap
+from lumiglue.collection.cameras import pycolmap
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.errors import InputError
 from lumiglue.io.download import file_sha256

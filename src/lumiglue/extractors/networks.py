@@ -19,6 +19,7 @@ from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork
 from lumiglue.extractors.regions import SMALLEST_SIDE, check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.io.state_dicts import load_into
+from lumiglue.system.device import one_thread_at_a_time
 from lumiglue.types import Features
 from lumiglue.weights.registry import NETWORKS, local_network, network_file
 
@@ -90,13 +91,14 @@ class NetworkExtractor(ABC):
         if min(small.shape[:2]) < self.least:
             nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.descriptor_dim)
             return self._features(*nothing, (width, height), torch.ones(2))
-        with _loading:  # one of two threads loads the network, the other waits for it
-            network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
-        pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
-        with torch.inference_mode():
-            output = self.run(network, pixels)
-        # Clones made outside inference mode are ordinary tensors, which autograd and in-place code accept.
-        keypoints, scores, descriptors = (tensor.cpu().float().clone() for tensor in output)
+        with one_thread_at_a_time(self.device):
+            with _loading:  # one of two threads loads the network, the other waits for it
+                network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
+            pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
+            with torch.inference_mode():
+                output = self.run(network, pixels)
+            # Clones made outside inference mode are ordinary tensors, which autograd and in-place code accept.
+            keypoints, scores, descriptors = (tensor.cpu().float().clone() for tensor in output)
         scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
         return self._features(keypoints, scores, descriptors, (width, height), scale)
 

@@ -6,7 +6,7 @@ FILE.parts/ has the finished parts, each written atomically. In the end they are
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -37,6 +37,7 @@ class Reader:
         path: The file.
         record: What the file was made from, as text.
         made: Identifies the file: a file that is made again gets another value, one that grows keeps it.
+        revised: Whether groups were removed after the file was first finished, to be made again.
         written_by: The command that writes such files, for messages.
     """
 
@@ -56,6 +57,7 @@ class Reader:
             self._file = h5py.File(self.path, "r")
             self.record = str(self._file.attrs.get("record", ""))
             self.made = str(self._file.attrs.get("made", ""))
+            self.revised = bool(self._file.attrs.get("revised", False))
 
     def __enter__(self: "AnyReader") -> "AnyReader":
         return self
@@ -113,21 +115,57 @@ class GrowingFile:
         with _readable(self.path), h5py.File(self.path, "r") as file:
             return [name for name in missing if name not in file]
 
+    def attributes(self, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+        """The attributes of groups in the file and the parts, by name; a missing group is left out."""
+        names, values = set(names), {}
+        for path in self._files():
+            here = names if path == self.path else names & set(_names(path))
+            with _readable(path), h5py.File(path, "r") as file:
+                values |= {name: dict(file[name].attrs) for name in here if name in file}
+        return values
+
     def notes(self, attribute: str) -> dict[str, str]:
         """An attribute of every group in the file and the parts, by name; "" for a group without it."""
         values: dict[str, str] = {}
 
-        def read(path: Path) -> None:
-            with _readable(path), h5py.File(path, "r") as file:
-                file.visititems(
-                    lambda name, item: (
-                        values.update({name: str(item.attrs.get(attribute, ""))}) if isinstance(item, h5py.Group) else None
-                    )
-                )
+        def note(name: str, item: object) -> None:
+            if isinstance(item, h5py.Group):
+                values[name] = str(item.attrs.get(attribute, ""))
 
-        for path in [*self._parts(), *([self.path] if self.path.exists() else [])]:
-            read(path)
+        for path in self._files():
+            with _readable(path), h5py.File(path, "r") as file:
+                file.visititems(note)
         return values
+
+    def discard(self, names: Iterable[str]) -> None:
+        """Removes groups from the file and the parts, so that they are missing again.
+
+        Raises:
+            InputError: The disk is full. The file and the parts are intact.
+        """
+        names = set(names)
+        for path in self._files():
+            with _readable(path), h5py.File(path, "r") as file:
+                present = [name for name in names if name in file]
+            if not present:
+                continue
+            if not has_room(path, path.stat().st_size):
+                raise InputError(f"the disk of {path} is full; make room and run the same command again to continue")
+            with replacing(path, durable=True) as unfinished:
+                shutil.copyfile(path, unfinished)
+                with _readable(path), h5py.File(unfinished, "a") as file:
+                    for name in present:
+                        del file[name]
+                    if path == self.path:
+                        file.attrs["revised"] = True
+                    else:
+                        rest = [name for name in _names(path) if name not in names]
+                        del file[NAMES]
+                        file.create_dataset(NAMES, data=rest, dtype=h5py.string_dtype())
+        self._in_parts -= names
+
+    def _files(self) -> list[Path]:
+        return [*self._parts(), *([self.path] if self.path.exists() else [])]
 
     def __enter__(self) -> "GrowingFile":
         return self
@@ -177,7 +215,7 @@ class GrowingFile:
         Raises:
             InputError: The disk is full. The file and the parts are intact.
         """
-        size = sum(path.stat().st_size for path in [*self._parts(), self.path] if path.exists())
+        size = sum(path.stat().st_size for path in self._files())
         if self._in_parts and not has_room(self.path, size):
             raise InputError(f"the disk of {self.path} is full; make room and run the same command again to continue")
         if self._in_parts or not self.path.exists():

@@ -26,7 +26,7 @@ from lumiglue.matcher.settings import Backend, MatchSettings, Precision
 from lumiglue.pipeline.prefetch import FeatureCache, Image, MatchedPair, match_in_batches, match_in_threads, pool
 from lumiglue.pipeline.result import MatchResult
 from lumiglue.pipeline.rotation import match_best_turn, turned_image
-from lumiglue.system.device import compute_on_one_thread_in_forks, usable_device
+from lumiglue.system.device import compute_on_one_thread_in_forks, one_thread_at_a_time, usable_device
 from lumiglue.system.extras import require
 from lumiglue.system.threads import shorten_spins_at_run_time
 from lumiglue.types import Features, Matches
@@ -387,7 +387,8 @@ class Pipeline:
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.match_features(pairs, self.settings)
         packed = pack(pairs, self.matcher.config)
-        return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings, layers=self._layers)]
+        with one_thread_at_a_time(next(self.matcher.parameters()).device):
+            return [_to_cpu(matches) for matches in self.matcher.match(packed, self.settings, layers=self._layers)]
 
     def match_by_layer(self, features0: Features, features1: Features) -> list[Matches]:
         """The matches after each layer that ran; the last are the result. See `LightGlue.match_by_layer`.

@@ -3,6 +3,8 @@
 import functools
 import os
 import platform
+import threading
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import cv2
@@ -10,6 +12,9 @@ import torch
 
 from lumiglue.errors import InputError
 
+# Devices whose process crashes where two threads use them at once (pytorch/pytorch#197805).
+ONE_THREAD = {"mps"}
+_turn = threading.RLock()
 # glibc adapts its threshold to the blocks that are freed, up to this size.
 _LARGEST_LEARNT = 32 * 2**20
 
@@ -40,6 +45,11 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
         choices = " or ".join(repr(name) for name, usable in here.items() if usable)
         raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose {choices}") from None
     return chosen
+
+
+def one_thread_at_a_time(device: torch.device | str) -> AbstractContextManager[object]:
+    """Waits until no other thread uses the device, if it is one that several threads must not use at once."""
+    return _turn if torch.device(device).type in ONE_THREAD else nullcontext()
 
 
 @functools.cache

@@ -16,9 +16,9 @@ import pycolmap
 from jaxtyping import Bool, Float, Float64, Int, UInt8
 from matplotlib.tri import Triangulation
 
+from lumiglue.collection import cameras
 from lumiglue.errors import InputError
 from lumiglue.io.atomic import write_whole
-from lumiglue.io.text import reason
 from lumiglue.training.data.posed_formats import FORMAT, VERSION
 
 _COLMAP_PIXEL = 0.5  # COLMAP puts (0.5, 0.5) on the centre of the top-left pixel
@@ -107,12 +107,7 @@ def posed_from_sfm(
 
 def read_model(folder: Path) -> pycolmap.Reconstruction:
     """Reads a COLMAP model. Raises InputError if there is none, or fewer than two of its photos have a pose."""
-    if not any((folder / f"images{suffix}").exists() for suffix in (".bin", ".txt")):
-        raise InputError(f"{folder} has no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
-    try:
-        model = pycolmap.Reconstruction(folder)
-    except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
-        raise InputError(f"{folder} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
+    model = cameras.read_model(folder)
     if model.num_reg_images() < 2:
         raise InputError(f"{folder} has {model.num_reg_images()} photos with a pose; a model needs at least 2")
     return model
