@@ -1,10 +1,11 @@
 """The released ALIKED matcher by our kernels, by PyTorch and by the original implementation, in turns in one process.
 
-    OMP_NUM_THREADS=2 python benchmarks/speed/released.py [--points 512 1024 2048] [--rounds 9] [--busy 0 1 2] [-o FILE]
+    OMP_NUM_THREADS=2 python benchmarks/speed/released.py [--points 512 1024 2048] [--rounds 9] [--busy 0 1 2]
 
 The pairs are photos of scikit-image. A time is of all pairs once; a ratio is the median over the rounds of two times of one
 round. "products": at full depth, the rate of our operations as a share of the rate of one large matrix product, measured in
-the same round. --busy: beside so many busy loops. -o adds the table to a JSON file with the machine.
+the same round. --busy: beside so many busy loops. -o writes all
+times to a JSON file with the machine. On a shared machine, --clock processor with one thread says more.
 """
 
 import argparse
@@ -42,6 +43,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--pairs", type=int, default=2, help="of the four photo pairs")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--clock", choices=["wall", "processor"], default="wall")
     parser.add_argument("--busy", type=int, nargs="+", default=[0])
     parser.add_argument("-o", "--output", type=Path)
     options = parser.parse_args()
@@ -62,7 +64,7 @@ def main() -> None:
         for depth, settings in SETTINGS.items():
             for busy in options.busy:
                 with programs(busy):
-                    times, rates = race(model, pairs, depth, settings, options.rounds)
+                    times, rates = race(model, pairs, depth, settings, options)
                 row = {"points": points, "depth": depth, "busy": busy, "threads": torch.get_num_threads(), **times}
                 rows.append({**row, "products": rates})
                 print("| " + " | ".join(cells(rows[-1])) + " |", flush=True)
@@ -72,11 +74,15 @@ def main() -> None:
 
 
 def race(
-    model: LightGlue, pairs: list[tuple[Features, Features]], depth: str, settings: MatchSettings, rounds: int
+    model: LightGlue,
+    pairs: list[tuple[Features, Features]],
+    depth: str,
+    settings: MatchSettings,
+    options: argparse.Namespace,
 ) -> tuple[dict[str, list[float]], list[float]]:
     """Milliseconds of each contender, and our share of the products' rate, by round."""
     native, torchs = execution_layers(model, "fp32"), folded_layers(model, "fp32")
-    original = original_matcher("aliked-n16", adaptive=depth == "adaptive")
+    original = original_matcher(options.features, adaptive=depth == "adaptive")
     packed = [pack([pair], model.config) for pair in pairs]
 
     def ours(layers: object) -> None:
@@ -93,10 +99,10 @@ def race(
     times: dict[str, list[float]] = {name: [] for name in NAMES}
     shares = []
     with torch.inference_mode():
-        for number in range(rounds + 1):
-            product = milliseconds(lambda: a @ a)
-            taken = {name: milliseconds(jobs[name]) for name in (*NAMES[number % 3 :], *NAMES[: number % 3])}
-            product = min(product, milliseconds(lambda: a @ a))
+        for number in range(options.rounds + 1):
+            product = milliseconds(lambda: a @ a, options.clock)
+            taken = {name: milliseconds(jobs[name], options.clock) for name in (*NAMES[number % 3 :], *NAMES[: number % 3])}
+            product = min(product, milliseconds(lambda: a @ a, options.clock))
             if number:
                 for name, value in taken.items():
                     times[name].append(value)
@@ -111,10 +117,11 @@ def operations(model: LightGlue, n: int, m: int) -> float:
     return model.config.n_layers * (2 * (n + m) * 17 * d * d + attention) + 2 * (n + m) * (d * d + 128 * d) + 2 * d * n * m
 
 
-def milliseconds(job: Callable[[], object]) -> float:
-    start = time.perf_counter()
+def milliseconds(job: Callable[[], object], clock: str) -> float:
+    now = time.perf_counter if clock == "wall" else time.process_time
+    start = now()
     job()
-    return 1000 * (time.perf_counter() - start)
+    return 1000 * (now() - start)
 
 
 def cells(row: dict) -> list[str]:
