@@ -1,1 +1,1 @@
-"""Operations of a layer: attention, the compiled kernel."""
+"""Operations of a layer: attention, the kernels."""
