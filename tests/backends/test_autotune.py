@@ -15,6 +15,7 @@ from lumiglue.backends.autotune import Match, autotune, default_precision
 from lumiglue.cli import main
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.matcher import precision
+from lumiglue.matcher.execution import current_layers
 
 CONFIG = LightGlueConfig(descriptor_dim=128, project_input=True, d=64, heads=4, n_layers=1)
 
@@ -70,6 +71,12 @@ def test_the_precision_is_measured_once_a_machine(opened: list[str], monkeypatch
     assert default_precision(cpu) == "bf16"
 
 
+def layers_dtype(pipeline: Pipeline) -> torch.dtype:
+    """Of the layers that it runs."""
+    layers = pipeline._layers or current_layers(pipeline.matcher)  # pyright: ignore
+    return next(layers.parameters()).dtype  # pyright: ignore
+
+
 def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that another machine may continue, and figures, must not depend on this machine."""
     for chosen in ("bf16", "fp32"):
@@ -82,8 +89,7 @@ def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatc
             (PipelineFlags(precision="auto").pipeline(), chosen),
             (PipelineFlags(precision="fp32").pipeline("auto"), "fp32"),
         ):
-            layer = next(pipeline._layers.parameters())  # pyright: ignore
-            assert layer.dtype == dtypes[expected]
+            assert layers_dtype(pipeline) == dtypes[expected]
 
 
 def test_one_backend_needs_no_race(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +116,7 @@ def test_automatic_pipelines_match_as_the_default_does(
 ) -> None:
     pytest.importorskip("onnxruntime")
     monkeypatch.setattr("lumiglue.backends.autotune._POINTS", 64)
-    monkeypatch.setattr("lumiglue.backends.select.find_spec", lambda name: name != "openvino")  # two are enough
+    monkeypatch.setattr("lumiglue.backends.select.available", lambda name: name != "openvino")  # two are enough
     expected = Pipeline.pretrained(max_keypoints=200, precision="fp32").match(draw_photo(1), draw_photo(1))
     automatic = Pipeline.pretrained(max_keypoints=200, precision="fp32", backend="auto").match(draw_photo(1), draw_photo(1))
     assert torch.equal(automatic.matches.pairs, expected.matches.pairs)
@@ -122,7 +128,6 @@ def test_automatic_pipelines_match_as_the_default_does(
     assert isinstance(lowest.matcher, LightGlue)  # bfloat16 is PyTorch's alone
     monkeypatch.undo()
     low = Pipeline.pretrained(max_keypoints=200)
-    layer = next(low._layers.parameters())  # pyright: ignore
-    assert layer.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[default_precision(torch.device("cpu"))]
+    assert layers_dtype(low) == {"bf16": torch.bfloat16, "fp32": torch.float32}[default_precision(torch.device("cpu"))]
     assert main(["match", "--backend", "auto", "--precision", "auto", "nowhere.jpg", "nowhere.jpg"]) == 2
     assert "nowhere.jpg" in capsys.readouterr().err
