@@ -24,7 +24,7 @@ import pycolmap
 
 import lumiglue
 from lumiglue.collection import localizer
-from lumiglue.collection.colmap import COLMAP_SHIFT, write_database
+from lumiglue.collection.database import COLMAP_SHIFT
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.collection.pairs import exhaustive
 from lumiglue.collection.sparse_model import SparseModel
@@ -68,10 +68,9 @@ class Known:
         self.names = sorted(self.poses)
         lumiglue.collection.extract_features(self.photos, out / "f.h5", pipeline.extractor)
         lumiglue.collection.match_pairs(out / "f.h5", exhaustive(self.names), out / "m.h5", pipeline)
-        write_database(
-            self.photos, self.names, out / "f.h5", out / "m.h5", exhaustive(self.names), out / "d.db",
-            single_camera=True, camera_model="PINHOLE",
-        )  # fmt: skip
+        lumiglue.collection.export_colmap(
+            self.photos, out / "f.h5", out / "m.h5", out / "d.db", single_camera=True, camera_model="PINHOLE"
+        )
         with FeaturesFile(out / "f.h5") as file:
             self.keypoints = {name: file.read(name).keypoints.double().numpy() + COLMAP_SHIFT for name in self.names}
             self.camera = true_camera(pairs, file.read(self.names[0]).image_size)

@@ -24,13 +24,14 @@ import pycolmap
 
 from lumiglue.collection import localization
 from lumiglue.collection.absolute_pose import estimate_absolute_pose
-from lumiglue.collection.colmap import write_database
+from lumiglue.collection.cameras import make_camera
+from lumiglue.collection.export import export_colmap
 from lumiglue.collection.features import extract_in_parts
 from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.collection.localizer import QueryPose
 from lumiglue.collection.matching import match_in_parts
 from lumiglue.collection.pairs import exhaustive
-from lumiglue.collection.query_cameras import QueryCameras, make_camera
+from lumiglue.collection.query_cameras import QueryCameras
 from lumiglue.collection.sparse_model import SparseModel
 
 CAMERAS = {
@@ -65,7 +66,7 @@ def project(camera: pycolmap.Camera, world: np.ndarray, rotation: np.ndarray, tr
 @pytest.mark.parametrize("model", CAMERAS)
 def test_a_known_camera_is_found_exactly_among_outliers(model: str) -> None:
     world, rotation, translation = points_and_pose(60)
-    camera = make_camera(model, 640, 480, CAMERAS[model])
+    camera = pycolmap.Camera(model=model, width=640, height=480, params=CAMERAS[model])
     pixels = project(camera, world, rotation, translation)
     wrong = np.arange(60) < 25
     pixels[wrong] += np.random.default_rng(1).uniform(30, 200, (25, 2))
@@ -81,9 +82,14 @@ def test_a_known_camera_is_found_exactly_among_outliers(model: str) -> None:
 @pytest.mark.parametrize(("source", "guess"), [("estimated", 768.0), ("exif", 830.0)])
 def test_a_focal_length_that_is_not_known_is_found(source: str, guess: float) -> None:
     world, rotation, translation = points_and_pose(80, seed=2)
-    pixels = project(make_camera("SIMPLE_PINHOLE", 640, 480, [800.0, 320, 240]), world, rotation, translation)
+    pixels = project(
+        pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=[800.0, 320, 240]),
+        world,
+        rotation,
+        translation,
+    )
     pixels[:20] += np.random.default_rng(1).uniform(30, 200, (20, 2))
-    camera = make_camera("SIMPLE_RADIAL", 640, 480, [guess, 320, 240, 0])
+    camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=640, height=480, params=[guess, 320, 240, 0])
     pose = estimate_absolute_pose(pixels, world, camera, source, threshold=12.0)  # pyright: ignore[reportArgumentType]
     assert pose is not None
     assert pose.camera.params[0] == pytest.approx(800, rel=1e-3)
@@ -92,7 +98,7 @@ def test_a_focal_length_that_is_not_known_is_found(source: str, guess: float) ->
 
 def test_no_pose_without_agreement() -> None:
     world, rotation, translation = points_and_pose(40)
-    camera = make_camera("SIMPLE_PINHOLE", 640, 480, CAMERAS["SIMPLE_PINHOLE"])
+    camera = pycolmap.Camera(model="SIMPLE_PINHOLE", width=640, height=480, params=CAMERAS["SIMPLE_PINHOLE"])
     pixels = project(camera, world, rotation, translation)
     assert estimate_absolute_pose(pixels[:3], world[:3], camera, "given", threshold=4.0) is None
     assert estimate_absolute_pose(pixels[:0], world[:0], camera, "given", threshold=4.0) is None
@@ -104,7 +110,7 @@ def test_no_pose_without_agreement() -> None:
 def test_the_covariance_is_that_of_repeated_measurements() -> None:
     """Of the camera centre in the unit of the model, and of the rotation in radians (the whole angle)."""
     world, rotation, translation = points_and_pose(80)
-    camera = make_camera("SIMPLE_RADIAL", 640, 480, CAMERAS["SIMPLE_RADIAL"])
+    camera = pycolmap.Camera(model="SIMPLE_RADIAL", width=640, height=480, params=CAMERAS["SIMPLE_RADIAL"])
     pixels, rng = project(camera, world, rotation, translation), np.random.default_rng(0)
     deviations, covariances = [], []
     for _ in range(150):
@@ -163,15 +169,15 @@ def test_the_focal_length_comes_from_exif(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("camera", "focal", "message"),
     [
-        ("PINHOLE,70,71", None, "a camera PINHOLE has the parameters fx, fy, cx, cy; 2 were given"),
+        ("PINHOLE,70,71", None, r"PINHOLE has 4 parameters \(fx, fy, cx, cy\), 2 were given"),
         ("pinhole,1,1,1,1", None, "unknown camera model 'pinhole'"),
         ("PINHOLE,a,b,c,d", None, "parameters are numbers"),
         ("PINHOLE,nan,1,1,1", None, "finite numbers"),
         ("PINHOLE,1,1,1,1", 70.0, "give one of them"),
         (None, -1.0, "give pixels, above 0"),
         ("model", None, "the model has 0 cameras"),
-        ("none.txt", None, "none.txt does not exist; give a line"),
-        ("bad.txt", None, "line 2: no camera of COLMAP's models"),
+        ("none.txt", None, "none.txt does not exist; give on each line"),
+        ("bad.txt", None, "line 2 has no camera model of COLMAP"),
     ],
 )
 def test_cameras_that_cannot_be_used(
@@ -223,13 +229,13 @@ def triangulate(folder: Path, truth: dict[str, np.ndarray], camera: str, pipelin
     features, matches, pairs = out / "features.h5", out / "matches.h5", exhaustive(names)
     list(extract_in_parts(photos, names, pipeline.extractor, features))
     list(match_in_parts(features, pairs, pipeline, matches))
-    write_database(photos, names, features, matches, pairs, out / "d.db", single_camera=True, camera_model=model)
+    export_colmap(photos, features, matches, out / "d.db", single_camera=True, camera_model=model)
     known = SparseModel(pycolmap.Reconstruction(), out)
     with FeaturesFile(features) as file:
         for name in names:
             read = file.read(name)
             pose = pycolmap.Rigid3d(pycolmap.Rotation3d(truth[name][:3, :3]), truth[name][:3, 3])
-            one = make_camera(model, *read.image_size, [float(value) for value in params])
+            one = make_camera(model, read.image_size, [float(value) for value in params], "")
             known.add(name, one, pose, read.keypoints.double().numpy() + 0.5, np.zeros((0, 2), np.int64))
     (out / "0").mkdir()
     made = pycolmap.triangulate_points(known.reconstruction, out / "d.db", photos, out / "0")

@@ -21,7 +21,7 @@ pytest.importorskip("pycolmap")
 
 import pycolmap
 
-from lumiglue.collection.cameras import CameraSettings, group_photos, read_cameras
+from lumiglue.collection.cameras import CameraSettings, group_photos, read_cameras, read_model
 from lumiglue.collection.colmap import refine
 from lumiglue.collection.database import add_posed_image
 
@@ -138,6 +138,15 @@ def test_points_are_triangulated_from_known_poses(scene: Scene, matched: tuple[P
         lumiglue.reconstruct(scene[0], tmp_path / "o", poses=scene[0])
 
 
+def test_the_folder_that_sfm_wrote_is_a_model(tmp_path: Path) -> None:
+    (tmp_path / "model" / "0").mkdir(parents=True)
+    model = pycolmap.Reconstruction()
+    model.add_camera(pycolmap.Camera(camera_id=3, model="PINHOLE", width=480, height=360, params=PINHOLE))
+    model.write(tmp_path / "model" / "0")
+    for folder in ("model", "model/0"):
+        assert list(read_model(tmp_path / folder).cameras) == [3]
+
+
 def test_lists_of_photos_and_pairs(
     scene: Scene, matched: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,6 +172,8 @@ def test_lists_of_photos_and_pairs(
     (tmp_path / "names.txt").write_text("1.png\nlost.png\n")
     assert main([*command, *files]) == 2
     assert "names.txt, line 2: 'lost.png' is not among the images" in capsys.readouterr().err
+    file.write_text("my photo 1.jpg SIMPLE_PINHOLE 64 48 50 32 24  # by name\nphoto#2.jpg\tSIMPLE_PINHOLE 64 48 60 32 24\n")
+    assert [camera.params[0] for camera in read_cameras(file, album, ["my photo 1.jpg", "photo#2.jpg"]).values()] == [50, 60]
     wrong: dict[str, Any]
     for wrong in ({"images": ["lost.png"]}, {"pairs": [("0.png", "lost.png")]}):
         with pytest.raises(InputError, match=r"'lost\.png' is not among the photos"):
@@ -255,10 +266,10 @@ def test_cameras_of_a_list(album: Path, tmp_path: Path) -> None:
     assert focal == {"a/2.jpg": 60, **dict.fromkeys(("a/1.jpg", "a/3.jpg"), 50), **dict.fromkeys(names[3:], 7)}
     assert groups_of(album, file=file) == ([["a/1.jpg", "a/3.jpg"], ["a/2.jpg"], names[3:-1]], ["b/c/4.jpg"])
     for text, message in (
-        ("1 PINHOLE 64 48 50 50 32\n", "line 1: 3 parameters, .*; PINHOLE has fx, fy, cx, cy"),
-        ("1 PINHOLE 64 48 50 50 32 nan\n", "PINHOLE has fx, fy, cx, cy"),
-        ("1 NOTHING 64 48 50\n", "line 1: unknown camera model 'NOTHING'"),
-        ("1 PINHOLE 64\n", "line 1 is no camera; give ID, or the name"),
+        ("1 PINHOLE 64 48 50 50 32\n", r"line 1: PINHOLE has 4 parameters \(fx, fy, cx, cy\), 3 were given"),
+        ("1 PINHOLE 64 48 50 50 32 nan\n", "line 1: parameters are finite numbers"),
+        ("1 NOTHING 64 48 50\n", "line 1 has no camera model of COLMAP; give the name of a photo"),
+        ("1 PINHOLE 64\n", "line 1 has no width and height after PINHOLE"),
         ("1 PINHOLE 64 48 5 5 5 5\n1 PINHOLE 64 48 5 5 5 5\n", "line 2: 1 has a camera above"),
         ("1 PINHOLE 64 48 5 5 5 5\n2 PINHOLE 64 48 6 6 5 5\n", "two cameras of 64 x 48 pixels; give names"),
         ("lost.jpg PINHOLE 64 48 5 5 5 5\n", "lost.jpg is neither a photo nor a folder of"),

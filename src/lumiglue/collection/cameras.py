@@ -13,7 +13,7 @@ from PIL import ExifTags, Image
 
 from lumiglue.collection import CameraMode
 from lumiglue.collection.features import Failures
-from lumiglue.collection.pairs import names_in
+from lumiglue.collection.pairs import without_comment
 from lumiglue.errors import ImageError, InputError
 from lumiglue.images import read_image
 from lumiglue.io.text import read_text, reason
@@ -27,15 +27,15 @@ require("pycolmap")
 
 # Formats that every build of COLMAP reads.
 _COMMON_FORMATS = {"JPEG", "PNG", "TIFF", "BMP", "PPM"}
-_LINE = "ID, or the name of a photo or folder, then MODEL WIDTH HEIGHT PARAMETERS, as in COLMAP's cameras.txt"
+_LINE = "the name of a photo or folder, or a number, then MODEL WIDTH HEIGHT PARAMETERS, as in COLMAP's cameras.txt"
 Size = tuple[int, int]
+CAMERA_MODELS = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
 
 
 def check_camera_model(name: str) -> None:
     """Raises InputError unless COLMAP has this camera model."""
-    known = sorted(set(pycolmap.CameraModelId.__members__) - {"INVALID"})
-    if name not in known:
-        raise InputError(f"unknown camera model {name!r}; choose from {known}")
+    if name not in CAMERA_MODELS:
+        raise InputError(f"unknown camera model {name!r}; choose from {', '.join(CAMERA_MODELS)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ class CameraSettings:
         if self.params is not None:
             if self.file is not None:
                 raise InputError("parameters and a list of cameras were given; give one of them")
-            _camera(self.model, (1, 1), self.params, "camera_params")
+            make_camera(self.model, (1, 1), self.params, "camera_params")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def group_photos(photos: Path, names: Sequence[str], settings: CameraSettings) -
         if camera is not None:
             size = camera.width, camera.height
         elif settings.params is not None:
-            camera = _camera(settings.model, size, settings.params, "camera_params")
+            camera = make_camera(settings.model, size, settings.params, "camera_params")
         fitting = tuple(name for name in group if sizes[name] == size)
         whose = "its camera has" if camera is not None else "most photos of its camera have"
         left_out += [
@@ -142,27 +142,42 @@ def read_cameras(file: str | Path, photos: Path, names: Sequence[str]) -> dict[s
         model = read_model(file)
         known = set(names)
         return {image.name: model.cameras[image.camera_id] for image in model.images.values() if image.name in known}
+    return _owned(file, read_camera_list(file), photos, names)
+
+
+def read_camera_list(file: Path) -> dict[str, Any]:
+    """Reads a list of cameras.
+
+    Args:
+        file: A text file with a camera on each line: an owner, which may hold spaces, then MODEL WIDTH HEIGHT PARAMETERS.
+
+    Returns:
+        COLMAP's camera of each owner, with a `camera_id` of its own.
+
+    Raises:
+        InputError: the file cannot be read, has no camera, a line is not a camera, or an owner has two.
+    """
     cameras: dict[str, Any] = {}
-    text = read_text(file, "give a list of cameras, or a folder with a model of COLMAP")
-    for number, line in enumerate(text.split("\n"), start=1):
-        words = names_in(line)
-        if "\t" in line and words:  # a name with spaces
-            words = [words[0], *" ".join(words[1:]).split()]
+    for number, line in enumerate(read_text(file, f"give on each line {_LINE}").splitlines(), start=1):
+        words = without_comment(line).split()
         if not words:
             continue
         where = f"{file}, line {number}"
+        at = next((i for i, word in enumerate(words) if i and word in CAMERA_MODELS), None)
+        if at is None:
+            raise InputError(f"{where} has no camera model of COLMAP; give {_LINE}")
         try:
-            owner, model, width, height, *params = words
-            size, values = (int(width), int(height)), [float(value) for value in params]
+            width, height = (int(word) for word in words[at + 1 : at + 3])
         except ValueError:
-            raise InputError(f"{where} is no camera; give {_LINE}") from None
+            raise InputError(f"{where} has no width and height after {words[at]}; give {_LINE}") from None
+        owner = " ".join(words[:at])
         if owner in cameras:
             raise InputError(f"{where}: {owner} has a camera above; give one")
-        cameras[owner] = _camera(model, size, values, where)
+        cameras[owner] = make_camera(words[at], (width, height), numbers(words[at + 3 :], where), where)
         cameras[owner].camera_id = len(cameras)
     if not cameras:
         raise InputError(f"{file} has no camera; give on each line {_LINE}")
-    return _owned(file, cameras, photos, names)
+    return cameras
 
 
 def _owned(file: Path, cameras: Mapping[str, Any], photos: Path, names: Sequence[str]) -> dict[str, Any]:
@@ -190,11 +205,29 @@ def _owned(file: Path, cameras: Mapping[str, Any], photos: Path, names: Sequence
     return owned
 
 
+def find_model(folder: str | Path) -> Path:
+    """Finds the model in a folder, or in its subfolder 0/, as `reconstruct` writes it.
+
+    Raises:
+        InputError: there is none.
+    """
+    folder = Path(folder)
+    place = next((path for path in (folder, folder / "0") if has_model(path)), None)
+    if place is None:
+        raise InputError(f"{folder} has no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
+    return place
+
+
+def has_model(folder: Path) -> bool:
+    """Whether a folder itself has a model of COLMAP."""
+    return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
+
+
 def read_model(folder: str | Path) -> Any:
     """Reads a model of COLMAP.
 
     Args:
-        folder: Has cameras, images and points3D as .bin or .txt.
+        folder: Has cameras, images and points3D as .bin or .txt, or a subfolder 0/ with them.
 
     Returns:
         The `pycolmap.Reconstruction`.
@@ -202,25 +235,45 @@ def read_model(folder: str | Path) -> Any:
     Raises:
         InputError: it cannot be read.
     """
-    folder = Path(folder)
-    if not any((folder / f"images{suffix}").exists() for suffix in (".bin", ".txt")):
-        raise InputError(f"{folder} has no COLMAP model; give the folder with cameras, images and points3D (.bin or .txt)")
+    place = find_model(folder)
     try:
-        return pycolmap.Reconstruction(folder)
+        return pycolmap.Reconstruction(place)
     except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
-        raise InputError(f"{folder} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
+        raise InputError(f"{place} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
 
 
-def _camera(model: str, size: Size, params: Sequence[float], where: str) -> Any:
-    if model not in pycolmap.CameraModelId.__members__ or model == "INVALID":
-        raise InputError(f"{where}: unknown camera model {model!r}; give {_LINE}")
-    empty = pycolmap.Camera(model=model, width=size[0], height=size[1])
-    names = empty.params_info
-    if len(params) != len(names.split(",")) or not all(math.isfinite(value) for value in params) or min(size) < 1:
-        raise InputError(f"{where}: {len(params)} parameters, width and height {size}; {model} has {names}")
+def make_camera(model: str, size: Size, params: Sequence[float], where: str) -> Any:
+    """Makes a camera with known parameters.
+
+    Args:
+        model: COLMAP's name of the camera model.
+        size: Width and height in pixels.
+        params: The parameters, in COLMAP's order and pixels.
+        where: What gave them, for the message.
+
+    Returns:
+        COLMAP's camera.
+
+    Raises:
+        InputError: the model is unknown, the size is empty, or the parameters are not as many finite numbers as it has.
+    """
+    check_camera_model(model)
+    names = pycolmap.Camera(model=model, width=1, height=1).params_info
+    if len(params) != (count := len(names.split(","))):
+        raise InputError(f"{where}: {model} has {count} parameters ({names}), {len(params)} were given")
+    if not all(math.isfinite(value) for value in params) or min(size) < 1:
+        raise InputError(f"{where}: parameters are finite numbers, width and height are above 0")
     camera = pycolmap.Camera(model=model, width=size[0], height=size[1], params=list(params))
     camera.has_prior_focal_length = True
     return camera
+
+
+def numbers(words: Sequence[str], where: str) -> list[float]:
+    """Reads the parameters of a camera. Raises InputError where a word is not a number."""
+    try:
+        return [float(word) for word in words]
+    except ValueError:
+        raise InputError(f"{where}: parameters are numbers, not {' '.join(words)!r}") from None
 
 
 def _text(size: Size) -> str:

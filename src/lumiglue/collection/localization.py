@@ -16,7 +16,7 @@ from lumiglue.collection.database import COLMAP_SHIFT
 from lumiglue.collection.features import Failures, Progress, run_to_end
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.collection.localizer import Localized, Localizer, QueryPose
-from lumiglue.collection.query_cameras import QueryCameras, make_camera
+from lumiglue.collection.query_cameras import QueryCameras
 from lumiglue.collection.sparse_model import SparseModel, check_new_model, extend_features
 from lumiglue.errors import InputError, LumiglueError
 from lumiglue.images import image_names
@@ -263,7 +263,7 @@ def _add_queries(
                 cam_from_world = pycolmap.Rigid3d(pycolmap.Rotation3d(np.array([*xyz, w])), np.array(pose.tvec))
                 points2d = queries.read(pose.name, stored=True).keypoints.double().numpy() + COLMAP_SHIFT
                 observations = queries.numbers(pose.name, "observations")
-                scene.add(pose.name, make_camera(**pose.camera), cam_from_world, points2d, observations)
+                scene.add(pose.name, pycolmap.Camera(**pose.camera), cam_from_world, points2d, observations)
                 added[pose.name] = queries.read(pose.name), queries.orientation(pose.name)
     scene.write(out)
     extend_features(file, added, out / "features.h5")

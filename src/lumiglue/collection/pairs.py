@@ -145,7 +145,7 @@ def read_names(path: str | Path, names: Iterable[str]) -> list[str]:
     """
     known, listed = set(names), {}
     for number, line in enumerate(read_text(path, "give a file with an image name on each line").split("\n"), start=1):
-        name = _without_comment(line)
+        name = without_comment(line)
         if name and name not in known:
             raise InputError(f"{path}, line {number}: {name!r} is not among the images")
         listed |= {name: None} if name else {}
@@ -176,11 +176,12 @@ def write_pairs(path: str | Path, pairs: Sequence[Pair]) -> None:
 
 def names_in(line: str) -> list[str]:
     """Splits a line of a list into names: at tabs if it has any, else at spaces; # begins a comment."""
-    line = _without_comment(line)
+    line = without_comment(line)
     return [word.strip() for word in line.split("\t")] if "\t" in line else line.split()
 
 
-def _without_comment(line: str) -> str:
+def without_comment(line: str) -> str:
+    """Removes the comment of a line of a list: from a # at its start or after a space."""
     return re.split(r"(?:^|\s)#", line)[0].strip()
 
 

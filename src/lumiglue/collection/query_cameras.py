@@ -4,15 +4,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
-from lumiglue.collection.cameras import check_camera_model, pycolmap
+from lumiglue.collection.cameras import check_camera_model, make_camera, numbers, pycolmap, read_camera_list
 from lumiglue.errors import InputError
-from lumiglue.io.text import read_text
+from lumiglue.pipeline.cameras import DEFAULT_FOCAL_FACTOR
 
 CameraSource = Literal["given", "model", "exif", "estimated"]
-# Without EXIF, the long side times this is the first guess of the focal length, as in COLMAP.
-DEFAULT_FOCAL_FACTOR = 1.2
 
 
 class QueryCameras:
@@ -47,7 +43,7 @@ class QueryCameras:
                 raise InputError(f"the model has {len(reconstruction.cameras)} cameras; give the parameters of one")
             self._of_model = next(iter(reconstruction.cameras.values()))
         elif camera is not None and Path(camera).suffix == ".txt":
-            self._file, self._by_key = str(camera), _read_cameras(Path(camera))
+            self._file, self._by_key = str(camera), read_camera_list(Path(camera))
             self.text = "; ".join(f"{key} {one.model.name} {one.params_to_string()}" for key, one in self._by_key.items())
         elif camera is not None:
             self._all = _parse_camera(str(camera))
@@ -68,9 +64,9 @@ class QueryCameras:
             InputError: The camera is of another size than the photo, or not in the list.
         """
         if self._focal is not None:
-            return make_camera("SIMPLE_PINHOLE", width, height, [self._focal, width / 2, height / 2]), "given"
+            return make_camera("SIMPLE_PINHOLE", (width, height), [self._focal, width / 2, height / 2], "focal"), "given"
         if self._all is not None:
-            return make_camera(self._all[0], width, height, self._all[1]), "given"
+            return make_camera(self._all[0], (width, height), self._all[1], "camera"), "given"
         if self._file:
             return self._listed(name, width, height), "given"
         if self._of_model is not None:
@@ -82,7 +78,8 @@ class QueryCameras:
         if guess is not None and guess.has_prior_focal_length and (guess.width, guess.height) == (width, height):
             return guess, "exif"
         focal = DEFAULT_FOCAL_FACTOR * max(width, height)
-        return make_camera("SIMPLE_RADIAL", width, height, [focal, width / 2, height / 2, 0.0]), "estimated"
+        params = [focal, width / 2, height / 2, 0.0]
+        return pycolmap.Camera(model="SIMPLE_RADIAL", width=width, height=height, params=params), "estimated"
 
     def _listed(self, name: str, width: int, height: int) -> pycolmap.Camera:
         if name in self._by_key:
@@ -95,14 +92,6 @@ class QueryCameras:
         return _of_size(of_size[0], width, height, "")
 
 
-def make_camera(model: str, width: int, height: int, params: list[float]) -> pycolmap.Camera:
-    """Makes a camera. Raises InputError if the number of parameters is wrong."""
-    camera = pycolmap.Camera(model=model, width=width, height=height, params=params)
-    if not camera.verify_params():
-        raise InputError(f"a camera {model} has the parameters {camera.params_info}; {len(params)} were given")
-    return camera
-
-
 def camera_record(camera: pycolmap.Camera) -> Mapping[str, object]:
     """A camera as JSON values."""
     parameters = [float(value) for value in camera.params]
@@ -113,38 +102,12 @@ def _of_size(camera: pycolmap.Camera, width: int, height: int, what: str) -> pyc
     """A copy."""
     if (camera.width, camera.height) != (width, height):
         raise InputError(f"{what} is for {camera.width} x {camera.height} pixels, the photo is {width} x {height}")
-    return make_camera(camera.model.name, width, height, [float(value) for value in camera.params])
+    return pycolmap.Camera(model=camera.model, width=width, height=height, params=list(camera.params))
 
 
 def _parse_camera(text: str) -> tuple[str, list[float]]:
     model, *words = [word.strip() for word in text.split(",")]
     check_camera_model(model)
-    parameters = _numbers(words, f"the camera {text!r}")
-    make_camera(model, 1, 1, parameters)
+    parameters = numbers(words, f"the camera {text!r}")
+    make_camera(model, (1, 1), parameters, f"the camera {text!r}")
     return model, parameters
-
-
-def _read_cameras(path: Path) -> dict[str, pycolmap.Camera]:
-    """A line is "KEY MODEL WIDTH HEIGHT PARAMETERS"; the key may hold spaces."""
-    remedy = "give a line KEY MODEL WIDTH HEIGHT PARAMETERS for each camera"
-    cameras = {}
-    for number, line in enumerate(read_text(path, remedy).splitlines(), start=1):
-        words = line.split()
-        if not words or words[0].startswith("#"):
-            continue
-        at = next((i for i, word in enumerate(words) if i and word in pycolmap.CameraModelId.__members__), None)
-        if at is None or len(words) < at + 4:
-            raise InputError(f"{path}, line {number}: no camera of COLMAP's models; {remedy}")
-        width, height, *parameters = _numbers(words[at + 1 :], f"{path}, line {number}")
-        cameras[" ".join(words[:at])] = make_camera(words[at], int(width), int(height), parameters)
-    return cameras
-
-
-def _numbers(words: list[str], where: str) -> list[float]:
-    try:
-        numbers = [float(word) for word in words]
-    except ValueError:
-        raise InputError(f"{where}: parameters are numbers, not {' '.join(words)!r}") from None
-    if not np.isfinite(numbers).all():
-        raise InputError(f"{where}: parameters are finite numbers")
-    return numbers

@@ -9,12 +9,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from jaxtyping import Float64, Int64
 
-from lumiglue.collection.cameras import pycolmap
+from lumiglue.collection.cameras import find_model, has_model, pycolmap, read_model
 from lumiglue.collection.hloc import FeaturesFile, write_features
 from lumiglue.errors import InputError
 from lumiglue.io.download import file_sha256
 from lumiglue.io.hdf5 import GrowingFile
-from lumiglue.io.text import reason
 from lumiglue.types import Features
 
 _FILES = tuple(f"{what}.{suffix}" for suffix in ("bin", "txt") for what in ("cameras", "images", "points3D"))
@@ -50,13 +49,8 @@ class SparseModel:
         Raises:
             InputError: There is no model, or it is damaged.
         """
-        place = next((path for path in (Path(folder), Path(folder) / "0") if _has_model(path)), None)
-        if place is None:
-            raise InputError(f"{folder} has no COLMAP model; give the folder that `lumiglue sfm` wrote")
-        try:
-            reconstruction = pycolmap.Reconstruction(place)
-        except Exception as error:  # pycolmap raises ValueError, RuntimeError, IndexError, MemoryError and more
-            raise InputError(f"{place} cannot be read as a COLMAP model ({reason(error)}); write it again") from None
+        place = find_model(folder)
+        reconstruction = read_model(place)
         digests = "".join(file_sha256(place / name) for name in _FILES if (place / name).is_file())
         return cls(reconstruction, place, hashlib.sha256(digests.encode()).hexdigest())
 
@@ -155,7 +149,7 @@ def check_new_model(folder: Path, model: SparseModel, file: FeaturesFile) -> Non
     """Raises InputError where the folder of a new model is that of the model or of its features."""
     if folder.resolve() in (model.folder.resolve(), model.folder.resolve().parent, file.path.resolve().parent):
         raise InputError(f"{folder} has the model or its features; give another folder for the model with the queries")
-    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _has_model(folder))):
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not has_model(folder))):
         raise InputError(f"{folder} contains other things than a model; choose another folder")
 
 
@@ -173,7 +167,3 @@ def extend_features(file: FeaturesFile, added: Mapping[str, tuple[Features, int]
 
 def _same_camera(a: pycolmap.Camera, b: pycolmap.Camera) -> bool:
     return (a.model, a.width, a.height, [*a.params]) == (b.model, b.width, b.height, [*b.params])
-
-
-def _has_model(folder: Path) -> bool:
-    return any((folder / f"images{suffix}").is_file() for suffix in (".bin", ".txt"))
