@@ -15,7 +15,6 @@ from lumiglue.backends.autotune import Match, autotune, default_precision
 from lumiglue.cli import main
 from lumiglue.cli.flags import PipelineFlags
 from lumiglue.matcher import precision
-from lumiglue.matcher.execution import current_layers
 
 CONFIG = LightGlueConfig(descriptor_dim=128, project_input=True, d=64, heads=4, n_layers=1)
 
@@ -72,9 +71,10 @@ def test_the_precision_is_measured_once_a_machine(opened: list[str], monkeypatch
 
 
 def layers_dtype(pipeline: Pipeline) -> torch.dtype:
-    """Of the layers that it runs."""
-    layers = pipeline._layers or current_layers(pipeline.matcher)  # pyright: ignore
-    return next(layers.parameters()).dtype  # pyright: ignore
+    """Of the layers that it runs: a copy in bfloat16, or those of the matcher."""
+    layers = pipeline.matcher if pipeline._layers is None else pipeline._layers
+    assert isinstance(layers, torch.nn.Module)
+    return next(layers.parameters()).dtype
 
 
 def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
