@@ -85,7 +85,7 @@ def test_a_list_of_pairs(folder: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert run("match", "pairs.txt", "--root", "photos", "--out", "m.h5") == 2
     captured = capsys.readouterr()
     assert "left out: 0.jpg none.jpg: photos/none.jpg does not exist" in captured.err
-    assert "error: 1 pairs were left out" in captured.err
+    assert "error: 1 pair was left out" in captured.err
     with h5py.File(folder / "m.h5") as file:  # what was there stays
         assert list(file) == ["0.jpg", "black.png"]
 

@@ -103,7 +103,7 @@ def test_what_cannot_be_used_is_named_before_the_matching(
         assert line in lines
         assert lines.index(line) < next(number for number, text in enumerate(lines) if text.startswith("pairs "))
     assert any(line.startswith(f"left out: text.jpg: {photos}/text.jpg is not an image; give a") for line in lines)
-    assert "error: 5 photos and pairs were left out" in lines
+    assert "error: 5 photos or pairs were left out" in lines
     assert "note: no place was found for odd.png" in lines
     assert "6 of 7 images" in captured.out
     assert "E2" not in captured.err  # COLMAP's own log

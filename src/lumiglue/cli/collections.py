@@ -46,7 +46,7 @@ def features(
         )
     say(f"{progress.succeeded} images -> {out}")
     _say_masks(photos, masks)
-    return _report_failures("images", progress)
+    return _report_failures("image", progress)
 
 
 def pairs(
@@ -115,7 +115,7 @@ def matches(
             features, chosen, out, flags.pipeline(), workers=workers, engine=ray_engine, progress=progress
         )
     say(f"{progress.succeeded} pairs -> {out}")
-    return _report_failures("pairs", progress)
+    return _report_failures("pair", progress)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -217,7 +217,7 @@ def sfm(
             more = f" and {len(made.unplaced) - MOST_NAMED} more" if len(made.unplaced) > MOST_NAMED else ""
             err.print(f"note: no place was found for {', '.join(made.unplaced[:MOST_NAMED])}{more}", markup=False)
     finally:
-        code = _report_failures("photos and pairs", progress)
+        code = _report_failures("photo or pair", progress)
     return code
 
 
@@ -299,7 +299,7 @@ def localize(
     targets = [out / "poses.json", out / "poses.txt", *([add_to] if add_to else [])]
     say(f"{len(localization.poses)} of {progress.done} photos localised -> {', '.join(map(str, targets))}")
     progress.name(tuple(failure for failure in localization.left_out if failure not in progress.failed))
-    return _report_failures("photos", progress)
+    return _report_failures("photo", progress)
 
 
 def export_colmap(
@@ -332,7 +332,7 @@ def export_colmap(
     progress = _Display()
     with progress:
         progress.name(written.left_out)
-    return _report_failures("photos", progress)
+    return _report_failures("photo", progress)
 
 
 def _extractor_of(features: Path) -> str | None:
@@ -389,9 +389,9 @@ class _Display:
 
 
 def _report_failures(what: str, progress: _Display) -> int:
-    """Counts what failed. Returns 2 if something did, else 0."""
-    more = len(progress.failed) - MOST_NAMED
-    if progress.failed:
-        unnamed = f", {more} of them not listed here" if more > 0 else ""
-        err.print(f"error: {len(progress.failed)} {what} were left out{unnamed}", markup=False)
+    """Counts what failed; `what` is "photo", or "photo or pair". Returns 2 if something did, else 0."""
+    if count := len(progress.failed):
+        were = f"{what} was" if count == 1 else f"{what.replace(' or ', 's or ')}s were"
+        unnamed = f", {count - MOST_NAMED} of them not listed here" if count > MOST_NAMED else ""
+        err.print(f"error: {count} {were} left out{unnamed}", markup=False)
     return 2 if progress.failed else 0

@@ -160,7 +160,7 @@ def _match_list(list_file: Path, root: Path, flags: PipelineFlags, target: Path 
     with _Display() as progress:
         match_photos(pairs, target, flags.pipeline(), root=root, workers=workers, progress=progress)
     say(f"{progress.succeeded} pairs -> {target}")
-    return _report_failures("pairs", progress)
+    return _report_failures("pair", progress)
 
 
 def sample(

@@ -60,7 +60,7 @@ class CameraSettings:
         if self.params is not None:
             if self.file is not None:
                 raise InputError("parameters and a list of cameras were given; give one of them")
-            make_camera(self.model, (1, 1), self.params, "camera_params")
+            make_camera(self.model, (1, 1), self.params, "the camera parameters")
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def group_photos(photos: Path, names: Sequence[str], settings: CameraSettings) -
         if camera is not None:
             size = camera.width, camera.height
         elif settings.params is not None:
-            camera = make_camera(settings.model, size, settings.params, "camera_params")
+            camera = make_camera(settings.model, size, settings.params, "the camera parameters")
         fitting = tuple(name for name in group if sizes[name] == size)
         whose = "its camera has" if camera is not None else "most photos of its camera have"
         left_out += [
