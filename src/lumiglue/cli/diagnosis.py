@@ -112,6 +112,29 @@ def _processor() -> dict[str, Any]:
     }
 
 
+def machine_record(packages: tuple[str, ...]) -> dict[str, Any]:
+    """The processor, the kernels that run on it, and versions: what a measurement of speed depends on."""
+    versions = {name: _version(name) for name in packages}
+    return {
+        "machine": {**_processor(), **_kernels(), "system": platform.platform(), "cuda": _gpus()["cuda"]},
+        "versions": {"lumiglue": _own_version()["version"], "python": platform.python_version(), **versions},
+    }
+
+
+def _kernels() -> dict[str, str]:
+    """What computes layers on the CPU, and the precision in which photos are matched there."""
+    import torch
+
+    from lumiglue.backends.autotune import default_precision
+    from lumiglue.matcher.ops import amx, native
+
+    return {
+        "precision": default_precision(torch.device("cpu")),
+        "fp32_kernels": found if isinstance(found := native.library(), str) else f"native ({found[0]})",
+        "bf16_kernels": found if isinstance(found := amx.library(), str) else "native (amx)",
+    }
+
+
 def _processor_model() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -151,19 +174,12 @@ def _products() -> dict[str, Any]:
     """Rates of matrix products on the CPU, and the precision in which photos are matched there."""
     import torch
 
-    from lumiglue.backends.autotune import default_precision
-    from lumiglue.matcher.ops import amx, native
     from lumiglue.matcher.precision import product_rate
 
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     # Two digits: a processor without bfloat16 may stay below 1.
     rates = {name: float(f"{product_rate(dtype) / 1e9:.2g}") for name, dtype in dtypes.items()}
-    return {
-        "gflops": rates,
-        "precision": default_precision(torch.device("cpu")),
-        "fp32_kernels": found if isinstance(found := native.library(), str) else f"native ({found[0]})",
-        "bf16_kernels": found if isinstance(found := amx.library(), str) else "native (amx)",
-    }
+    return {"gflops": rates, **_kernels()}
 
 
 def _weights() -> dict[str, Any]:

@@ -1,26 +1,29 @@
 """Speed of matchers, which take turns in one process, and their memory.
 
 In each round every contender matches the same input, in an order that rotates. A ratio is the median over the rounds of the
-two times in the same round, so that a machine that slows down slows both. Lumiglue, kornia and the exports have the same
-weights; transformers' model has random weights of the same size, which cost the same at full depth.
+two times in the same round, so that a machine that slows down slows both. All contenders have the same weights.
 """
 
 import gc
 import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing import get_context
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import torch
-from torch import nn
 
 from lumiglue.backends.autotune import random_features
 from lumiglue.backends.cuda_graphs import replayed_layers
-from lumiglue.errors import InputError
+from lumiglue.errors import InputError, LumiglueError
+from lumiglue.evaluation import ports
+from lumiglue.evaluation.ports import Port
 from lumiglue.matcher.execution import Layers, execution_layers, folded_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
@@ -33,6 +36,9 @@ from lumiglue.types import Features, Matches
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
 OURS = "lumiglue"
 DESCRIPTOR_DIM = 128
+PRODUCT = 2048  # side of the square matrices whose product is timed
+T = TypeVar("T")
+Clock = Literal["wall", "processor"]
 Job = Callable[[], object]
 Pairs = Sequence[tuple[Features, Features]]
 # A matcher, what it is to match, and that in words.
@@ -60,16 +66,26 @@ class Timing:
         return statistics.median(self.milliseconds)
 
 
-def operations(config: LightGlueConfig, n: int) -> float:
-    """Counts the floating-point operations of a pair of n keypoints each at full depth, two for each multiplication of a
-    product.
+def operations(config: LightGlueConfig, n: int, m: int | None = None, *, folded: bool = False) -> float:
+    """Counts the floating-point operations of a pair at full depth, two for each multiplication of a product.
 
-    A layer has linear maps of 19 d^2 per point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 14 d n^2 (self 4
-    for each image, bidirectional cross 6); then there is the last head.
+    A layer has linear maps of 19 d^2 per point (q, k, v, out, MLP; one key, v, out, MLP) and attention of 4 d (n^2 + m^2)
+    inside the images and 6 d n m between them; then there is the last head.
+
+    Args:
+        config: The matcher's size.
+        n: Keypoints of image 0.
+        m: Keypoints of image 1; by default as many.
+        folded: Without the projections of the messages, 2 d^2 per point, which can be multiplied into the MLP
+            (`matcher.execution.fold_message`).
+
+    Returns:
+        The number of operations.
     """
-    d, linear = config.d, 2 * (2 * n)
-    layer = linear * 19 * d * d + 14 * d * n * n
-    return config.n_layers * layer + linear * (d * d + config.descriptor_dim * d) + 2 * d * n * n
+    m = n if m is None else m
+    d, linear = config.d, 2 * (n + m)
+    layer = linear * (17 if folded else 19) * d * d + 4 * d * (n * n + m * m) + 6 * d * n * m
+    return config.n_layers * layer + linear * (d * d + config.descriptor_dim * d) + 2 * d * n * m
 
 
 def matmul_peak(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
@@ -148,10 +164,11 @@ def contenders(
 ) -> dict[str, Job]:
     """Makes a job for each contender that matches all pairs, on the model's device.
 
-    Names: "lumiglue", "lumiglue bf16", "one by one" (without batches), "in threads" (one thread for each pair, as
-    `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by torch.compile), "bf16 compiled", "graphs"
-    and "bf16 graphs" (CUDA graphs of single pairs, on a GPU), "onnxruntime", "openvino", "openvino bf16", "int8" (ONNX
-    Runtime), "kornia", "kornia half" (its mixed precision, on a GPU), "transformers".
+    Names: "lumiglue", "lumiglue bf16", "without kernels" (layers by PyTorch), "one by one" (without batches), "in threads"
+    (one thread for each pair, as `Pipeline.match_many` does on a CPU), "bf16 in threads", "compiled" (layers by
+    torch.compile), "bf16 compiled", "graphs" and "bf16 graphs" (CUDA graphs of single pairs, on a GPU), "onnxruntime",
+    "openvino", "openvino bf16", "int8" (ONNX Runtime), "original" (an installed original LightGlue), "kornia", "kornia half"
+    (its mixed precision, on a GPU), "transformers".
 
     Args:
         names: The contenders.
@@ -168,6 +185,7 @@ def contenders(
     makers: dict[str, Callable[[], Job]] = {
         OURS: lambda: _ours(model, pairs, settings),
         "lumiglue bf16": lambda: _ours(model, pairs, settings, execution_layers(model, "bf16")),
+        "without kernels": lambda: _ours(model, pairs, settings, folded_layers(model, "fp32")),
         "one by one": lambda: _one_by_one(model, pairs, settings),
         "compiled": lambda: _compiled(model, pairs, settings, "fp32"),
         "bf16 compiled": lambda: _compiled(model, pairs, settings, "bf16"),
@@ -179,9 +197,10 @@ def contenders(
         "int8": lambda: _exported(model, pairs, settings, "onnxruntime", int8=True),
         "openvino": lambda: _exported(model, pairs, settings, "openvino"),
         "openvino bf16": lambda: _exported(model, pairs, settings, "openvino", bf16=True),
-        "kornia": lambda: _kornia(model, pairs, settings),
-        "kornia half": lambda: _kornia(model, pairs, settings, half=True),
-        "transformers": lambda: _transformers(model, pairs, settings),
+        "original": lambda: _ported(ports.original(model, settings), pairs),
+        "kornia": lambda: _ported(ports.kornia(model, settings), pairs),
+        "kornia half": lambda: _ported(ports.kornia(model, settings, half=True), pairs),
+        "transformers": lambda: _ported(ports.transformers(model, settings), pairs),
     }
     if unknown := [name for name in names if name not in makers]:
         raise InputError(f"unknown contender {unknown[0]!r}; choose from {list(makers)}")
@@ -191,24 +210,133 @@ def contenders(
     return {name: makers[name]() for name in names}
 
 
-def race(jobs: Mapping[str, Job], rounds: int) -> list[Timing]:
-    """Times jobs in turns, after one round that does not count. Ratios are to the first job."""
+def race(jobs: Mapping[str, Job], rounds: int, clock: Clock = "wall") -> list[Timing]:
+    """Times jobs in turns, after one round that does not count. Ratios are to the first job. clock: of the wall, or the time
+    of the processor in all threads of this process, which other programs disturb less."""
+    now = time.perf_counter if clock == "wall" else time.process_time
     names = list(jobs)
     times: dict[str, list[float]] = {name: [] for name in names}
     with torch.inference_mode():
         for number in range(rounds + 1):
             for name in names[number % len(names) :] + names[: number % len(names)]:
                 _finish()
-                start = time.perf_counter()
+                start = now()
                 jobs[name]()
                 _finish()
-                times[name].append(1000 * (time.perf_counter() - start))
+                times[name].append(1000 * (now() - start))
     counted = {name: values[1:] for name, values in times.items()}
     timings = []
     for name in names:
         ratios = sorted(mine / ours for mine, ours in zip(counted[name], counted[names[0]], strict=True))
         timings.append(Timing(name, counted[name], (statistics.median(ratios), ratios[0], ratios[-1])))
     return timings
+
+
+@dataclass(frozen=True)
+class Row:
+    """One contender under one condition, as `lumiglue bench -o` writes it.
+
+    Attributes:
+        condition: What was matched: weights, depth, size.
+        points: Keypoints of each image that were asked for.
+        busy: Busy programs beside it.
+        contender: The contender.
+        milliseconds: Time of each round, for all pairs.
+        ratio: Its time over the first contender's: median, lowest and highest of the rounds. Above 1 it is slower.
+        pairs: Number of pairs.
+        matches: Matches of all pairs; None if the pairs are random points.
+        same: Matches in common with the first contender, as a share of those that either has.
+        inliers: Matches that agree with a fundamental matrix, of all pairs, end to end.
+        products: Share of the rate of a large float32 product of the same round; None if adaptive.
+    """
+
+    condition: str
+    points: int
+    busy: int
+    contender: str
+    milliseconds: list[float]
+    ratio: tuple[float, float, float]
+    pairs: int
+    matches: int | None = None
+    same: float | None = None
+    inliers: int | None = None
+    products: float | None = None
+
+
+def possible(makers: Mapping[str, Callable[[], T]]) -> tuple[dict[str, T], dict[str, str]]:
+    """The contenders that can be made here, and for each other name the reason why not."""
+    jobs, left_out = {}, {}
+    for name, make in makers.items():
+        try:
+            jobs[name] = make()
+        except LumiglueError as error:
+            left_out[name] = str(error)
+    return jobs, left_out
+
+
+@contextmanager
+def busy_programs(count: int) -> Iterator[None]:
+    """Inside, so many programs use a core each."""
+    programs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.kill()
+            program.wait()
+
+
+def compare(
+    jobs: Mapping[str, Job], config: LightGlueConfig, pairs: Pairs, condition: str, points: int, rounds: int, *,
+    full: bool, random: bool = False, busy: int = 0, clock: Clock = "wall",
+) -> list[Row]:  # fmt: skip
+    """Times matchers in turns with each other and with a large product.
+
+    Args:
+        jobs: Matchers by name, of `contenders`; the first is compared with.
+        config: Size of the matcher.
+        pairs: What they match.
+        condition: For the rows, like `points`.
+        points: Keypoints of each image.
+        rounds: How often each is timed.
+        full: Whether they run all layers with all points, so that the operations are known.
+        random: Whether the points are random, so that matches mean nothing.
+        busy: Busy programs beside it.
+        clock: See `race`.
+
+    Returns:
+        A row for each job.
+    """
+    device = pairs[0][0].keypoints.device
+    size = PRODUCT if device.type == "cpu" else 4 * PRODUCT
+    a = torch.randn(size, size, device=device)
+    with torch.inference_mode():
+        found = {} if random else {name: matches_of(job()) for name, job in jobs.items()}
+    with busy_programs(busy):
+        timings = race({**jobs, "": lambda: a @ a}, rounds, clock)
+    work = sum(operations(config, len(x), len(y), folded=True) for x, y in pairs)
+    rows = []
+    for timing in timings[:-1]:
+        shares = [work / mine / (2 * size**3 / product) for mine, product in
+                  zip(timing.milliseconds, timings[-1].milliseconds, strict=True)]  # fmt: skip
+        mine, first = (found.get(name, set()) for name in (timing.name, timings[0].name))
+        rows.append(
+            Row(condition, points, busy, timing.name, timing.milliseconds, timing.ratio, len(pairs),
+                matches=None if random else len(mine),
+                same=None if random else len(mine & first) / max(len(mine | first), 1),
+                products=statistics.median(shares) if full else None)
+        )  # fmt: skip
+    return rows
+
+
+def matches_of(result: Any) -> set[tuple[int, int, int]]:
+    """(pair, row of image 0, row of image 1) of what a job returned."""
+    found = set()
+    for number, one in enumerate(result):
+        one = one[0] if isinstance(one, list) else one
+        rows = one.pairs if isinstance(one, Matches) else one["matches"][0]
+        found |= {(number, i, j) for i, j in rows.tolist()}
+    return found
 
 
 def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
@@ -297,92 +425,5 @@ def _exported(
     return lambda: matcher.match_features(pairs, settings)
 
 
-def _kornia(
-    model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings, *, half: bool = False
-) -> Job:
-    """kornia's LightGlue with our weights, under the released names."""
-    require("kornia")
-    try:
-        from kornia.feature import LightGlue as Kornia
-    except ImportError:
-        raise InputError("this needs kornia; pip install 'lumiglue[eval]'") from None
-    from lumiglue.weights.released import released_names
-
-    config = model.config
-    theirs = Kornia(
-        None,  # pyright: ignore[reportArgumentType]  (features of one's own)
-        input_dim=config.descriptor_dim, descriptor_dim=config.d, n_layers=config.n_layers, num_heads=config.heads,
-        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=half,
-        depth_confidence=-1 if settings.exit_ratio is None else settings.exit_ratio,
-        width_confidence=-1 if settings.prune_below is None else 1 - settings.prune_below,
-    ).eval()  # fmt: skip
-    loaded = theirs.load_state_dict(released_names(model), strict=False)  # what it derives is not in our file
-    if loaded.unexpected_keys:
-        raise InputError(f"this kornia does not take {loaded.unexpected_keys[0]!r}; install the pinned version")
-
-    device = _device(model)
-    theirs.to(device)
-
-    def images() -> Iterator[dict]:
-        for pair in pairs:
-            yield {
-                f"image{side}": {
-                    "keypoints": f.keypoints[None],
-                    "descriptors": f.descriptors[None],
-                    "image_size": torch.tensor([f.image_size], device=device).float(),
-                }
-                for side, f in enumerate(pair)
-            }
-
-    return lambda: [theirs(pair) for pair in images()]
-
-
-def _transformers(model: LightGlue, pairs: Sequence[tuple[Features, Features]], settings: MatchSettings) -> Job:
-    """transformers' LightGlue of the same size with random weights; its detector is replaced by one that returns the
-    points, so that only matching is timed."""
-    require("transformers")
-    try:
-        from transformers import LightGlueConfig as Config
-        from transformers import LightGlueForKeypointMatching
-        from transformers.models.superpoint.modeling_superpoint import SuperPointKeypointDescriptionOutput as Output
-    except ImportError:
-        raise InputError("this needs transformers; pip install transformers") from None
-    config = model.config
-    theirs: Any = LightGlueForKeypointMatching(
-        Config(
-            descriptor_dim=config.d, num_hidden_layers=config.n_layers, num_attention_heads=config.heads,
-            num_key_value_heads=config.heads,
-            depth_confidence=-1.0 if settings.exit_ratio is None else settings.exit_ratio,
-            width_confidence=-1.0 if settings.prune_below is None else 1 - settings.prune_below,
-        )  # pyright: ignore[reportCallIssue]
-    ).eval()  # fmt: skip
-
-    class FixedDetector(nn.Module):
-        def forward(self, *_: object, **__: object) -> Output:
-            return self.output
-
-        output: Output
-
-    theirs.keypoint_detector = FixedDetector()
-    theirs.to(_device(model))
-
-    device = _device(model)
-    images = torch.zeros(1, 2, 3, 480, 480, device=device)
-
-    def points(n: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(0)
-        tensors = {
-            "keypoints": torch.rand(2, n, 2, generator=generator),
-            "scores": torch.rand(2, n, generator=generator),
-            "descriptors": nn.functional.normalize(torch.randn(2, n, 256, generator=generator), dim=-1),
-            "mask": torch.ones(2, n, dtype=torch.int32),
-        }
-        return {name: value.to(device) for name, value in tensors.items()}
-
-    outputs = [Output(**points(max(map(len, pair)))) for pair in pairs]
-
-    def match(output: Output) -> None:
-        theirs.keypoint_detector.output = output
-        theirs(images)
-
-    return lambda: [match(output) for output in outputs]
+def _ported(port: Port, pairs: Pairs) -> Job:
+    return lambda: [port(pair) for pair in pairs]
