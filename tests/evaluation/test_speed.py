@@ -136,6 +136,8 @@ def test_the_command_prints_times_ratios_and_memory(
 ) -> None:
     monkeypatch.setattr("lumiglue.matcher.precision._TOKENS", 64)  # bfloat16 is slow on processors that lack it
     monkeypatch.setattr(speed, "PRODUCT", 64)
+    peak = speed.matmul_peak
+    monkeypatch.setattr(speed, "matmul_peak", lambda dtype=torch.float32, device="cpu": peak(torch.float32, device))
     command = ["bench", "--sizes", "64", "--preset", "compact", "--against", "onnxruntime", "--rounds", "2", "--memory"]
     assert main(command) == 0
     printed = capsys.readouterr().out
