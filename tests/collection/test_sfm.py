@@ -172,8 +172,6 @@ def test_lists_of_photos_and_pairs(
     (tmp_path / "names.txt").write_text("1.png\nlost.png\n")
     assert main([*command, *files]) == 2
     assert "names.txt, line 2: 'lost.png' is not among the images" in capsys.readouterr().err
-    file.write_text("my photo 1.jpg SIMPLE_PINHOLE 64 48 50 32 24  # by name\nphoto#2.jpg\tSIMPLE_PINHOLE 64 48 60 32 24\n")
-    assert [camera.params[0] for camera in read_cameras(file, album, ["my photo 1.jpg", "photo#2.jpg"]).values()] == [50, 60]
     wrong: dict[str, Any]
     for wrong in ({"images": ["lost.png"]}, {"pairs": [("0.png", "lost.png")]}):
         with pytest.raises(InputError, match=r"'lost\.png' is not among the photos"):
@@ -265,6 +263,8 @@ def test_cameras_of_a_list(album: Path, tmp_path: Path) -> None:
     focal = {name: camera.params[0] for name, camera in read_cameras(file, album, names).items()}
     assert focal == {"a/2.jpg": 60, **dict.fromkeys(("a/1.jpg", "a/3.jpg"), 50), **dict.fromkeys(names[3:], 7)}
     assert groups_of(album, file=file) == ([["a/1.jpg", "a/3.jpg"], ["a/2.jpg"], names[3:-1]], ["b/c/4.jpg"])
+    file.write_text("my photo 1.jpg SIMPLE_PINHOLE 64 48 50 32 24  # by name\nphoto#2.jpg\tSIMPLE_PINHOLE 64 48 60 32 24\n")
+    assert [camera.params[0] for camera in read_cameras(file, album, ["my photo 1.jpg", "photo#2.jpg"]).values()] == [50, 60]
     for text, message in (
         ("1 PINHOLE 64 48 50 50 32\n", r"line 1: PINHOLE has 4 parameters \(fx, fy, cx, cy\), 3 were given"),
         ("1 PINHOLE 64 48 50 50 32 nan\n", "line 1: parameters are finite numbers"),

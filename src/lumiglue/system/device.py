@@ -40,7 +40,7 @@ def usable_device(device: torch.device | str | None) -> torch.device | str:
     try:
         torch.zeros(1, device=chosen)
     except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
-        reason = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0].partition(". ")[0]  # what follows lists everything that PyTorch has
         here = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         choices = " or ".join(repr(name) for name, usable in here.items() if usable)
         raise InputError(f"device {str(chosen)!r} cannot be used ({reason}); choose {choices}") from None
