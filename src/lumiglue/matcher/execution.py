@@ -64,14 +64,15 @@ def folded_layers(model: nn.Module, precision: Precision) -> nn.ModuleList:
 def fold_message(unit: nn.Module) -> None:
     """[x | a Wo] W = x Wx + a (Wo Wm): replaces `out` of an attention unit by nothing and changes its `ffn` accordingly.
 
-    That saves a tenth of the products of a layer. The product is taken in float64.
+    That saves a tenth of the products of a layer. The product is taken in float64 on the CPU, as not every device has it.
     """
     out, first = unit.get_submodule("out"), unit.get_submodule("ffn.0")
     assert isinstance(out, nn.Linear)
     assert isinstance(first, nn.Linear)
-    of_x, of_message = first.weight.double().split([first.in_features - out.out_features, out.out_features], dim=1)
-    first.bias += (of_message @ out.bias.double()).to(first.bias.dtype)
-    first.weight.copy_(torch.cat([of_x, of_message @ out.weight.double()], dim=1))
+    read, message, offset = (tensor.cpu().double() for tensor in (first.weight, out.weight, out.bias))
+    of_x, of_message = read.split([first.in_features - out.out_features, out.out_features], dim=1)
+    first.bias += (of_message @ offset).to(first.bias)
+    first.weight.copy_(torch.cat([of_x, of_message @ message], dim=1))
     unit.out = nn.Identity()
 
 
