@@ -21,7 +21,8 @@ def test_operations_are_those_of_the_published_size() -> None:
         assert speed.operations(config, n) / 1e9 == pytest.approx(gflop, rel=0.05)
 
 
-def test_ratios_are_of_the_same_round() -> None:
+@pytest.mark.parametrize(("chosen", "function"), [("wall", "perf_counter"), ("processor", "process_time")])
+def test_ratios_are_of_the_same_round(chosen: speed.Clock, function: str) -> None:
     waits = {"ours": iter([9.0, 0.01, 0.02, 0.01]), "theirs": iter([9.0, 0.02, 0.06, 0.02])}
     clock = [0.0]
 
@@ -29,8 +30,8 @@ def test_ratios_are_of_the_same_round() -> None:
         return lambda: clock.__setitem__(0, clock[0] + next(waits[name]))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(time, "perf_counter", lambda: clock[0])
-        ours, theirs = speed.race({"ours": job("ours"), "theirs": job("theirs")}, rounds=3)
+        patch.setattr(time, function, lambda: clock[0])
+        ours, theirs = speed.race({"ours": job("ours"), "theirs": job("theirs")}, rounds=3, clock=chosen)
     assert ours.milliseconds == pytest.approx([10, 20, 10])  # the first round does not count
     assert theirs.median == pytest.approx(20)
     assert theirs.ratio == pytest.approx((2.0, 2.0, 3.0))

@@ -88,7 +88,7 @@ def _released_signature(cls: Any, model: LightGlue, settings: MatchSettings, *, 
     return lambda pair: theirs({"image0": image(pair[0]), "image1": image(pair[1])})
 
 
-def _thresholds(settings: MatchSettings) -> dict[str, float]:
+def _thresholds(settings: MatchSettings) -> dict[str, Any]:
     return {
         "depth_confidence": -1.0 if settings.exit_ratio is None else settings.exit_ratio,
         "width_confidence": -1.0 if settings.prune_below is None else 1 - settings.prune_below,
@@ -105,9 +105,10 @@ def transformers(model: LightGlue, settings: MatchSettings) -> Port:
     try:
         from transformers import LightGlueConfig as Config
         from transformers import LightGlueForKeypointMatching, SuperPointConfig
-        from transformers.models.superpoint.modeling_superpoint import SuperPointKeypointDescriptionOutput as Output
+        from transformers.models.superpoint import modeling_superpoint
     except ImportError:
         raise InputError("this needs transformers; pip install transformers") from None
+    output_class: Any = modeling_superpoint.SuperPointKeypointDescriptionOutput  # its fields are annotated as other tensors
     config, device = model.config, next(model.parameters()).device
     if config.encoding != "xy":
         raise InputError(f"transformers' LightGlue has no encoding {config.encoding!r}; leave it out")
@@ -120,10 +121,10 @@ def transformers(model: LightGlue, settings: MatchSettings) -> Port:
     ).eval()  # fmt: skip
 
     class FixedDetector(nn.Module):
-        def forward(self, *_: object, **__: object) -> Output:
-            return self.output
+        output: Any
 
-        output: Output
+        def forward(self, *_: object, **__: object) -> Any:
+            return self.output
 
     theirs.keypoint_detector = FixedDetector()
     theirs.load_state_dict(transformers_names(released_names(model), config.heads))
@@ -135,9 +136,9 @@ def transformers(model: LightGlue, settings: MatchSettings) -> Port:
         descriptors = nn.utils.rnn.pad_sequence([features.descriptors for features in pair], batch_first=True)
         count = torch.tensor([len(features) for features in pair], device=device)
         mask = torch.arange(points.shape[1], device=device) < count[:, None]
-        theirs.keypoint_detector.output = Output(
+        theirs.keypoint_detector.output = output_class(
             keypoints=points, scores=mask.float(), descriptors=descriptors, mask=mask.int()
-        )  # pyright: ignore[reportCallIssue]
+        )
         matches = theirs(torch.zeros(1, 2, 3, int(size[1]), int(size[0]), device=device)).matches
         partners = matches.reshape(2, -1)[0]  # 1 x 2 x n, or 2 x n without early exit
         rows = (partners > -1).nonzero()[:, 0]
