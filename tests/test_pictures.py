@@ -50,7 +50,9 @@ def test_any_size_and_no_matches(size: tuple[int, int], tmp_path: Path) -> None:
     assert 900 <= drawn.shape[1] <= 1600
     for suffix in (".png", ".JPG"):
         save_picture(drawn, tmp_path / f"m{suffix}")
-        read = cv2.imread(str(tmp_path / f"m{suffix}"))[..., ::-1].astype(int)
+        read = cv2.imread(str(tmp_path / f"m{suffix}"))
+        assert read is not None
+        read = read[..., ::-1].astype(int)
         assert np.abs(read - drawn).mean() < (5 if suffix == ".JPG" else 1e-9)
     with pytest.raises(InputError, match=r"m.xyz has an unsupported suffix"):
         save_picture(drawn, tmp_path / "m.xyz")

@@ -751,7 +751,7 @@ def test_files_of_turned_photos_fit_tools_that_read_stored_pixels(
             assert tuple(file[name]["image_size"][()]) == (camera.width, camera.height) == (360, 480)  # pyright: ignore
             opened.write_keypoints(number, file[name]["keypoints"][()] + 0.5)  # pyright: ignore
         for a, b in exhaustive(names):
-            partner = pairs[f"{a}/{b}"]["matches0"][()]  # pyright: ignore
+            partner = np.asarray(pairs[f"{a}/{b}"]["matches0"])  # pyright: ignore
             rows = np.flatnonzero(partner >= 0)
             opened.write_matches(ids[a], ids[b], np.stack([rows, partner[rows]], axis=1).astype(np.uint32))
     opened.close()

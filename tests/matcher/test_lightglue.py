@@ -377,6 +377,7 @@ def test_the_folded_layers_are_the_layers(ablation: str | None) -> None:
     for layer, exact in zip(execution_layers(model, "fp32"), model.states(packed), strict=True):
         x = layer(x, rotation, packed.lengths)
         assert_close(x, exact, rtol=0, atol=1e-12)
+        assert isinstance(layer, torch.nn.Module)
         assert not any(isinstance(part, torch.nn.Linear) for name, part in layer.named_modules() if name.endswith("out"))
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,13 +81,14 @@ def test_logits_that_no_single_offset_serves(gain: float) -> None:
 def test_powers_of_two_and_gelu_by_a_layer_that_does_little_else() -> None:
     """One point attends to itself alone: what remains is the feed-forward part, at arguments from -30 to 30."""
     model, _, rotation = setup(64, 2, ((1, 1),))
-    layer = folded_layers(model, "fp32")[0]
+    layer: Any = folded_layers(model, "fp32")[0]
+    own: Any = model.layers[0]
     for scale in (1e-3, 1.0, 30.0):
         for unit in (layer.self_attention, layer.cross_attention):
             nn.init.constant_(unit.ffn[1].weight, scale)
         with torch.no_grad():
-            model.layers[0].self_attention.ffn[1].weight.fill_(scale)
-            model.layers[0].cross_attention.ffn[1].weight.fill_(scale)
+            own.self_attention.ffn[1].weight.fill_(scale)
+            own.cross_attention.ffn[1].weight.fill_(scale)
         x = torch.randn(2, 64)
         exact = copy.deepcopy(layer).double()(x.double(), (rotation[0].double(), rotation[1].double()), ((1, 1),))
         found = native_of(model)[0](x, rotation, ((1, 1),))

@@ -63,6 +63,7 @@ class _NoDouble(TorchDispatchMode):
 def test_matching_needs_no_double_precision() -> None:
     a = make_features(60, 1, dim=128)
     pipeline = Pipeline.pretrained("sift", precision="fp32")
+    assert isinstance(pipeline.matcher, LightGlue)
     current_layers(pipeline.matcher)  # derived before, on the CPU
     with _NoDouble():
         (matches,) = pipeline.match_features([(a, make_features(60, 2, dim=128, like=a))])

@@ -71,7 +71,7 @@ def fold_message(unit: nn.Module) -> None:
     assert isinstance(first, nn.Linear)
     read, message, offset = (tensor.cpu().double() for tensor in (first.weight, out.weight, out.bias))
     of_x, of_message = read.split([first.in_features - out.out_features, out.out_features], dim=1)
-    first.bias += (of_message @ offset).to(first.bias)
+    first.bias.add_((of_message @ offset).to(first.bias))
     first.weight.copy_(torch.cat([of_x, of_message @ message], dim=1))
     unit.out = nn.Identity()
 

@@ -3,6 +3,7 @@
 import ctypes
 import threading
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -100,7 +101,7 @@ def native_layers(layers: nn.ModuleList) -> list[NativeLayer] | None:
     return [_native_layer(layer, panel) for layer in layers]
 
 
-def _fits(layer: nn.Module) -> bool:
+def _fits(layer: Any) -> bool:
     units = [getattr(layer, name, None) for name in ("self_attention", "cross_attention")]
     if not all(isinstance(unit, nn.Module) for unit in units) or getattr(units[1], "query", None) is not None:
         return False
@@ -109,7 +110,7 @@ def _fits(layer: nn.Module) -> bool:
     return width % _MULTIPLE == 0 and all(w.device.type == "cpu" and w.dtype == torch.float32 for w in weights)
 
 
-def _native_layer(layer: nn.Module, panel: int) -> NativeLayer:
+def _native_layer(layer: Any, panel: int) -> NativeLayer:
     inside, across = layer.get_submodule("self_attention"), layer.get_submodule("cross_attention")
     qkv, qk, v = inside.get_submodule("qkv"), across.get_submodule("qk"), across.get_submodule("v")
     d, heads = qkv.in_features, inside.heads
@@ -119,7 +120,7 @@ def _native_layer(layer: nn.Module, panel: int) -> NativeLayer:
     )  # fmt: skip
 
 
-def _unit(weight: Tensor, bias: Tensor, unit: nn.Module, panel: int) -> Unit:
+def _unit(weight: Tensor, bias: Tensor, unit: Any, panel: int) -> Unit:
     first, norm, _, second = unit.get_submodule("ffn")
     tensors = (
         *_packed(weight, bias, panel), *_packed(first.weight, first.bias, panel), norm.weight, norm.bias,
