@@ -291,9 +291,9 @@ def write_pages(rows: Sequence[dict[str, Any]], measured_with: dict[str, Any], p
     accuracy = {"P / R / F1 (3 px)": "planar", "corner AUC 1/3/5/10 px": "corner_auc", "pose AUC 5/10/20": "pose_auc"}
     depth = {
         "pose, wide": "pose_auc_wide", "epipolar AUC 3/10/20 px": "epipolar_auc", "matches": "matches",
-        "stop layer": "stop_layer", "layers a point": "layers_per_point",
+        "stop layer": "stop_layer", "layers a point": "layers_per_point", "ms": "milliseconds",
     }  # fmt: skip
-    digits = {"matches": 0, "stop layer": 2, "layers a point": 2}
+    digits = {"matches": 0, "stop layer": 2, "layers a point": 2, "ms": 0}
     about = {
         "processor": f"2 cores of an {measured_with['processor']} ({measured_with['kernels']})",
         "versions": f"PyTorch {measured_with['torch']}, float32, one thread",
