@@ -50,7 +50,8 @@ def related(n: int, m: int, seed: int) -> tuple[Features, Features]:
 def match(
     model: LightGlue, pair: tuple[Features, Features], settings: MatchSettings, layers: Layers | None = None
 ) -> Matches:
-    return model.match(pack([pair], model.config), settings, layers=layers)[0]
+    """With the model's own layers by default: those that its copies for the CPU replace round otherwise."""
+    return model.match(pack([pair], model.config), settings, layers=model.layers if layers is None else layers)[0]
 
 
 def same(a: Matches, b: Matches) -> bool:
