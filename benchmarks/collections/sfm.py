@@ -11,12 +11,13 @@ import argparse
 import shutil
 import tempfile
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pycolmap
+from localization import true_poses
 
 from lumiglue import reconstruct
 from lumiglue.cli.flags import PipelineFlags
@@ -28,22 +29,8 @@ from lumiglue.visualization import save_figure
 
 
 def true_centres(pairs: list[PosePair]) -> dict[str, np.ndarray]:
-    """Camera centres in the frame of the first image, by chaining X_b = R X_a + t."""
-    steps: dict[str, list[tuple[str, np.ndarray]]] = defaultdict(list)
-    for pair in pairs:
-        b_from_a = np.eye(4)
-        b_from_a[:3, :3], b_from_a[:3, 3] = pair.rotation, pair.translation
-        steps[pair.a].append((pair.b, b_from_a))
-        steps[pair.b].append((pair.a, np.linalg.inv(b_from_a)))
-    first = pairs[0].a
-    camera_from_world, waiting = {first: np.eye(4)}, deque([first])
-    while waiting:
-        here = waiting.popleft()
-        for there, step in steps[here]:
-            if there not in camera_from_world:
-                camera_from_world[there] = step @ camera_from_world[here]
-                waiting.append(there)
-    return {Path(name).name: np.linalg.inv(pose)[:3, 3] for name, pose in camera_from_world.items()}
+    """Camera centres in the frame of the first image."""
+    return {Path(name).name: np.linalg.inv(pose)[:3, 3] for name, pose in true_poses(pairs).items()}
 
 
 def centre_errors(model: Model, true: dict[str, np.ndarray]) -> np.ndarray:
