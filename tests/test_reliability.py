@@ -2,6 +2,7 @@
 
 import gc
 import hashlib
+import itertools
 import multiprocessing
 import os
 import pickle
@@ -23,7 +24,7 @@ from helpers import draw_photo, make_features, make_model
 from lumiglue import InputError, Pipeline, Sift
 from lumiglue.cli import main
 from lumiglue.collection.features import extract_in_parts
-from lumiglue.collection.hloc import FeaturesFile
+from lumiglue.collection.hloc import FeaturesFile, MatchesReader, pair_key
 from lumiglue.io.atomic import write_whole
 from lumiglue.io.hdf5 import GrowingFile
 from lumiglue.matcher.inputs import pack
@@ -177,11 +178,13 @@ def test_a_full_disk_leaves_the_file_that_was_there(
     (tmp_path / "pairs.txt").write_text("a.png b.png\n")
     arguments = ["match", str(tmp_path / "pairs.txt"), "--root", str(tmp_path), "--out", str(tmp_path / "out.h5")]
     assert main([*arguments, "--max-keypoints", "64"]) == 2
-    assert "out.h5 is full; make room" in capsys.readouterr().err
-    assert not list(tmp_path.glob("out.h5*"))
+    assert "out.h5 is full; make room and run the same command again to continue" in capsys.readouterr().err
+    assert not (tmp_path / "out.h5").exists()
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 2
     assert "f.h5 is full; make room and run the same command again to continue" in capsys.readouterr().err
     monkeypatch.undo()
+    assert main([*arguments, "--max-keypoints", "64"]) == 0
+    assert [path.name for path in tmp_path.glob("out.h5*")] == ["out.h5"]
     assert main(["features", str(tmp_path), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "64"]) == 0
     with FeaturesFile(tmp_path / "f.h5") as file:
         assert file.names() == ["a.png", "b.png"]
@@ -267,26 +270,37 @@ def test_without_home_locale_or_stdin_and_into_a_closed_pipe(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, -signal.SIGTERM), (signal.SIGKILL, -9)])
-def test_a_signal_leaves_no_file_that_looks_whole(number: signal.Signals, code: int, tmp_path: Path) -> None:
-    for k in range(2):
-        Image.fromarray(draw_photo(k)).save(tmp_path / f"{k}.png")
-    (tmp_path / "pairs.txt").write_text("0.png 1.png\n" * 5000)
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
-    process = lumiglue("match", "pairs.txt", "--out", "m.h5", folder=tmp_path, **pipes)
-    while not (tmp_path / "m.h5.unfinished").exists():
-        assert process.poll() is None
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(number)
-    assert process.stderr is not None
-    printed = process.stderr.read()
-    process.stderr.close()
-    assert process.wait(60) == code
+def test_a_signal_leaves_no_file_that_looks_whole(
+    number: signal.Signals, code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the same command goes on with the finished pairs."""
+    names = [f"{k}.png" for k in range(24)]
+    for k, name in enumerate(names):
+        Image.fromarray(draw_photo(k, 80, 60)).save(tmp_path / name)
+    pairs = list(itertools.combinations(names, 2))  # more than two parts
+    (tmp_path / "pairs.txt").write_text("".join(f"{a} {b}\n" for a, b in pairs))
+    command = ("match", "pairs.txt", "--out", "m.h5", "--max-keypoints", 100)
+    first_part = tmp_path / "m.h5.parts" / "part-000000.h5"
+    with lumiglue(*command, folder=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while not first_part.exists():
+            assert process.poll() is None
+            time.sleep(0.005)
+        process.send_signal(number)
+        assert process.stderr is not None
+        printed = process.stderr.read()
+    assert process.returncode == code
     assert "Traceback" not in printed
+    assert ("interrupted" in printed) == (number == signal.SIGINT)
     assert not (tmp_path / "m.h5").exists()
-    if number == signal.SIGINT:
-        assert "interrupted" in printed
-        assert not (tmp_path / "m.h5.unfinished").exists()
+    finished = first_part.stat().st_mtime_ns
+    with GrowingFile(tmp_path / "m.h5", (first_part.parent / "record.json").read_text()) as growing:
+        assert len(growing.missing([pair_key(*pair) for pair in pairs])) < len(pairs)
+    assert first_part.stat().st_mtime_ns == finished
+    monkeypatch.chdir(tmp_path)
+    assert main([str(word) for word in command]) == 0
+    with MatchesReader(tmp_path / "m.h5") as file:
+        assert sorted(file.pairs(names)) == sorted(pairs)
+    assert not first_part.parent.exists()
 
 
 def test_whole_files_replace_others(tmp_path: Path) -> None:

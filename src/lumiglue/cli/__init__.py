@@ -5,6 +5,7 @@ import logging
 import os
 import re
 import select
+import shlex
 import sys
 import textwrap
 from collections import Counter
@@ -14,6 +15,7 @@ from pathlib import Path
 import tyro
 
 from lumiglue import __version__
+from lumiglue.cli import terminal
 from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
 from lumiglue.cli.collections import export_colmap, features, localize, matches, pairs, sfm
 from lumiglue.cli.completion import completion
@@ -145,6 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     log_handler.addFilter(_Repeats())
     logging.basicConfig(level=logging.WARNING, handlers=[log_handler])
     words = sys.argv[1:] if arguments is None else list(arguments)
+    terminal.command = shlex.join(["lumiglue", *words])
     if words == ["--version"]:
         say(f"lumiglue {__version__}")
         return 0

@@ -3,9 +3,7 @@
 import dataclasses
 import datetime
 import json
-import shlex
 import statistics
-import sys
 import tempfile
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from rich.console import Console
 from tyro.conf import arg
 
+from lumiglue.cli import terminal
 from lumiglue.cli.diagnosis import machine_record
 from lumiglue.cli.terminal import ProgressBar, err, say, table
 from lumiglue.errors import InputError
@@ -125,11 +124,10 @@ def bench(flags: Annotated[BenchFlags, arg(name="")]) -> int:
         from lumiglue.io.atomic import write_whole
 
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        command = shlex.join(["lumiglue", *sys.argv[1:]])
         results = {"rows": [dataclasses.asdict(row) for row in rows], "left_out": left_out}
         write_whole(
             flags.out,
-            (json.dumps({"date": today, "command": command, "clock": flags.clock, **record, **results}) + "\n").encode(),
+            (json.dumps({"date": today, "command": terminal.command, "clock": flags.clock, **record, **results}) + "\n").encode(),
         )
     return 0
 

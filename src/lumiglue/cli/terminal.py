@@ -17,6 +17,7 @@ from rich.table import Table
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
+command = "lumiglue"  # as it was called, for what records how it was made
 
 
 def say(text: str) -> None:
