@@ -125,10 +125,8 @@ def bench(flags: Annotated[BenchFlags, arg(name="")]) -> int:
 
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
         results = {"rows": [dataclasses.asdict(row) for row in rows], "left_out": left_out}
-        write_whole(
-            flags.out,
-            (json.dumps({"date": today, "command": terminal.command, "clock": flags.clock, **record, **results}) + "\n").encode(),
-        )
+        about_run = {"date": today, "command": terminal.command, "clock": flags.clock}
+        write_whole(flags.out, (json.dumps({**about_run, **record, **results}) + "\n").encode())
     return 0
 
 
