@@ -8,6 +8,8 @@ from pathlib import Path
 # milliseconds, and on a busy machine the suite takes several times as long.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process has a core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import cv2
 import jaxtyping

@@ -176,7 +176,7 @@ except lumiglue.InputError as error:
     print(error)
 """
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert 'pip install "lumiglue[aliked]"' in done.stdout
+    assert 'pip install "lumiglue[kornia]"' in done.stdout
     assert done.stdout.count("\n") == 1
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 # Name of the module -> extras, the most likely first.
 EXTRAS: dict[str, tuple[str, ...]] = {
     "skimage": ("sample",),
-    "kornia": ("aliked", "eval"),
+    "kornia": ("kornia", "eval"),
     "transformers": ("superpoint",),
     "pycolmap": ("sfm",),
     "faiss": ("sfm",),
