@@ -11,15 +11,15 @@ from lumiglue.extractors.own import OwnExtractor
 from lumiglue.extractors.protocol import Extractor
 from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
-from lumiglue.system.extras import require
+from lumiglue.system.extras import EXTRAS, require
 
 __all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
 
 
-def _network(kind: str, package: str | None, extra: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+def _network(kind: str, package: str | None, *, device: str = "cpu", **settings: Any) -> Extractor:
     """A class of `networks`, which is imported here, when it is first used."""
     if package is not None and find_spec(package) is None:
-        raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{extra}]"`')
+        raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{EXTRAS[package][0]}]"`')
     if package is not None:
         require(package)  # in a version that works
     from lumiglue.extractors import networks
@@ -27,7 +27,7 @@ def _network(kind: str, package: str | None, extra: str, *, device: str = "cpu",
     return getattr(networks, kind)(device=device, **settings)
 
 
-_aliked = partial(_network, "Aliked", None, "")
+_aliked = partial(_network, "Aliked", None)
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16
@@ -35,9 +35,9 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
     "aliked-n32": partial(_aliked, model="aliked-n32"),
-    "disk": partial(_network, "Disk", "kornia", "aliked"),
-    "xfeat": partial(_network, "XFeat", "kornia", "aliked"),
-    "superpoint": partial(_network, "SuperPoint", "transformers", "superpoint"),
+    "disk": partial(_network, "Disk", "kornia"),
+    "xfeat": partial(_network, "XFeat", "kornia"),
+    "superpoint": partial(_network, "SuperPoint", "transformers"),
 }
 
 
