@@ -10,9 +10,11 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from helpers import draw_photo
-from lumiglue import Extractor, Features, InputError, WeightsError
+from lumiglue import Extractor, Features, InputError, Pipeline, WeightsError
+from lumiglue.cli import main
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
 from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork
@@ -178,6 +180,22 @@ except lumiglue.InputError as error:
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert 'pip install "lumiglue[kornia]"' in done.stdout
     assert done.stdout.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", [("--features", "disk"), ("--weights", "disk-lightglue"), ("--features", "superpoint")])
+def test_a_missing_package_is_named_before_anything_is_downloaded(
+    flag: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lumiglue.extractors.find_spec", lambda package: None)
+    monkeypatch.setattr("lumiglue.weights.registry.fetch", lambda *_, **__: pytest.fail("a file was downloaded"))
+    monkeypatch.setenv("LUMIGLUE_CACHE", str(tmp_path / "cache"))
+    for name in ("a.png", "b.png"):
+        Image.fromarray(draw_photo(0)).save(tmp_path / name)
+    assert main(["match", str(tmp_path / "a.png"), str(tmp_path / "b.png"), *flag, "-o", str(tmp_path / "m.png")]) == 2
+    assert 'install it with `pip install "lumiglue[' in capsys.readouterr().err
+    name, value = flag
+    with pytest.raises(InputError, match="install it with"):
+        Pipeline.pretrained(value) if name == "--features" else Pipeline.pretrained(weights=value)
 
 
 def test_aliked_does_not_need_kornia(random_weights: Path) -> None:

@@ -109,9 +109,13 @@ class PipelineFlags:
 
 
 def _download(files: "Iterable[PublishedFile]") -> None:
-    """Downloads missing files, with a progress bar."""
+    """Downloads missing files, with a progress bar, if the features can be computed here."""
+    from lumiglue.extractors import check_package
     from lumiglue.weights.registry import fetch
 
+    files = list(files)
+    for file in files:
+        check_package(file.features)
     for file in files:
         if not file.is_here():
             with ProgressBar(file.name, None, of_bytes=True) as advance:

@@ -13,21 +13,43 @@ from lumiglue.extractors.regions import Tiled
 from lumiglue.extractors.sift import Sift
 from lumiglue.system.extras import EXTRAS, require
 
-__all__ = ["EXTRACTORS", "Extractor", "OwnExtractor", "Sift", "Tiled", "create_extractor", "tiled_extractor"]
+__all__ = [
+    "EXTRACTORS",
+    "Extractor",
+    "OwnExtractor",
+    "Sift",
+    "Tiled",
+    "check_package",
+    "create_extractor",
+    "tiled_extractor",
+]
 
 
-def _network(kind: str, package: str | None, *, device: str = "cpu", **settings: Any) -> Extractor:
-    """A class of `networks`, which is imported here, when it is first used."""
+# Features -> the package that computes them.
+_PACKAGES = {"disk": "kornia", "xfeat": "kornia", "superpoint": "transformers"}
+
+
+def check_package(features: str) -> None:
+    """Checks that the package that computes these features, if they need one, is installed in a version that works.
+
+    Raises:
+        InputError: It is not; the message says how to install it.
+    """
+    package = _PACKAGES.get(features)
     if package is not None and find_spec(package) is None:
-        raise InputError(f'{kind} needs {package}; install it with `pip install "lumiglue[{EXTRAS[package][0]}]"`')
+        raise InputError(f'{features} needs {package}; install it with `pip install "lumiglue[{EXTRAS[package][0]}]"`')
     if package is not None:
-        require(package)  # in a version that works
+        require(package)
+
+
+def _network(kind: str, *, device: str = "cpu", **settings: Any) -> Extractor:
+    """A class of `networks`, which is imported here, when it is first used."""
     from lumiglue.extractors import networks
 
     return getattr(networks, kind)(device=device, **settings)
 
 
-_aliked = partial(_network, "Aliked", None)
+_aliked = partial(_network, "Aliked")
 EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "sift": Sift,
     "aliked": _aliked,  # its default model, aliked-n16
@@ -35,9 +57,9 @@ EXTRACTORS: dict[str, Callable[..., Extractor]] = {
     "aliked-n16": partial(_aliked, model="aliked-n16"),
     "aliked-n16rot": partial(_aliked, model="aliked-n16rot"),
     "aliked-n32": partial(_aliked, model="aliked-n32"),
-    "disk": partial(_network, "Disk", "kornia"),
-    "xfeat": partial(_network, "XFeat", "kornia"),
-    "superpoint": partial(_network, "SuperPoint", "transformers"),
+    "disk": partial(_network, "Disk"),
+    "xfeat": partial(_network, "XFeat"),
+    "superpoint": partial(_network, "SuperPoint"),
 }
 
 
@@ -57,6 +79,7 @@ def create_extractor(name: str, *, device: str | None = None, **settings: Any) -
     if factory is None:
         own = "or your own as path/to/file.py:Class or package.module:Class"
         raise InputError(f"unknown extractor {name!r}; choose from {sorted(EXTRACTORS)}, {own}")
+    check_package(name)
     if ":" in name:
         settings["source"] = name
     if device is not None and "device" in inspect.signature(factory).parameters:
