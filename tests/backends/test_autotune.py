@@ -80,7 +80,7 @@ def layers_dtype(pipeline: Pipeline) -> torch.dtype:
 def test_photos_are_matched_in_the_faster_precision_and_files_in_fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Files that another machine may continue, and figures, must not depend on this machine."""
     for chosen in ("bf16", "fp32"):
-        monkeypatch.setattr("lumiglue.pipeline.pipeline.default_precision", lambda device, chosen=chosen: chosen)
+        monkeypatch.setattr("lumiglue.pipeline.construction.default_precision", lambda device, chosen=chosen: chosen)
         dtypes = {"bf16": torch.bfloat16, "fp32": torch.float32}
         for pipeline, expected in (
             (Pipeline.pretrained(), chosen),
@@ -123,7 +123,7 @@ def test_automatic_pipelines_match_as_the_default_does(
     assert torch.allclose(automatic.matches.scores, expected.matches.scores, atol=1e-4)
     with pytest.raises(InputError, match="openvino has no bf16 that keeps the matches"):
         Pipeline.pretrained(backend="openvino", precision="bf16")
-    monkeypatch.setattr("lumiglue.pipeline.pipeline.default_precision", lambda device: "bf16")
+    monkeypatch.setattr("lumiglue.pipeline.construction.default_precision", lambda device: "bf16")
     lowest = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="auto")
     assert isinstance(lowest.matcher, LightGlue)  # bfloat16 is PyTorch's alone
     monkeypatch.undo()

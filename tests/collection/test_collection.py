@@ -719,7 +719,7 @@ def test_matching_all_bad_pairs_keeps_what_was_there(tmp_path: Path) -> None:
 
 
 def test_features_need_no_weights(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lumiglue.pipeline.pipeline.load_weights", lambda *_: pytest.fail("weights were loaded"))
+    monkeypatch.setattr("lumiglue.pipeline.construction.load_weights", lambda *_: pytest.fail("weights were loaded"))
     assert main(["features", str(photos), "-o", str(tmp_path / "f.h5"), "--max-keypoints", "50"]) == 0
     assert main(["features", str(photos), "-o", str(tmp_path / "g.h5"), "--workers", "-2"]) == 2
 

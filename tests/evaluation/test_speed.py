@@ -10,6 +10,7 @@ from helpers import make_features, make_model
 from lumiglue import InputError, LightGlue, LightGlueConfig, MatchSettings
 from lumiglue.cli import main
 from lumiglue.evaluation import speed
+from lumiglue.evaluation.contenders import contenders, matches_of
 from lumiglue.matcher.inputs import pack
 from lumiglue.weights.released import import_released, released_names
 
@@ -55,7 +56,7 @@ def test_contenders_with_our_weights_find_our_matches(settings: MatchSettings) -
     model = make_model(project_input=False)  # kornia projects only where widths differ
     a = make_features(80, 0)
     pair = (a, make_features(60, 1, like=a))
-    jobs = speed.contenders(
+    jobs = contenders(
         ["lumiglue", "without kernels", "one by one", "in threads", "onnxruntime", "openvino", "kornia", "transformers"],
         model,
         [pair],
@@ -66,13 +67,13 @@ def test_contenders_with_our_weights_find_our_matches(settings: MatchSettings) -
         assert len(expected) > 3
         assert torch.equal(jobs["lumiglue"]()[0].pairs, expected)  # pyright: ignore[reportIndexIssue]
         for name, job in jobs.items():
-            assert speed.matches_of(job()) == {(0, i, j) for i, j in expected.tolist()}, name
+            assert matches_of(job()) == {(0, i, j) for i, j in expected.tolist()}, name
 
 
 def test_lower_precision_contenders_run() -> None:
     model = make_model()
     pairs = [(make_features(40, 0), make_features(30, 1)), (make_features(20, 2), make_features(50, 3))]
-    jobs = speed.contenders(["lumiglue bf16", "int8", "openvino bf16"], model, pairs, speed.FULL)
+    jobs = contenders(["lumiglue bf16", "int8", "openvino bf16"], model, pairs, speed.FULL)
     with torch.inference_mode():
         for name, job in jobs.items():
             results = job()
@@ -91,14 +92,14 @@ def test_contenders_on_a_gpu_find_the_cpus_matches(settings: MatchSettings) -> N
     expected = model.match(pack(pairs, model.config), settings)
     on_gpu = [(a.to("cuda"), b.to("cuda")) for a, b in pairs]
     names = ["lumiglue", "one by one", "lumiglue bf16", "graphs", "bf16 graphs", "kornia", "kornia half", "transformers"]
-    jobs = speed.contenders(names, model.to("cuda"), on_gpu, settings)
+    jobs = contenders(names, model.to("cuda"), on_gpu, settings)
     with torch.inference_mode():
         for job in jobs.values():
             job()
         matches = jobs["lumiglue"]()
     assert [torch.equal(m.pairs.cpu(), e.pairs) for m, e in zip(matches, expected, strict=True)] == [True, True]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(InputError, match="'openvino' does not run on a cuda"):
-        speed.contenders(["openvino"], model, on_gpu, settings)
+        contenders(["openvino"], model, on_gpu, settings)
     assert speed.peak_memory("lumiglue", "compact", 256, "cuda") > 0
 
 
@@ -106,18 +107,18 @@ def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str
     assert main(["bench", "--device", "hpu", "--sizes", "64"]) == 2
     assert "there is no device 'hpu' here" in capsys.readouterr().err
     with pytest.raises(InputError, match="'kornia half' does not run on a cpu"):
-        speed.contenders(["kornia half"], make_model(), [], speed.FULL)
+        contenders(["kornia half"], make_model(), [], speed.FULL)
 
 
 def test_what_is_not_known_is_refused() -> None:
     with pytest.raises(InputError, match="unknown contender 'tensorrt'"):
-        speed.contenders(["tensorrt"], make_model(), [], speed.FULL)
+        contenders(["tensorrt"], make_model(), [], speed.FULL)
     with pytest.raises(InputError, match="unknown preset 'huge'"):
         speed.random_job("huge", 64)
 
 
 def test_trained_weights_are_timed_in_float32_wherever_photos_are_matched_in_less(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lumiglue.pipeline.pipeline.default_precision", lambda device: "bf16")
+    monkeypatch.setattr("lumiglue.pipeline.construction.default_precision", lambda device: "bf16")
     model, pairs, note = speed.trained_job("sift", 64)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert len(pairs) == 1

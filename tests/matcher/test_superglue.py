@@ -324,7 +324,7 @@ def test_it_trains_like_lightglue(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     weights = tmp_path / "run" / "weights.safetensors"
     photo = draw_photo(50)
     monkeypatch.setattr(
-        "lumiglue.pipeline.pipeline.default_precision", lambda device: "bf16"
+        "lumiglue.pipeline.construction.default_precision", lambda device: "bf16"
     )  # for LightGlue, whose matches it keeps
     usual = Pipeline.pretrained("sift", max_keypoints=100, weights=weights)
     assert usual._layers is None  # those of the matcher, in float32

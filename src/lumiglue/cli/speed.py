@@ -19,7 +19,8 @@ from lumiglue.cli.terminal import ProgressBar, err, say, table
 from lumiglue.errors import InputError
 
 if TYPE_CHECKING:
-    from lumiglue.evaluation.speed import Job, Pairs, Row
+    from lumiglue.evaluation.contenders import Job, Pairs
+    from lumiglue.evaluation.speed import Row
     from lumiglue.matcher.lightglue import LightGlue
     from lumiglue.matcher.settings import MatchSettings
 
@@ -133,12 +134,13 @@ def bench(flags: Annotated[BenchFlags, arg(name="")]) -> int:
 def _matching(flags: BenchFlags, folder: Path, left_out: dict[str, str]) -> "Iterator[list[Row]]":
     """A table of matchers for each size, depth and number of busy programs."""
     from lumiglue.evaluation import photo_speed, speed
+    from lumiglue.evaluation.contenders import OURS, contenders, possible
 
     for model, pairs, note, settings, size in _cases(flags, folder):
-        jobs = speed.contenders([speed.OURS, *flags.against], model, pairs, settings)
+        jobs = contenders([OURS, *flags.against], model, pairs, settings)
         if flags.released and not flags.against:
             peers = photo_speed.peers(flags.device)
-            more, reasons = speed.possible({n: partial(_one, n, model, pairs, settings) for n in peers})
+            more, reasons = possible({n: partial(_one, n, model, pairs, settings) for n in peers})
             jobs |= more
             left_out |= reasons
         random = not (flags.released or flags.adaptive)
@@ -150,7 +152,7 @@ def _matching(flags: BenchFlags, folder: Path, left_out: dict[str, str]) -> "Ite
 
 
 def _one(name: str, *case: Any) -> "Job":
-    from lumiglue.evaluation.speed import contenders
+    from lumiglue.evaluation.contenders import contenders
 
     return contenders([name], *case)[name]
 
@@ -177,7 +179,7 @@ def _cases(flags: BenchFlags, folder: Path) -> "Iterator[tuple[LightGlue, Pairs,
 def _end_to_end(flags: BenchFlags, folder: Path, left_out: dict[str, str]) -> "Iterator[list[Row]]":
     """A table of pipelines for each size and number of busy programs."""
     from lumiglue.evaluation import photo_speed
-    from lumiglue.evaluation.speed import possible
+    from lumiglue.evaluation.contenders import possible
 
     first, *others = photo_speed.SIDES
     if unknown := [name for name in flags.against if name not in photo_speed.SIDES]:

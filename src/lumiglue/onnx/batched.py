@@ -13,16 +13,8 @@ import numpy as np
 import onnx_ir as ir
 from torch import Tensor, nn
 
-from lumiglue.onnx.graph import (
-    FLOAT,
-    INT64,
-    AnySide,
-    Assignment,
-    Branch,
-    Builder,
-    LightGlueGraph,
-    PaddedSide,
-)
+from lumiglue.onnx.builder import FLOAT, INT64, Branch, Builder
+from lumiglue.onnx.graph import AnySide, Assignment, LightGlueGraph, PaddedSide
 
 BOOL = ir.DataType.BOOL
 

@@ -12,7 +12,7 @@ from lumiglue.errors import InputError
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, model_name
 from lumiglue.matcher.settings import MatchSettings
-from lumiglue.onnx import graph
+from lumiglue.onnx import builder, graph
 from lumiglue.onnx.batched import BatchedGraph
 from lumiglue.types import PIXELS
 
@@ -129,21 +129,21 @@ def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
 def _batch(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     if settings.precision == "int8":
         raise InputError("the layout 'batch' has no int8, whose one scale would mix the pairs; choose fp32 or fp16")
-    g = graph.Builder()
+    g = builder.Builder()
     writer = BatchedGraph(model, settings.match, half=settings.precision == "fp16")
     inputs: list[ir.Value] = []
     positions, descriptors, counts = [], [], []
     for side in (0, 1):
         n = f"n{side}"
-        keypoints = graph.tensor_input(f"keypoints{side}", graph.FLOAT, ("b", n, 2))
-        descriptor = graph.tensor_input(f"descriptors{side}", graph.FLOAT, ("b", n, model.config.descriptor_dim))
-        size = graph.tensor_input(f"image_size{side}", graph.FLOAT, ("b", 2))
-        count = graph.tensor_input(f"counts{side}", graph.INT64, ("b",))
+        keypoints = builder.tensor_input(f"keypoints{side}", builder.FLOAT, ("b", n, 2))
+        descriptor = builder.tensor_input(f"descriptors{side}", builder.FLOAT, ("b", n, model.config.descriptor_dim))
+        size = builder.tensor_input(f"image_size{side}", builder.FLOAT, ("b", 2))
+        count = builder.tensor_input(f"counts{side}", builder.INT64, ("b",))
         inputs += [keypoints, descriptor, size, count]
         xy = _normalised(g, keypoints, g("Unsqueeze", size, g.integers(1)))
         if model.config.encoding != "xy":
             names = ("scales", "orientations")
-            optional = [graph.tensor_input(f"{name}{side}", graph.FLOAT, ("b", n)) for name in names]
+            optional = [builder.tensor_input(f"{name}{side}", builder.FLOAT, ("b", n)) for name in names]
             inputs += optional
             xy = _with_scale(g, model, xy, *optional)
         positions.append(xy)
@@ -151,28 +151,28 @@ def _batch(model: LightGlue, settings: OnnxSettings) -> ir.Model:
         counts.append(count)
     assignment = writer.batch(g, positions, descriptors, counts)
     outputs = [
-        graph.as_output(g, assignment.pairs, "matches", graph.INT64, ("k", 3)),
-        graph.as_output(g, assignment.scores, "scores", graph.FLOAT, ("k",)),
-        graph.as_output(g, assignment.stop_layer, "stop_layer", graph.INT64, ("b",)),
-        graph.as_output(g, assignment.layers0, "layers0", graph.INT64, ("b", "n0")),
-        graph.as_output(g, assignment.layers1, "layers1", graph.INT64, ("b", "n1")),
+        builder.as_output(g, assignment.pairs, "matches", builder.INT64, ("k", 3)),
+        builder.as_output(g, assignment.scores, "scores", builder.FLOAT, ("k",)),
+        builder.as_output(g, assignment.stop_layer, "stop_layer", builder.INT64, ("b",)),
+        builder.as_output(g, assignment.layers0, "layers0", builder.INT64, ("b", "n0")),
+        builder.as_output(g, assignment.layers1, "layers1", builder.INT64, ("b", "n1")),
     ]
-    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+    return builder.finish(g, inputs, outputs, _metadata(model, settings))
 
 
-def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[graph.Builder, graph.LightGlueGraph]:
+def _writer(model: LightGlue, settings: OnnxSettings) -> tuple[builder.Builder, graph.LightGlueGraph]:
     precision = settings.precision
     writer = graph.LightGlueGraph(model, settings.match, half=precision == "fp16", integer=precision == "int8")
-    return graph.Builder(), writer
+    return builder.Builder(), writer
 
 
-def _normalised(g: graph.Builder, keypoints: ir.Value, size: ir.Value) -> ir.Value:
+def _normalised(g: builder.Builder, keypoints: ir.Value, size: ir.Value) -> ir.Value:
     """(keypoints - size / 2) / (max(size) / 2), as `matcher.inputs.normalize_positions`; size is (2,) or (b, 1, 2)."""
     half = g("Mul", size, g.constant(0.5))
     return g("Div", g("Sub", keypoints, half), g("ReduceMax", half, axes=[-1], keepdims=1))
 
 
-def _with_scale(g: graph.Builder, model: LightGlue, xy: ir.Value, scales: ir.Value, orientations: ir.Value) -> ir.Value:
+def _with_scale(g: builder.Builder, model: LightGlue, xy: ir.Value, scales: ir.Value, orientations: ir.Value) -> ir.Value:
     scales = g("Log", scales) if model.config.encoding == "xy-logscale-angle" else scales
     columns = (g("Unsqueeze", column, g.integers(-1)) for column in (scales, orientations))
     return g("Concat", xy, *columns, axis=-1)
@@ -184,26 +184,26 @@ def _lumiglue(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     positions, descriptors = [], []
     for side in (0, 1):
         n = f"n{side}"
-        keypoints = graph.tensor_input(f"keypoints{side}", graph.FLOAT, (n, 2))
-        descriptor = graph.tensor_input(f"descriptors{side}", graph.FLOAT, (n, model.config.descriptor_dim))
-        size = graph.tensor_input(f"image_size{side}", graph.FLOAT, (2,))
+        keypoints = builder.tensor_input(f"keypoints{side}", builder.FLOAT, (n, 2))
+        descriptor = builder.tensor_input(f"descriptors{side}", builder.FLOAT, (n, model.config.descriptor_dim))
+        size = builder.tensor_input(f"image_size{side}", builder.FLOAT, (2,))
         inputs += [keypoints, descriptor, size]
         xy = _normalised(g, keypoints, size)
         if model.config.encoding != "xy":
-            optional = [graph.tensor_input(f"{name}{side}", graph.FLOAT, (n,)) for name in ("scales", "orientations")]
+            optional = [builder.tensor_input(f"{name}{side}", builder.FLOAT, (n,)) for name in ("scales", "orientations")]
             inputs += optional
             xy = _with_scale(g, model, xy, *optional)
         positions.append(xy)
         descriptors.append(descriptor)
     assignment = writer.assignment(g, positions, descriptors)
     outputs = [
-        graph.as_output(g, assignment.pairs, "matches", graph.INT64, ("k", 2)),
-        graph.as_output(g, assignment.scores, "scores", graph.FLOAT, ("k",)),
-        graph.as_output(g, assignment.stop_layer, "stop_layer", graph.INT64, ()),
-        graph.as_output(g, assignment.layers0, "layers0", graph.INT64, ("n0",)),
-        graph.as_output(g, assignment.layers1, "layers1", graph.INT64, ("n1",)),
+        builder.as_output(g, assignment.pairs, "matches", builder.INT64, ("k", 2)),
+        builder.as_output(g, assignment.scores, "scores", builder.FLOAT, ("k",)),
+        builder.as_output(g, assignment.stop_layer, "stop_layer", builder.INT64, ()),
+        builder.as_output(g, assignment.layers0, "layers0", builder.INT64, ("n0",)),
+        builder.as_output(g, assignment.layers1, "layers1", builder.INT64, ("n1",)),
     ]
-    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+    return builder.finish(g, inputs, outputs, _metadata(model, settings))
 
 
 def _opencv(model: LightGlue, settings: OnnxSettings) -> ir.Model:
@@ -219,10 +219,10 @@ def _opencv(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     inputs, (positions, descriptors) = _batched_inputs(g, 1, 2, model.config.descriptor_dim)
     assignment = writer.assignment(g, positions, descriptors)
     outputs = [
-        graph.as_output(g, assignment.pairs, "matches0", graph.INT64, ("k", 2)),
-        graph.as_output(g, assignment.scores, "mscores0", graph.FLOAT, ("k",)),
+        builder.as_output(g, assignment.pairs, "matches0", builder.INT64, ("k", 2)),
+        builder.as_output(g, assignment.scores, "mscores0", builder.FLOAT, ("k",)),
     ]
-    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+    return builder.finish(g, inputs, outputs, _metadata(model, settings))
 
 
 def _colmap(model: LightGlue, settings: OnnxSettings) -> ir.Model:
@@ -230,13 +230,13 @@ def _colmap(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     matches0 (n), its row in image 1 or -1, and mscores0 (n)."""
     g, writer = _writer(model, settings)
     inputs, (keypoints, descriptors) = _batched_inputs(g, "b", "two", "d")  # COLMAP requires that no size is fixed
-    sizes = [graph.tensor_input(f"image_size{side}", graph.FLOAT, ("b", "two")) for side in (0, 1)]
+    sizes = [builder.tensor_input(f"image_size{side}", builder.FLOAT, ("b", "two")) for side in (0, 1)]
     inputs += sizes
     flat = [g("Squeeze", size, g.integers(0)) for size in sizes]
     positions = [_normalised(g, k, size) for k, size in zip(keypoints, flat, strict=True)]
     if model.config.encoding != "xy":
         optional = [
-            [graph.tensor_input(f"{name}{side}", graph.FLOAT, ("b", f"n{side}")) for side in (0, 1)]
+            [builder.tensor_input(f"{name}{side}", builder.FLOAT, ("b", f"n{side}")) for side in (0, 1)]
             for name in ("scales", "oris")
         ]
         inputs += [value for pair in optional for value in pair]
@@ -249,18 +249,18 @@ def _colmap(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     matches = g("ScatterElements", none, rows, partners, axis=0)
     scores = g("ScatterElements", g("Expand", g.constant(0.0), count), rows, assignment.scores, axis=0)
     outputs = [
-        graph.as_output(g, matches, "matches0", graph.INT64, ("n0",)),
-        graph.as_output(g, scores, "mscores0", graph.FLOAT, ("n0",)),
+        builder.as_output(g, matches, "matches0", builder.INT64, ("n0",)),
+        builder.as_output(g, scores, "mscores0", builder.FLOAT, ("n0",)),
     ]
-    return graph.finish(g, inputs, outputs, _metadata(model, settings))
+    return builder.finish(g, inputs, outputs, _metadata(model, settings))
 
 
 def _batched_inputs(
-    g: graph.Builder, batch: int | str, two: int | str, width: int | str
+    g: builder.Builder, batch: int | str, two: int | str, width: int | str
 ) -> tuple[list[ir.Value], tuple[Sequence[ir.Value], Sequence[ir.Value]]]:
     """Inputs kpts0, kpts1, desc0, desc1 with a leading 1, and the same without it."""
-    kpts = [graph.tensor_input(f"kpts{side}", graph.FLOAT, (batch, f"n{side}", two)) for side in (0, 1)]
-    desc = [graph.tensor_input(f"desc{side}", graph.FLOAT, (batch, f"n{side}", width)) for side in (0, 1)]
+    kpts = [builder.tensor_input(f"kpts{side}", builder.FLOAT, (batch, f"n{side}", two)) for side in (0, 1)]
+    desc = [builder.tensor_input(f"desc{side}", builder.FLOAT, (batch, f"n{side}", width)) for side in (0, 1)]
     inside = tuple([g("Squeeze", value, g.integers(0)) for value in values] for values in (kpts, desc))
     return [*kpts, *desc], (inside[0], inside[1])
 

@@ -11,18 +11,18 @@ import numpy as np
 import torch
 from torch import nn
 
-from lumiglue.backends.autotune import default_precision
 from lumiglue.backends.cuda_graphs import replayed_layers
-from lumiglue.backends.select import fastest_backend, onnx_matcher
 from lumiglue.errors import InputError, LumiglueError
-from lumiglue.extractors import EXTRACTORS, Extractor, create_extractor, tiled_extractor
+from lumiglue.extractors import Extractor
 from lumiglue.extractors.regions import extract_inside
 from lumiglue.images import ImageLike, MaskLike, Stretch, load_image, load_mask
 from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel, weights_sha256
 from lumiglue.matcher.settings import Backend, MatchSettings, Precision
+from lumiglue.pipeline.checks import as_pair, check_unit_length
+from lumiglue.pipeline.construction import parts_by_name, parts_of_folder
 from lumiglue.pipeline.prefetch import FeatureCache, Image, MatchedPair, match_in_batches, match_in_threads, pool
 from lumiglue.pipeline.result import MatchResult
 from lumiglue.pipeline.rotation import match_best_turn, turned_image
@@ -30,15 +30,13 @@ from lumiglue.system.device import compute_on_one_thread_in_forks, one_thread_at
 from lumiglue.system.extras import require
 from lumiglue.system.threads import shorten_spins_at_run_time
 from lumiglue.types import Features, Matches
-from lumiglue.weights.files import FOLDER_FILES, load_weights, read_metadata
-from lumiglue.weights.folder import CARD, read_model_folder, write_model_folder
-from lumiglue.weights.registry import default_weights, resolve
+from lumiglue.weights.files import FOLDER_FILES
+from lumiglue.weights.folder import CARD, write_model_folder
 
 if TYPE_CHECKING:
     from lumiglue.onnx.runtime import OnnxMatcher
 
 Rotation = Literal["none", "search"]
-_UNIT_TOLERANCE = 0.05  # of the median length; half precision and 8-bit storage are within 0.01
 
 
 class Pipeline:
@@ -154,33 +152,20 @@ class Pipeline:
             InputError: A name or a setting is unknown, or the weights are for other features.
             WeightsError: The weights cannot be found, downloaded or read.
         """
-        chosen = usable_device(device)
-        if features is not None:  # fails before a download if there is no such extractor
-            tiled_extractor(
-                features, max_keypoints=max_keypoints, resize=resize, tile=tile, detector_threshold=detector_threshold
-            )
-        file = resolve(default_weights(features or "sift") if weights is None else weights)
-        onnx = file.suffix == ".onnx"
-        if precision == "auto":
-            in_torch = not onnx and backend in (None, "torch", "cudagraphs", "auto")
-            is_lightglue = in_torch and isinstance(read_metadata(file)[0], LightGlueConfig)
-            precision = default_precision(torch.device(chosen)) if is_lightglue else "fp32"
-        if backend == "auto":
-            backend = fastest_backend(file, settings or MatchSettings(), precision, torch.device(chosen))
-        with_torch = not onnx and backend in (None, "torch", "cudagraphs")
-        matcher = load_weights(file) if with_torch else onnx_matcher(file, backend or "onnxruntime", precision)
-        extractor = tiled_extractor(
-            _features_of(matcher.config.extractor, features), max_keypoints=max_keypoints, resize=resize, tile=tile,
-            device=str(chosen), detector_threshold=detector_threshold,
+        parts = parts_by_name(
+            features, weights, settings or MatchSettings(), torch.device(usable_device(device)), precision, backend,
+            {
+                "max_keypoints": max_keypoints, "resize": resize, "tile": tile, "detector_threshold": detector_threshold,
+            },
         )  # fmt: skip
-        if not isinstance(matcher, nn.Module):
-            return cls(extractor, matcher, settings, stretch=stretch)
+        if not isinstance(parts.matcher, nn.Module):
+            return cls(parts.extractor, parts.matcher, settings, stretch=stretch)
         pipeline = cls(
-            extractor, matcher, settings, device=chosen, precision=precision, metadata=read_metadata(file)[1],
-            stretch=stretch,
+            parts.extractor, parts.matcher, settings, device=parts.device, precision=parts.precision,
+            metadata=parts.metadata, stretch=stretch,
         )  # fmt: skip
-        if backend == "cudagraphs":
-            pipeline._layers = replayed_layers(matcher, pipeline._layers)
+        if parts.cuda_graphs:
+            pipeline._layers = replayed_layers(parts.matcher, pipeline._layers)
         return pipeline
 
     @classmethod
@@ -221,25 +206,22 @@ class Pipeline:
             InputError: A name or a setting is unknown, or the matcher is for other features.
             WeightsError: The files cannot be downloaded or read.
         """
-        folder = Path(source)
+        folder, cache = Path(source), Path(cache_dir) if cache_dir else None
         if not folder.is_dir():
             require("huggingface_hub", "httpx2")
             from lumiglue.weights.hub import fetch
 
-            cache = Path(cache_dir) if cache_dir else None
             folder = fetch(
                 str(source), FOLDER_FILES, revision=revision, token=token, cache=cache, endpoint=endpoint
             )  # fmt: skip
-        content = read_model_folder(folder)
-        name = features or content.features
-        if features is None and name not in EXTRACTORS:  # never a path to code that the repository names
-            raise InputError(f"{source} is for {name or 'any'!r} features; name an extractor for them by features=")
-        chosen = usable_device(device)
-        extractor = create_extractor(name, max_keypoints=max_keypoints, resize=resize, device=str(chosen))
-        model, settings = load_weights(content.weights), settings or content.settings
-        if precision == "auto":
-            precision = default_precision(torch.device(chosen)) if isinstance(model, LightGlue) else "fp32"
-        return cls(extractor, model, settings, device=chosen, precision=precision, metadata=content.metadata)
+        parts = parts_of_folder(
+            folder, str(source), features, torch.device(usable_device(device)), precision,
+            {"max_keypoints": max_keypoints, "resize": resize},
+        )  # fmt: skip
+        return cls(
+            parts.extractor, parts.matcher, settings or parts.settings, device=parts.device, precision=parts.precision,
+            metadata=parts.metadata,
+        )  # fmt: skip
 
     def save_pretrained(self, folder: str | Path, *, name: str = "", metadata: Mapping[str, Any] | None = None) -> None:
         """Writes model.safetensors, config.json (features, settings, checksum) and a model card, README.md.
@@ -383,7 +365,7 @@ class Pipeline:
             InputError: The features do not fit the matcher, or their descriptors are known to have unit length and do not.
         """
         pairs = list(pairs)
-        _check_unit_length(pairs, self.matcher.config.extractor)
+        check_unit_length(pairs, self.matcher.config.extractor)
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.match_features(pairs, self.settings)
         packed = pack(pairs, self.matcher.config)
@@ -468,7 +450,7 @@ class Pipeline:
 
         def run() -> Iterator[MatchedPair | None]:
             on_gpu = self._on_gpu()
-            checked = (_as_pair(number, pair) for number, pair in enumerate(pairs))
+            checked = (as_pair(number, pair) for number, pair in enumerate(pairs))
             with pool(workers, one_thread_each=workers > 1 and not on_gpu) as threads:
                 cache = FeatureCache(features_of, threads, max(cached_images, 2), key)
                 if on_gpu:
@@ -483,50 +465,6 @@ class Pipeline:
         if not isinstance(self.matcher, nn.Module):
             return self.matcher.fingerprint()
         return weights_sha256(self.matcher)
-
-
-def _features_of(trained_for: str, requested: str | None) -> str:
-    """The extractor's name: the requested one, or the member of that family (such as aliked) that the weights are for."""
-    if requested is not None and not trained_for.startswith(f"{requested}-"):
-        return requested
-    if trained_for not in EXTRACTORS:  # never a path to code that a file names
-        raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them by features=")
-    return trained_for
-
-
-def _as_pair(number: int, pair: Any) -> tuple[Any, Any]:
-    try:
-        if isinstance(pair, str | Path):
-            raise TypeError
-        a, b = pair
-    except (TypeError, ValueError):
-        shown = repr(pair) if isinstance(pair, str | Path) else f"{type(pair).__name__} of {_count(pair)}"
-        raise InputError(f"pair {number} is {shown}; give pairs of two images, such as [('a.jpg', 'b.jpg')]") from None
-    return a, b
-
-
-def _count(pair: Any) -> str:
-    return f"{len(pair)} entries" if hasattr(pair, "__len__") and getattr(pair, "ndim", 1) else "no entries"
-
-
-def _check_unit_length(pairs: list[tuple[Features, Features]], trained_for: str) -> None:
-    """Raises InputError if descriptors of built-in features are not of unit length.
-
-    They are not divided here: that is right for some files (COLMAP's integers), but OpenCV's SIFT would not become RootSIFT.
-    """
-    sides = (side for pair in pairs if isinstance(pair, list | tuple) for side in pair)
-    for features in (side for side in sides if isinstance(side, Features)):
-        name = features.extractor or trained_for
-        if name not in EXTRACTORS or not features.descriptors.numel():
-            continue
-        length = float(features.descriptors.detach().float().norm(dim=1).median())
-        if abs(length - 1) > _UNIT_TOLERANCE:
-            how = (
-                "take the square root of each divided by its sum (RootSIFT)"
-                if name == "sift"
-                else "divide each by its length"
-            )
-            raise InputError(f"descriptors of {name!r} have unit length, these {length:.3g}; {how}")
 
 
 def _key(image: ImageLike) -> str | None:
