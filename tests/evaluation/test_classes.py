@@ -110,7 +110,7 @@ def test_a_seed_is_ransacs_alone(tmp_path: Path) -> None:
     k = [[300.0, 0, 160], [0, 300, 120], [0, 0, 1]]
     pair = {"type": "pose", "K_a": k, "K_b": k, "R": np.eye(3).tolist(), "t": [1.0, 0, 0], "group": "g"}
     (tmp_path / "pairs.json").write_text(json.dumps({"pairs": [pair | {"a": "a.png", "b": "b.png"}]}))
-    pairs, methods, sift = read_pairs(tmp_path), {"nn": BASELINES["nn"]}, Sift(max_keypoints=200)
+    pairs, methods, sift = read_pairs(tmp_path), {"nn": BASELINES["nn"]}, Sift(max_keypoints=80)
     scores = list(score_pairs(tmp_path, pairs, sift, methods, Protocol(seeds=(0, 1, 2), factors=(1.0, 2.0))))
     assert [(s.factor, s.seed) for s in scores] == [(f, seed) for f in (1.0, 2.0) for seed in (0, 1, 2)]
     assert len({s.matches for s in scores}) == 1
