@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from lumiglue import Features, LightGlue, LightGlueConfig
+from lumiglue.cli import main
 
 SHARED = Path(os.environ.get("LUMIGLUE_SHARED", Path(__file__).parents[2] / "shared"))
 
@@ -60,3 +61,11 @@ def draw_photo(seed: int, width: int = 320, height: int = 240) -> np.ndarray:
             case _:
                 cv2.line(image, (x, y), (x + size * 2, y + int(rng.integers(-30, 30))), colour, 2)
     return cv2.GaussianBlur(image, (0, 0), 0.8)
+
+
+def run(*arguments: object) -> int:
+    """Runs a command in this process and returns its exit code, also for those that tyro ends."""
+    try:
+        return main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)

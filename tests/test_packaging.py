@@ -42,7 +42,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Archives:
     build = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(out), str(ROOT)]
     environment = dict(os.environ)
     for variable, compiler in (("CC", "cc"), ("CXX", "c++")):
-        if os.name == "posix" and shutil.which(compiler):  # .ci/wheel builds them as users do, which takes four times as long
+        if os.name == "posix" and shutil.which(compiler):  # .ci/wheel builds them as users do, in four times as long
             quick = out / f"quick-{compiler}"
             quick.write_text(f'#!/bin/sh\nexec {compiler} "$@" -O0\n')
             quick.chmod(0o755)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers import draw_photo, make_model
+from helpers import draw_photo, make_model, run
 from lumiglue.cli import main
 from lumiglue.images import read_image
 from lumiglue.weights.files import read_metadata, save_weights
@@ -31,13 +31,6 @@ def folder(save_photo: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     save_photo("photos/black.png", np.zeros((60, 80, 3), np.uint8))
     save_photo("photos/dot.png", np.zeros((1, 1, 3), np.uint8))
     return tmp_path
-
-
-def run(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def test_two_photos_make_a_picture_and_a_summary(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,9 +10,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from helpers import draw_photo
+from helpers import draw_photo, run
 from lumiglue import InputError, Pipeline
-from lumiglue.cli import main
 from lumiglue.geometry.projective import direction_angle, rotation_angle, skew
 from lumiglue.geometry.robust import estimate
 from lumiglue.pipeline.cameras import photo_camera, read_focal
@@ -176,13 +175,6 @@ def folder(save_photo: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     save_photo("photos/part.png", photo[30:, 40:])
     save_photo("photos/other.png", draw_photo(5))
     return tmp_path
-
-
-def run(*arguments: object) -> int:
-    try:
-        return main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        return int(stop.code or 0)
 
 
 def test_match_registers_and_finds_poses(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
