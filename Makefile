@@ -11,9 +11,9 @@ OLDER := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 demo: $(VENV)/.installed
 	$(BIN)/lumiglue sample --out demo.png
 
-# A process for each core; the tests of a file run in one process, which share what the file's fixtures make.
+# A process for each core and one more, as some tests wait; a file's tests, which share fixtures, run in one process.
 test: $(VENV)/.installed-dev $(VENV)/.installed-released
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile
 
 # The matcher's arithmetic as older processors do it, on one thread and on two. Results may differ in their last bits there,
 # and a test must not ask for more than docs/reliability.md promises under "Reproducibility".

@@ -319,11 +319,11 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
 # What a notebook computes much of, and how much of it is enough to see that it runs.
 LESS = {
     "train-in-two-minutes": {
-        "n_views=8": "n_views=4",
-        "pairs=800": "pairs=96",
+        "n_views=8": "n_views=2",
+        "pairs=800": "pairs=64",
         "confidence_pairs=80": "confidence_pairs=8",
         "warmup_pairs=100": "warmup_pairs=16",
-        "evaluate_every=200": "evaluate_every=24",
+        "evaluate_every=200": "evaluate_every=16",
         "batches=8": "batches=2",
         "import train": "import train\\nfrom lumiglue.training import validation\\nvalidation.BATCHES = 2",
     },

@@ -173,7 +173,7 @@ import lumiglue
 from lumiglue.evaluation.baselines import mutual_nearest_neighbours
 from lumiglue.extractors import create_extractor
 try:
-    create_extractor("disk")
+    create_extractor("xfeat")
 except lumiglue.InputError as error:
     print(error)
 """
@@ -182,7 +182,7 @@ except lumiglue.InputError as error:
     assert done.stdout.count("\n") == 1
 
 
-@pytest.mark.parametrize("flag", [("--features", "disk"), ("--weights", "disk-lightglue"), ("--features", "superpoint")])
+@pytest.mark.parametrize("flag", [("--features", "xfeat"), ("--weights", "xfeat-lighterglue"), ("--features", "superpoint")])
 def test_a_missing_package_is_named_before_anything_is_downloaded(
     flag: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

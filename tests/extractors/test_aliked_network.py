@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from helpers import draw_photo
-from lumiglue.extractors import aliked_layers, aliked_network
-from lumiglue.extractors.aliked_layers import DeformableConvolution, selu
-from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork, _strict_maxima, detect
+from lumiglue.extractors import aliked_network, network_layers
+from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork, detect
+from lumiglue.extractors.network_layers import DeformableConvolution, selu, strict_maxima
 from released_files import NETWORKS, released_file
 
 pytestmark = pytest.mark.numeric
@@ -46,8 +46,8 @@ def kornias(network: AlikedNetwork, model: str, max_keypoints: int) -> ALIKED:
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several strips and chunks also for small images."""
-    monkeypatch.setattr(aliked_layers, "STRIP", 32 * 32)
-    monkeypatch.setattr(aliked_layers, "CHUNK", 1000)
+    monkeypatch.setattr(network_layers, "STRIP", 32 * 32)
+    monkeypatch.setattr(network_layers, "CHUNK", 1000)
     monkeypatch.setattr(aliked_network, "CHUNK", 1000)
 
 
@@ -130,8 +130,8 @@ def test_maxima_are_strict_and_complete() -> None:
         if (scores[y - 2 : y + 3, x - 2 : x + 3] >= scores[y, x]).sum() == 1
     ]
     assert len(expected) > 5
-    assert list(zip(*(index.tolist() for index in _strict_maxima(scores)), strict=True)) == expected
-    assert len(_strict_maxima(torch.rand(4, 60))[0]) == 0
+    assert list(zip(*(index.tolist() for index in strict_maxima(scores)), strict=True)) == expected
+    assert len(strict_maxima(torch.rand(4, 60))[0]) == 0
 
 
 def test_detection_refines_a_blob() -> None:

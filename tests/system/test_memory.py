@@ -17,7 +17,7 @@ if sys.argv[1] == "without":
 torch.set_num_threads(1)
 torch.manual_seed(0)
 model = lightglue.LightGlue(lightglue.LightGlueConfig(n_layers=1)).eval()
-pairs = PackedPairs(torch.randn(4096, 256), torch.rand(4096, 2) * 2 - 1, ((2048, 2048),))
+pairs = PackedPairs(torch.randn(2048, 256), torch.rand(2048, 2) * 2 - 1, ((1024, 1024),))
 faults = []
 for _ in range(5):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -34,7 +34,7 @@ def _faults(how: str) -> int:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns freed memory in this way")
 def test_a_match_reuses_the_memory_of_the_one_before() -> None:
-    """4096 x 512 states are 8 MiB; kept, hardly a page of them is mapped anew."""
+    """2048 x 512 states are 4 MiB; kept, hardly a page of them is mapped anew."""
     reused, returned = _faults("with"), _faults("without")
     assert returned > 500
     assert reused < returned / 5

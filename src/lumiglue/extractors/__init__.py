@@ -26,7 +26,7 @@ __all__ = [
 
 
 # Features -> the package that computes them.
-_PACKAGES = {"disk": "kornia", "xfeat": "kornia", "superpoint": "transformers"}
+_PACKAGES = {"xfeat": "kornia", "superpoint": "transformers"}
 
 
 def check_package(features: str) -> None:

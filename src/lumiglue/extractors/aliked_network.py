@@ -16,8 +16,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lumiglue.extractors.aliked_layers import (
+from lumiglue.extractors.network_layers import (
     CHUNK,
+    RADIUS,
     Block,
     DeformableConvolution,
     ResidualBlock,
@@ -28,6 +29,7 @@ from lumiglue.extractors.aliked_layers import (
     pieces,
     pointwise,
     selu,
+    strict_maxima,
     table,
     taps,
 )
@@ -50,7 +52,6 @@ CONFIGS = {
 }
 
 _STRIDE = 32  # of the coarsest map; the sides of the input are padded to multiples of it
-_RADIUS = 2  # of the window of which a keypoint is the maximum
 _TEMPERATURE = 0.1  # of the softmax over that window
 
 
@@ -169,30 +170,16 @@ def detect(scores: Float[Tensor, "h w"], max_keypoints: int) -> tuple[Float[Tens
         Keypoints in pixels, the highest maxima first, and the map's values there.
     """
     height, width = scores.shape
-    y, x = _strict_maxima(scores)
+    y, x = strict_maxima(scores)
     strongest = scores[y, x].topk(min(max_keypoints, len(y))).indices
     y, x = y[strongest], x[strongest]
-    offsets = torch.arange(-_RADIUS, _RADIUS + 1, device=scores.device)
+    offsets = torch.arange(-RADIUS, RADIUS + 1, device=scores.device)
     window = scores[y[:, None, None] + offsets[:, None], x[:, None, None] + offsets]
     weights = (window / _TEMPERATURE).flatten(1).softmax(1).view_as(window)
     refined = torch.stack([x + weights.sum(1) @ offsets.to(weights), y + weights.sum(2) @ offsets.to(weights)], 1)
     grid = refined / refined.new_tensor([width - 1, height - 1]) * 2 - 1
     values = F.grid_sample(scores[None, None], grid[None, None], align_corners=True)
     return refined, values[0, 0, 0]
-
-
-def _strict_maxima(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows and columns of the pixels that are greater than all others in the 5 x 5 window around them."""
-    if min(scores.shape) <= 2 * _RADIUS:
-        none = torch.zeros(0, dtype=torch.long, device=scores.device)
-        return none, none
-    pairs = torch.maximum(scores[:, :-1], scores[:, 1:])
-    fives = torch.maximum(torch.maximum(pairs[:, :-3], pairs[:, 2:-1]), scores[:, 4:])
-    two_rows = torch.maximum(fives[:-1], fives[1:])
-    others = torch.maximum(two_rows[:-3], two_rows[3:])  # the two rows above and the two below
-    others = torch.maximum(others, torch.maximum(pairs[2:-2, :-3], pairs[2:-2, 3:]))
-    y, x = (scores[2:-2, 2:-2] > others).nonzero(as_tuple=True)
-    return y + _RADIUS, x + _RADIUS
 
 
 class _DescriptorHead(nn.Module):

@@ -1,4 +1,4 @@
-"""ALIKED, and DISK, XFeat and SuperPoint over kornia and transformers, with published weights or a local file."""
+"""ALIKED and DISK, and XFeat and SuperPoint over kornia and transformers, with published weights or a local file."""
 
 import contextlib
 import logging
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lumiglue.errors import InputError, WeightsError
 from lumiglue.extractors.aliked_network import CONFIGS, AlikedNetwork
+from lumiglue.extractors.disk_network import DiskNetwork
 from lumiglue.extractors.regions import SMALLEST_SIDE, check_limits
 from lumiglue.images import resize_long_side
 from lumiglue.io.state_dicts import load_into
@@ -203,21 +204,17 @@ def _unit(descriptors: Tensor) -> Tensor:
 
 
 class Disk(NetworkExtractor):
-    """DISK (Tyszkiewicz et al., NeurIPS 2020; Apache-2.0) over kornia. Photos are padded to multiples of 16 pixels."""
+    """DISK (Tyszkiewicz et al., NeurIPS 2020; Apache-2.0). It needs about 1 kB of memory per pixel."""
 
     model, dim = "disk", 128
 
     def run(self, network: Any, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        least = self.detection_threshold or 0.0
-        output = network(pixels, n=self.max_keypoints, score_threshold=least, pad_if_not_divisible=True)[0]
-        inside = (output.keypoints < pixels.new_tensor([pixels.shape[3], pixels.shape[2]])).all(1)
-        return output.keypoints[inside], output.detection_scores[inside], _unit(output.descriptors[inside])
+        with _full_precision(pixels.device):
+            return network(pixels, self.max_keypoints, self.detection_threshold or 0.0)
 
     @staticmethod
     def build(*arguments: Any) -> nn.Module:
-        from kornia.feature import DISK
-
-        return DISK(*arguments)
+        return DiskNetwork(*arguments)
 
 
 class XFeat(NetworkExtractor):

@@ -1,4 +1,4 @@
-"""Layers of ALIKED's network that do without what PyTorch lacks or does slowly."""
+"""Layers of the networks of ALIKED and DISK that do without what PyTorch lacks or does slowly."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 STRIP, CHUNK = 2**16, 2**13  # pixels of a strip, and pixels that are read at a time: 4 MiB, for the processor's cache
+RADIUS = 2  # of the window of which a keypoint is the maximum
 _MORE_ON_GPU = 32
 _LEAST_ROWS = 32  # of a strip
 _LOG2_E = 1.4426950408889634
@@ -152,3 +153,17 @@ def in_strips(function: Callable[[int, int], Tensor], x: Tensor, halo: int) -> T
             output = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
         output[:, :, start:stop] = strip[:, :, start - low : stop - low]
     return output
+
+
+def strict_maxima(scores: Float[Tensor, "h w"]) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+    """Rows and columns of the pixels that are greater than all others in the 5 x 5 window around them."""
+    if min(scores.shape) <= 2 * RADIUS:
+        none = torch.zeros(0, dtype=torch.long, device=scores.device)
+        return none, none
+    pairs = torch.maximum(scores[:, :-1], scores[:, 1:])
+    fives = torch.maximum(torch.maximum(pairs[:, :-3], pairs[:, 2:-1]), scores[:, 4:])
+    two_rows = torch.maximum(fives[:-1], fives[1:])
+    others = torch.maximum(two_rows[:-3], two_rows[3:])  # the two rows above and the two below
+    others = torch.maximum(others, torch.maximum(pairs[2:-2, :-3], pairs[2:-2, 3:]))
+    y, x = (scores[2:-2, 2:-2] > others).nonzero(as_tuple=True)
+    return y + RADIUS, x + RADIUS
