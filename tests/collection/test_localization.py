@@ -171,13 +171,13 @@ def test_the_focal_length_comes_from_exif(tmp_path: Path) -> None:
     [
         ("PINHOLE,70,71", None, r"PINHOLE has 4 parameters \(fx, fy, cx, cy\), 2 were given"),
         ("pinhole,1,1,1,1", None, "unknown camera model 'pinhole'"),
-        ("PINHOLE,a,b,c,d", None, "parameters are numbers"),
+        ("PINHOLE,a,b,c,d", None, "parameters must be numbers"),
         ("PINHOLE,nan,1,1,1", None, "finite numbers"),
         ("PINHOLE,1,1,1,1", 70.0, "give one of them"),
-        (None, -1.0, "give pixels, above 0"),
+        (None, -1.0, "give a number of pixels above 0"),
         ("model", None, "the model has 0 cameras"),
         ("none.txt", None, "none.txt does not exist; give on each line"),
-        ("bad.txt", None, "line 2 has no camera model of COLMAP"),
+        ("bad.txt", None, "line 2 has no COLMAP camera model"),
     ],
 )
 def test_cameras_that_cannot_be_used(

@@ -141,7 +141,7 @@ class Selection:
         model = None
         if poses is not None:
             if settings != CameraSettings():
-                raise InputError("the cameras are those of the model with the poses; give no others")
+                raise InputError("the model with the poses already has the cameras; give no others")
             settings, model = CameraSettings(file=poses), read_model(poses)
             posed = {image.name for image in model.images.values() if image.has_pose}
             if not posed & set(names):
@@ -157,7 +157,7 @@ class Selection:
         """Raises InputError for fewer photos than a model needs."""
         least = 3 if self.scene is None else 2
         if len(names) < least:
-            raise InputError(f"{self.photos} holds {len(names)} photos to use; a reconstruction needs at least {least}")
+            raise InputError(f"{self.photos} has {len(names)} usable photos; a reconstruction needs at least {least}")
 
     def read_pairs(self, pairs: str | Path | Sequence[Pair]) -> list[Pair]:
         """Reads given pairs. Raises InputError if one is not of photos in the folder."""

@@ -102,7 +102,7 @@ class Localizer:
         self._names = sorted(name for name in self.scene.images if name in self.file)
         if not self._names:
             raise InputError(
-                f"{self.file.path} has no features of the model's {len(self.scene.images)} images; give the .h5 file that "
+                f"{self.file.path} has no features for the model's {len(self.scene.images)} images; give the .h5 file that "
                 "the model was made from"
             )
         self.scene.points_seen(self._names[0], self.file.read(self._names[0]))

@@ -121,7 +121,7 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
         if not words:
             continue
         if len(words) != 2:
-            remedy = "give two image names, with a tab between them where a name holds a space"
+            remedy = "give two image names, with a tab between them if a name has a space"
             raise InputError(f"{path}, line {number}: {len(words)} words; {remedy}")
         for word in words:
             if known is not None and word not in known:
