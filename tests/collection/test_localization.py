@@ -402,7 +402,7 @@ def test_features_must_be_those_of_the_model(place: Place, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"the features are not those of the model: 0\.png has other keypoints"):
         lumiglue.localize(query, model=model, features=tmp_path / "others.h5")
     list(extract_in_parts(place.folder / "queries", ["q1.png"], others.extractor, tmp_path / "queries.h5"))
-    with pytest.raises(InputError, match=r"has no features of the model's 5 images"):
+    with pytest.raises(InputError, match=r"has no features for the model's 5 images"):
         lumiglue.localize(query, model=model, features=tmp_path / "queries.h5")
     plain = replace(others.extractor, rootsift=False)  # pyright: ignore[reportArgumentType]
     other = Pipeline(plain, others.matcher)

@@ -155,7 +155,7 @@ def test_the_original_is_found_without_running_its_package(tmp_path: Path, monke
         (["--released", "aliked", "--memory"], "leave them out"),
         (["--end-to-end", "--adaptive"], "leave them out"),
         (["--busy", "-1"], "--busy takes numbers of programs"),
-        (["-o", "nowhere/bench.json"], "not a .json file in a folder that exists"),
+        (["-o", "nowhere/bench.json"], "not a .json file in an existing folder"),
         (["-o", "bench.txt"], "not a .json file"),
         (["--rounds", "0"], "at least 1"),
     ],
