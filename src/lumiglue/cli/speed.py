@@ -56,7 +56,7 @@ class BenchFlags:
     rounds: int = 7
     """How many times each is timed."""
     busy: tuple[int, ...] = (0,)
-    """Number of busy programs to measure beside; each number gets its own table."""
+    """Number of busy programs that run during the measurement; each number gets its own table."""
     clock: Literal["wall", "processor"] = "wall"
     """Wall-clock time, or processor time of all threads; on a busy machine, the latter with one thread is more reliable."""
     memory: bool = False
@@ -88,7 +88,7 @@ class BenchFlags:
 
 
 def bench(flags: Annotated[BenchFlags, arg(name="")]) -> int:
-    """Compare the speed of matching with other implementations, in turns in one process.
+    """Compare the speed of matching with other implementations, which alternate in one process.
 
     Names for --against: lumiglue bf16, without kernels, one by one, in threads, bf16 in threads, compiled, bf16 compiled,
     onnxruntime, int8, openvino, openvino bf16, original, kornia, transformers; on a GPU also graphs, bf16 graphs, kornia
@@ -202,7 +202,7 @@ def _show(rows: "list[Row]", flags: BenchFlags) -> None:
     from lumiglue.evaluation import speed
 
     first, unit = rows[0], "ms" if flags.clock == "wall" else "ms of processor time"
-    beside = f", beside {first.busy} busy" if first.busy else ""
+    beside = f", {first.busy} busy program{'s' * (first.busy > 1)}" if first.busy else ""
     photos = f", {first.pairs} pairs of photos, {first.points} points" if flags.released or flags.end_to_end else ""
     shown = {
         "of fp32 products' peak": [None if row.products is None else f"{100 * row.products:.0f} %" for row in rows],
