@@ -368,7 +368,7 @@ def test_the_command_goes_on_past_bad_queries(place: Place, capsys: pytest.Captu
         for reason in ("bad.png is not an image", "blank.png: it has no keypoints", "gone.png does not exist"):
             assert reason in output.err
         assert "elsewhere.png: " in output.err
-        assert "is it of this place?" in output.err
+        assert "does it show this place?" in output.err
         assert "4 photos were left out" in output.err
 
 

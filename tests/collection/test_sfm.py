@@ -119,7 +119,7 @@ def test_points_are_triangulated_from_known_poses(scene: Scene, matched: tuple[P
     files: dict[str, Any] = {"features": matched[0], "matches": matched[1]}
     lumiglue.reconstruct(scene[0], out, poses=poses, **files)
     made = lumiglue.reconstruct(scene[0], out, poses=poses, **files)  # replaces the first one's model
-    assert made.left_out == (("7.png", f"{poses} has no pose of it"),)
+    assert made.left_out == (("7.png", f"{poses} has no pose for it"),)
     assert (made.images, made.unplaced, len(made.models)) == (7, (), 1)
     after = pycolmap.Reconstruction(out / "0")
     assert after.num_points3D() > 150

@@ -56,7 +56,7 @@ class DatasetFlags:
                 done, skipped = part.items_done, part.skipped
         say(f"{done - len(skipped)} {unit} -> {out}")
         if skipped:
-            err.print(f"{len(skipped)} {unit} {lacks} and were left out; the first: {skipped[0]}", markup=False)
+            err.print(f"{len(skipped)} {unit} {lacks} and were skipped; the first: {skipped[0]}", markup=False)
         return 0
 
 
@@ -208,7 +208,7 @@ def dataset_from_colmap(
             advance(1, f"{len(unreadable)} unreadable", step.photos)
     say(f"{len(fractions)} photos, depth at {sum(fractions) / len(fractions):.0%} of their pixels -> {out}")
     if unreadable:
-        err.print(f"{len(unreadable)} photos could not be read and were left out; the first: {unreadable[0]}", markup=False)
+        err.print(f"{len(unreadable)} photos could not be read and were skipped; the first: {unreadable[0]}", markup=False)
     return 0
 
 

@@ -216,7 +216,7 @@ def _compare(
             if before >= 0:
                 advance(done - before, total=total)
             elif done:
-                err.print(f"{done} pairs are in {how.out} already", markup=False)
+                err.print(f"{done} pairs are already in {how.out}", markup=False)
             before = done
 
         if sweep:

@@ -146,7 +146,7 @@ class Selection:
             posed = {image.name for image in model.images.values() if image.has_pose}
             if not posed & set(names):
                 raise InputError(f"{poses} has no pose of any photo; its names are like {min(posed, default='')!r}")
-            left_out = tuple((name, f"{poses} has no pose of it") for name in names if name not in posed)
+            left_out = tuple((name, f"{poses} has no pose for it") for name in names if name not in posed)
             names = [name for name in names if name in posed]
         groups, unusable = group_photos(photos, names, settings)
         usable = {name for group in groups for name in group.names}
@@ -182,7 +182,7 @@ class Selection:
         """
         with FeaturesFile(features) as file:
             described = set(file.names())
-        left_out = [(name, f"{features} has no features of it") for name in self.names if name not in described]
+        left_out = [(name, f"{features} has no features for it") for name in self.names if name not in described]
         if self.whole:
             gone = sorted(described - set(self.listed))
             left_out += [(name, f"{features} has features of it, but the photo is not in {self.photos}") for name in gone]

@@ -164,11 +164,10 @@ class Localizer:
     def _reason(self, features: Features, matches: np.ndarray, unposed: QueryPose) -> str:
         if not len(features):
             return "it has no keypoints (blank, or under 8 pixels)"
+        reason = f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}"
         if not len(matches):
-            return f"no point of the {len(unposed.neighbours)} most similar images occurs in it; is it of this place?"
-        return (
-            f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}; is it of this place?"
-        )
+            reason = f"no point of the {len(unposed.neighbours)} most similar images occurs in it"
+        return f"{reason}; does it show this place?"
 
 
 def _with_pose(unposed: QueryPose, pose: AbsolutePose) -> QueryPose:

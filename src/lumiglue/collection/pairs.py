@@ -73,7 +73,7 @@ def _by_exif(names: Sequence[str], photos: str | Path | None, neighbours: int, m
     if len(known) < 2:
         raise InputError(f"{len(known)} of {len(names)} photos in {photos} have a GPS position; choose another --by")
     if len(known) < len(names):
-        _log.warning("%d photos have no GPS position and are in no pair", len(names) - len(known))
+        _log.warning("%d photos have no GPS position and are not paired", len(names) - len(known))
     return by_position(known, neighbours, metres)
 
 
