@@ -182,9 +182,9 @@ def test_features_that_cannot_be_are_refused(make: Callable[[], Features], messa
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (with_one("keypoints", 1e30), r"a keypoint lies at 1e\+30 in an image of \(640, 480\); drop such"),
-        (with_one("descriptors", 1e30), r"descriptors hold 1e\+30; scale them to unit length"),
-        (with_one("orientations", 1e30), r"orientations hold 1e\+30; drop such"),
+        (with_one("keypoints", 1e30), r"a keypoint is at 1e\+30 in an image of \(640, 480\); drop such"),
+        (with_one("descriptors", 1e30), r"descriptors have values of 1e\+30; scale them to unit length"),
+        (with_one("orientations", 1e30), r"orientations have values of 1e\+30; drop such"),
         (broken(descriptors=torch.zeros(4, 5)), "descriptors have 5 channels; this matcher takes 8"),
         (broken(descriptors=torch.zeros(4, 0)), "descriptors have 0 channels; this matcher takes 8"),
         (broken(scales=None), "needs scales and orientations, which the features lack"),

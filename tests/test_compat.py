@@ -182,7 +182,7 @@ def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
         ({"image_size": None}, "neither 'image_size'"),
         ({"keypoints": None}, "image1 has no 'keypoints'"),
         ({"descriptors": a["descriptors"][0]}, "give B x N x"),
-        ({"image_size": torch.tensor([[640.5, 480.0]])}, "give the whole pixels"),
+        ({"image_size": torch.tensor([[640.5, 480.0]])}, "give the size in whole pixels"),
         ({"oris": None, "scales": None}, "needs scales and orientations"),
     ):
         image = {name: value for name, value in {**a, **wrong}.items() if value is not None}

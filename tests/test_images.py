@@ -226,7 +226,7 @@ def test_floats_a_hair_outside_are_clipped_and_others_refused() -> None:
         assert (read[0, 0] == 0).all()
         assert (read[0, 1] == 255).all()
         assert np.array_equal(read[1:], PHOTO[1:])
-    with pytest.raises(InputError, match=r"numbers in \[0, 1\], and these are 0 to 1.02; divide by 255 first"):
+    with pytest.raises(InputError, match=r"numbers in \[0, 1\], but these are 0 to 1.02; divide by 255 first"):
         as_rgb8(np.linspace(0, 1.02, 100).reshape(10, 10))
     with pytest.raises(InputError, match=r"these are -0.5 to 0.5; .*stretch=\"always\""):
         as_rgb8(np.linspace(-0.5, 0.5, 100).reshape(10, 10))

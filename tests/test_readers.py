@@ -256,7 +256,7 @@ def test_claims_of_huge_arrays_take_no_memory(tmp_path: Path, monkeypatch: pytes
 
     shapes = {name: torch.zeros(1).expand([10**6] * max(t.ndim, 1)) for name, t in targets.small_released().items()}
     torch.save(shapes, tmp_path / "r.pth")
-    assert grown(refused(WeightsError, "does not hold all of", lambda: import_released(tmp_path / "r.pth", ""))) < 100
+    assert grown(refused(WeightsError, "does not contain all of", lambda: import_released(tmp_path / "r.pth", ""))) < 100
 
     (tmp_path / "scene_info").mkdir()
     np.savez_compressed(tmp_path / "scene_info" / "0.npz", poses=np.zeros(2**17))
@@ -272,7 +272,7 @@ def test_weights_that_hold_nan_are_refused(tmp_path: Path) -> None:
     from lumiglue.weights.files import save_weights
 
     save_weights(model, tmp_path / "w.safetensors", {})
-    with pytest.raises(WeightsError, match=r"holds NaN, infinity or complex numbers\); copy it again"):
+    with pytest.raises(WeightsError, match=r"contains NaN, infinity or complex numbers\); copy it again"):
         load_weights(tmp_path / "w.safetensors")
 
 

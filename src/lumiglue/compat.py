@@ -150,7 +150,7 @@ def _features(image: Mapping[str, Any], key: str) -> list[Features]:
         if name not in image:
             raise InputError(f"{key} has no {name!r}; give a tensor B x N x {'2' if name == 'keypoints' else 'D'}")
         if image[name].ndim != 3:
-            raise InputError(f"{key}'s {name} have shape {tuple(image[name].shape)}; give B x N x ..., one row an image")
+            raise InputError(f"{key}'s {name} have shape {tuple(image[name].shape)}; give B x N x ..., one row per image")
     batch = len(image["keypoints"])
     for name in ("descriptors", "scales", "oris"):
         if name in image and len(image[name]) != batch:
@@ -178,7 +178,7 @@ def _sizes(image: Mapping[str, Any], key: str, batch: int) -> list[tuple[int, in
     if len(sizes) not in (1, batch):
         raise InputError(f"{key} has {len(sizes)} image sizes for {batch} images")
     if not torch.equal(sizes, sizes.round()):
-        raise InputError(f"{key}'s image_size is {sizes.tolist()}; give the whole pixels that keypoints refer to")
+        raise InputError(f"{key}'s image_size is {sizes.tolist()}; give the size in whole pixels that keypoints refer to")
     return [(int(width), int(height)) for width, height in sizes.expand(batch, 2).tolist()]
 
 

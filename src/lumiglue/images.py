@@ -148,7 +148,7 @@ def load_image(image: ImageLike, *, stretch: Stretch = "auto") -> np.ndarray:
         return as_rgb8(_array_of(image), stretch=stretch)
     if isinstance(image, np.ndarray):
         return as_rgb8(image, stretch=stretch)
-    raise InputError(f"an image is a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
+    raise InputError(f"an image must be a path, a Pillow image, an array or a tensor, not {type(image).__name__}")
 
 
 def _array_of(tensor: Tensor) -> np.ndarray:
@@ -216,7 +216,7 @@ def as_rgb8(image: np.ndarray, *, stretch: Stretch = "auto") -> UInt8[np.ndarray
     """
     array = np.asarray(image)
     if array.ndim == 3 and array.shape[0] in (1, 3) and array.shape[2] not in (1, 3, 4):
-        raise InputError(f"image array has shape {array.shape}; give H x W x 3 (a tensor C x H x W is accepted as a tensor)")
+        raise InputError(f"image array has shape {array.shape}; give H x W x 3 (C x H x W is accepted as a torch tensor)")
     if array.ndim == 2:
         array = array[..., None]
     if array.ndim != 3 or array.shape[2] not in (1, 3, 4) or min(array.shape) < 1:
@@ -236,7 +236,7 @@ def _check_range(array: np.ndarray) -> None:
         raise InputError(f"a float image must have finite numbers in [0, 1]; {remedy}")
     low, high = float(array.min()), float(array.max())
     if low < -_TOLERANCE or high > 1 + _TOLERANCE:
-        raise InputError(f"a float image must have numbers in [0, 1], and these are {low:g} to {high:g}; {remedy}")
+        raise InputError(f"a float image must have numbers in [0, 1], but these are {low:g} to {high:g}; {remedy}")
 
 
 def _to_rgb8(pixels: np.ndarray, stretch: Stretch) -> UInt8[np.ndarray, "h w 3"]:

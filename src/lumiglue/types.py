@@ -64,7 +64,7 @@ class Features:
             raise InputError(f"keypoints have shape {tuple(self.keypoints.shape)}; give n x 2 (x, y) pixels")
         n = self.keypoints.shape[0]
         if self.descriptors.ndim != 2 or self.descriptors.shape[0] != n:
-            raise InputError(f"descriptors have shape {tuple(self.descriptors.shape)}; give {n} x d, one row a keypoint")
+            raise InputError(f"descriptors have shape {tuple(self.descriptors.shape)}; give {n} x d, one row per keypoint")
         if not _is_size(self.image_size):
             raise InputError(f"image_size is {self.image_size}; give (width, height) in pixels, each at least 1")
         for name in ("scores", "scales", "orientations"):
@@ -168,7 +168,7 @@ class Camera:
         if len(self.params) != len(names) or not all(math.isfinite(value) for value in self.params):
             raise InputError(f"a camera {self.model} has the parameters {', '.join(names)}; {self.params} was given")
         if min(self.focal) <= 0:
-            raise InputError(f"the focal length is {min(self.focal):g}; give pixels, above 0")
+            raise InputError(f"the focal length is {min(self.focal):g}; give a number of pixels above 0")
 
     @classmethod
     def from_focal(cls, focal: float, image_size: tuple[int, int]) -> "Camera":

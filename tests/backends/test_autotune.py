@@ -121,7 +121,7 @@ def test_automatic_pipelines_match_as_the_default_does(
     automatic = Pipeline.pretrained(max_keypoints=200, precision="fp32", backend="auto").match(draw_photo(1), draw_photo(1))
     assert torch.equal(automatic.matches.pairs, expected.matches.pairs)
     assert torch.allclose(automatic.matches.scores, expected.matches.scores, atol=1e-4)
-    with pytest.raises(InputError, match="openvino has no bf16 that keeps the matches"):
+    with pytest.raises(InputError, match="openvino loses matches in bf16"):
         Pipeline.pretrained(backend="openvino", precision="bf16")
     monkeypatch.setattr("lumiglue.pipeline.construction.default_precision", lambda device: "bf16")
     lowest = Pipeline.pretrained(max_keypoints=200, precision="auto", backend="auto")

@@ -114,8 +114,8 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["match", good, good, good], "3 inputs were given"),
         (["match", "pairs.txt"], "give --out matches.h5"),
         (["match", "lost.txt", "--out", "m.h5"], "lost.txt does not exist"),
-        (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 holds 1 path; give two"),
-        (["match", "none.txt", "--out", "m.h5"], "holds no pairs"),
+        (["match", "one.txt", "--out", "m.h5"], "one.txt line 1 has 1 path; give two"),
+        (["match", "none.txt", "--out", "m.h5"], "has no pairs"),
         (["match", good, good, "--out", "m.xyz"], "no known suffix"),
         (["match", good, good, "-o", "nothing"], "no known suffix"),
         (["match", "pairs.txt", "-o", "no/such/m.h5"], "no/such/m.h5 cannot be written: there is no folder no/such"),
@@ -131,7 +131,7 @@ def bad_inputs(folder: Path) -> list[tuple[list[object], str]]:
         (["features", "photos", "-o", "f.npz"], "f.npz has the suffix '.npz'; give a file that ends in .h5"),
         (["pairs", "photos", "-o", "p.txt"], "photos is a folder; give a file that `lumiglue features` wrote"),
         (["pairs", "pairs.txt", "-o", "p.txt"], "pairs.txt is not one of `lumiglue features`"),
-        (["matches", "pairs.txt", "f.h5", "-o", "m.h5"], "features come first, then pairs: lumiglue matches f.h5 pairs.txt"),
+        (["matches", "pairs.txt", "f.h5", "-o", "m.h5"], "features come before pairs: lumiglue matches f.h5 pairs.txt"),
         (["match", good, good, "--out", "no/such/folder/m.png"], "no/such/folder/m.png"),
         (["match", good, good, "--features", "sfit"], "unknown extractor 'sfit'; choose from ['aliked', "),
         (["match", good, good, "--max-keypoints", "-1"], "max_keypoints is -1"),
@@ -179,7 +179,7 @@ def test_sample_is_mostly_right(folder: Path, capsys: pytest.CaptureFixture[str]
     pytest.importorskip("skimage")
     assert run("sample", "--out", "demo.png", "--photos", "sample") == 0
     printed = capsys.readouterr().out
-    right, share = printed.split(" truly right (")[0].split()[-1], printed.split("truly right (")[1].split(" %")[0]
+    right, share = printed.split(" correct (")[0].split()[-1], printed.split("correct (")[1].split(" %")[0]
     assert int(right) > 200
     assert int(share) >= 80
     assert (folder / "demo.png").stat().st_size > 100_000

@@ -58,8 +58,8 @@ def test_a_sound_installation_is_well(tmp_path: Path, capsys: pytest.CaptureFixt
     for word in (
         f"lumiglue {lumiglue.__version__}",
         "GFLOP/s in fp32",
-        "sift-compact.safetensors, whole",
-        "w.safetensors (whole)",
+        "sift-compact.safetensors, intact",
+        "w.safetensors (intact)",
     ):
         assert word in captured.out
     assert captured.out.strip().endswith("all is well")
@@ -117,7 +117,7 @@ def test_what_is_broken_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     printed = capsys.readouterr().err.splitlines()
     for words in (
         "error: processor: ZeroDivisionError: division by zero",
-        "error: the built-in weights sift (sift-compact.safetensors) are damaged; install Lumiglue again",
+        "error: the built-in weights sift (sift-compact.safetensors) are damaged; reinstall Lumiglue",
         f"{'0' * 16}-w.safetensors in {folder} is damaged; delete it",
         f"error: LUMIGLUE_ALIKED names {tmp_path / 'gone'}, which does not exist",
         "error: the self-test found",

@@ -507,7 +507,7 @@ def test_photos_of_different_places_are_refused(photos: Path, tmp_path: Path, ca
         write(apart / f"{number}.png", draw_photo(50 + number, 200, 150))
     assert main(["sfm", str(apart), "-o", str(tmp_path / "m"), "--max-keypoints", "150"]) == 2
     printed = capsys.readouterr().err.replace("\n", " ")  # a pair of drawn shapes may agree by chance, three do not
-    assert "are these photos of one place?" in printed or "nothing could be reconstructed" in printed
+    assert "do these photos show the same place?" in printed or "nothing could be reconstructed" in printed
     assert not (tmp_path / "m" / "0").exists()
     (tmp_path / "two").mkdir()
     write(tmp_path / "two" / "a.png", draw_photo(1))
@@ -534,7 +534,7 @@ def test_a_reconstruction_removes_nothing_that_it_did_not_write(
     (tmp_path / "2023").mkdir()
     write(tmp_path / "2023" / "a.png", draw_photo(1))
     assert main([*command, str(tmp_path)]) == 2
-    assert "holds other things than a model" in capsys.readouterr().err
+    assert "has other files than a model" in capsys.readouterr().err
     assert len(image_names(tmp_path)) == 5
     project = tmp_path / "project"
     photos.rename(project.with_name("moved"))
@@ -544,7 +544,7 @@ def test_a_reconstruction_removes_nothing_that_it_did_not_write(
     command = ["sfm", str(project / "images"), "--max-keypoints", "400", "--single-camera", "-o", str(project)]
     (project / "database.db").write_text("of another program")
     assert main(command) == 2
-    assert "is not of an earlier run" in capsys.readouterr().err
+    assert "is not from an earlier run" in capsys.readouterr().err
     (project / "database.db").unlink()
     (project / "0").mkdir()
     (project / "0" / "cameras.txt").write_text("of another program")
@@ -618,7 +618,7 @@ def test_what_colmap_cannot_take_is_said_first(
     assert main(["sfm", str(photos), "-o", str(tmp_path / "out")]) == 2
     printed = capsys.readouterr().err.replace("\n", " ")
     assert "left out: 0.webp: COLMAP cannot read it (WEBP); convert it" in printed
-    assert "holds 0 photos to use" in printed
+    assert "has 0 usable photos" in printed
 
 
 def test_matches_of_other_features_are_not_used(
@@ -634,7 +634,7 @@ def test_matches_of_other_features_are_not_used(
     list(extract_in_parts(corrected, names, Sift(max_keypoints=300), features))
     with pytest.raises(InputError, match=r"m\.h5 was made with other settings"):
         list(match_in_parts(features, exhaustive(names), Pipeline.pretrained("sift"), matches))
-    with pytest.raises(InputError, match="are of other features; delete it"):
+    with pytest.raises(InputError, match="belong to other features; delete the file"):
         collection.export_colmap(corrected, features, matches, tmp_path / "d.db")
     assert not (tmp_path / "d.db").exists()
 

@@ -56,13 +56,13 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, capsys: pytest.C
     assert main(command) == 0
     output = capsys.readouterr().out
     assert "5 photos, about 10 pairs (exhaustive); costs of 5 of the photos" in output
-    assert "the mapping is not included" in output
+    assert "COLMAP's mapping is not included" in output
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos"]
     assert main([*command, "--by", "position"]) == 2
-    assert "a dry run does not know" in capsys.readouterr().err
+    assert "a dry run cannot project the pairs by position" in capsys.readouterr().err
     for number in range(1, 5):
         (photos / f"{number}.png").write_bytes(b"no")
-    with pytest.raises(InputError, match="has 1 photos to use"):
+    with pytest.raises(InputError, match="has 1 usable photos"):
         collection.project_costs(photos)
 
 

@@ -171,13 +171,13 @@ def test_the_focal_length_comes_from_exif(tmp_path: Path) -> None:
     [
         ("PINHOLE,70,71", None, r"PINHOLE has 4 parameters \(fx, fy, cx, cy\), 2 were given"),
         ("pinhole,1,1,1,1", None, "unknown camera model 'pinhole'"),
-        ("PINHOLE,a,b,c,d", None, "parameters are numbers"),
+        ("PINHOLE,a,b,c,d", None, "parameters must be numbers"),
         ("PINHOLE,nan,1,1,1", None, "finite numbers"),
         ("PINHOLE,1,1,1,1", 70.0, "give one of them"),
-        (None, -1.0, "give pixels, above 0"),
+        (None, -1.0, "give a number of pixels above 0"),
         ("model", None, "the model has 0 cameras"),
         ("none.txt", None, "none.txt does not exist; give on each line"),
-        ("bad.txt", None, "line 2 has no camera model of COLMAP"),
+        ("bad.txt", None, "line 2 has no COLMAP camera model"),
     ],
 )
 def test_cameras_that_cannot_be_used(
@@ -368,7 +368,7 @@ def test_the_command_goes_on_past_bad_queries(place: Place, capsys: pytest.Captu
         for reason in ("bad.png is not an image", "blank.png: it has no keypoints", "gone.png does not exist"):
             assert reason in output.err
         assert "elsewhere.png: " in output.err
-        assert "is it of this place?" in output.err
+        assert "does it show this place?" in output.err
         assert "4 photos were left out" in output.err
 
 
@@ -402,7 +402,7 @@ def test_features_must_be_those_of_the_model(place: Place, tmp_path: Path) -> No
     with pytest.raises(InputError, match=r"the features are not those of the model: 0\.png has other keypoints"):
         lumiglue.localize(query, model=model, features=tmp_path / "others.h5")
     list(extract_in_parts(place.folder / "queries", ["q1.png"], others.extractor, tmp_path / "queries.h5"))
-    with pytest.raises(InputError, match=r"has no features of the model's 5 images"):
+    with pytest.raises(InputError, match=r"has no features for the model's 5 images"):
         lumiglue.localize(query, model=model, features=tmp_path / "queries.h5")
     plain = replace(others.extractor, rootsift=False)  # pyright: ignore[reportArgumentType]
     other = Pipeline(plain, others.matcher)

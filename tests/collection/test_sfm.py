@@ -104,7 +104,7 @@ def test_what_cannot_be_used_is_named_before_the_matching(
         assert lines.index(line) < next(number for number, text in enumerate(lines) if text.startswith("pairs "))
     assert any(line.startswith(f"left out: text.jpg: {photos}/text.jpg is not an image; give a") for line in lines)
     assert "error: 5 photos or pairs were left out" in lines
-    assert "note: no place was found for odd.png" in lines
+    assert "note: not placed in the model: odd.png" in lines
     assert "6 of 7 images" in captured.out
     assert "E2" not in captured.err  # COLMAP's own log
 
@@ -119,7 +119,7 @@ def test_points_are_triangulated_from_known_poses(scene: Scene, matched: tuple[P
     files: dict[str, Any] = {"features": matched[0], "matches": matched[1]}
     lumiglue.reconstruct(scene[0], out, poses=poses, **files)
     made = lumiglue.reconstruct(scene[0], out, poses=poses, **files)  # replaces the first one's model
-    assert made.left_out == (("7.png", f"{poses} has no pose of it"),)
+    assert made.left_out == (("7.png", f"{poses} has no pose for it"),)
     assert (made.images, made.unplaced, len(made.models)) == (7, (), 1)
     after = pycolmap.Reconstruction(out / "0")
     assert after.num_points3D() > 150
@@ -169,7 +169,7 @@ def test_lists_of_photos_and_pairs(
     assert {image.name for image in one.images.values()} == {image.name for image in two.images.values()}
     assert len(one.points3D) == pytest.approx(len(two.points3D), rel=0.05)  # COLMAP's threads sum in any order
     assert main([*command, "--matches", str(matched[1])]) == 2
-    assert "--matches needs the features that they are of" in capsys.readouterr().err
+    assert "--matches needs the features of these matches" in capsys.readouterr().err
     (tmp_path / "names.txt").write_text("1.png\nlost.png\n")
     assert main([*command, *files]) == 2
     assert "names.txt, line 2: 'lost.png' is not among the images" in capsys.readouterr().err
@@ -268,10 +268,10 @@ def test_cameras_of_a_list(album: Path, tmp_path: Path) -> None:
     assert [camera.params[0] for camera in read_cameras(file, album, ["my photo 1.jpg", "photo#2.jpg"]).values()] == [50, 60]
     for text, message in (
         ("1 PINHOLE 64 48 50 50 32\n", r"line 1: PINHOLE has 4 parameters \(fx, fy, cx, cy\), 3 were given"),
-        ("1 PINHOLE 64 48 50 50 32 nan\n", "line 1: parameters are finite numbers"),
-        ("1 NOTHING 64 48 50\n", "line 1 has no camera model of COLMAP; give the name of a photo"),
+        ("1 PINHOLE 64 48 50 50 32 nan\n", "line 1: parameters must be finite numbers"),
+        ("1 NOTHING 64 48 50\n", "line 1 has no COLMAP camera model; give the name of a photo"),
         ("1 PINHOLE 64\n", "line 1 has no width and height after PINHOLE"),
-        ("1 PINHOLE 64 48 5 5 5 5\n1 PINHOLE 64 48 5 5 5 5\n", "line 2: 1 has a camera above"),
+        ("1 PINHOLE 64 48 5 5 5 5\n1 PINHOLE 64 48 5 5 5 5\n", "line 2: 1 already has a camera"),
         ("1 PINHOLE 64 48 5 5 5 5\n2 PINHOLE 64 48 6 6 5 5\n", "two cameras of 64 x 48 pixels; give names"),
         ("lost.jpg PINHOLE 64 48 5 5 5 5\n", "lost.jpg is neither a photo nor a folder of"),
         ("# nothing\n", "has no camera"),

@@ -94,7 +94,7 @@ def test_command_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "by difficulty: alpha 0.95, beta 0.01 beside full depth" in printed
+    assert "by difficulty: alpha 0.95, beta 0.01 compared with full depth" in printed
     scores = read_scores(out)
     assert {s.method for s in scores} == {"nn", *sweep([0.5], [0.0])}
     assert all(s.stop_layer == 5 for s in scores if s.method == FULL_DEPTH)

@@ -78,7 +78,7 @@ def test_released_weights_are_written_with_the_machine_and_all_rounds(
         assert (row["products"] is None) == ("adaptive" in row["condition"])
         assert "adaptive" in row["condition"] or row["matches"] == sum(found)
     printed = capsys.readouterr()
-    assert "released aliked, full depth, 2 pairs of photos, 80 points, beside 1 busy: median ms of 2 rounds" in printed.out
+    assert "released aliked, full depth, 2 pairs of photos, 80 points, 1 busy program: median ms of 2 rounds" in printed.out
     assert "left out: original: the original LightGlue is not installed" in printed.err
 
 
@@ -155,7 +155,7 @@ def test_the_original_is_found_without_running_its_package(tmp_path: Path, monke
         (["--released", "aliked", "--memory"], "leave them out"),
         (["--end-to-end", "--adaptive"], "leave them out"),
         (["--busy", "-1"], "--busy takes numbers of programs"),
-        (["-o", "nowhere/bench.json"], "not a .json file in a folder that exists"),
+        (["-o", "nowhere/bench.json"], "not a .json file in an existing folder"),
         (["-o", "bench.txt"], "not a .json file"),
         (["--rounds", "0"], "at least 1"),
     ],

@@ -211,7 +211,7 @@ def test_match_with_own_features_and_weights(
     other = weights_of(make_model(descriptor_dim=4), "kaze", tmp_path / "other.safetensors")
     arguments[6] = str(other)
     assert main(arguments) == 2
-    assert "error: the weights are for 'kaze' features, the extractor is 'grid'" in capsys.readouterr().err
+    assert "error: the weights are for 'kaze' features, but the extractor is 'grid'" in capsys.readouterr().err
     with pytest.raises(WeightsError, match="there are no default weights for"):
         Pipeline.pretrained(f"{grid}:Grid")
 

@@ -167,7 +167,7 @@ def test_masks_and_tiles_on_the_command_line(tmp_path: Path, capsys: pytest.Capt
         assert file.read("a/two.jpg").keypoints[:, 0].max() > 200
     assert main(["features", photos, "-o", out, "--max-keypoints", "80", "--tile", "512"]) == 2  # other settings
     assert main(["features", photos, "-o", str(tmp_path / "g.h5"), "--masks", str(tmp_path / "other")]) == 2
-    assert "holds no mask" in capsys.readouterr().err.replace("\n", " ")
+    assert "has no mask for any photo" in capsys.readouterr().err.replace("\n", " ")
     one, same = str(tmp_path / "photos" / "a" / "one.jpg"), str(tmp_path / "masks" / "a" / "one.jpg.png")
     picture = str(tmp_path / "m.png")
     assert main(["match", one, one, "--masks", same, same, "--out", picture, "--max-keypoints", "80"]) == 0

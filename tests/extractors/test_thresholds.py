@@ -80,4 +80,4 @@ sys.exit(main(["features", {str(tmp_path / "photos")!r}, "-o", {str(tmp_path / "
 """
     said = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stderr
     assert said.count("has low contrast") == 10
-    assert said.count("more lines of this kind are not shown") == 1
+    assert said.count("more messages of this kind are not shown") == 1

@@ -59,7 +59,7 @@ def test_what_is_passed_over_is_counted(tmp_path: Path, caplog: pytest.LogCaptur
     put(tmp_path, "a.jpg", "b.mov", "sub/c.MOV", "notes.txt", "README")
     assert image_names(tmp_path) == ["a.jpg"]
     (said,) = caplog.messages
-    assert "passed over 2 .mov, " in said
+    assert "ignored 2 .mov, " in said
     assert "1 .txt" in said
     assert "1 without a suffix" in said
 
@@ -76,4 +76,4 @@ def test_links_are_followed_and_loops_end(tmp_path: Path, caplog: pytest.LogCapt
     (photos / "one.jpg").symlink_to(elsewhere / "deep" / "c.jpg")
     (photos / "gone.jpg").symlink_to(elsewhere / "none.jpg")
     assert image_names(photos) == ["a.jpg", "again/deep/c.jpg", "one.jpg", "z/b.jpg"]
-    assert "passed over 1 broken links" in caplog.text
+    assert "ignored 1 broken links" in caplog.text

@@ -337,5 +337,5 @@ def test_it_trains_like_lightglue(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     again = load_weights(tmp_path / "cut" / "weights.safetensors").state_dict()
     assert all(torch.equal(tensor, again[name]) for name, tensor in load_weights(weights).state_dict().items())
     other = replace(settings, model="lightglue", start_from=str(weights))
-    with pytest.raises(TrainingError, match="are of superglue, the run is of lightglue"):
+    with pytest.raises(TrainingError, match="are for superglue, the run trains lightglue"):
         list(train(tmp_path / "dataset.h5", tmp_path / "other", other))

@@ -186,7 +186,7 @@ def test_a_batch_in_low_precision(photos: list[tuple[Features, Features]], tmp_p
     for mine, theirs in zip(found, alone, strict=True):
         one, other = (set(map(tuple, matches.pairs.tolist())) for matches in (mine, theirs))
         assert len(one & other) >= 0.97 * len(one | other)
-    with pytest.raises(InputError, match="of which OpenVINO loses matches; choose onnxruntime"):
+    with pytest.raises(InputError, match="with which OpenVINO loses matches; choose onnxruntime"):
         OnnxMatcher(tmp_path / "half.onnx", "openvino")
     with pytest.raises(InputError, match="the layout 'batch' has no int8"):
         export_onnx(model, tmp_path / "m.onnx", OnnxSettings(layout="batch", precision="int8"))

@@ -233,7 +233,7 @@ def test_descriptors_of_known_features_have_unit_length(pipeline: Pipeline, resu
     a, b = result.features0, result.features1
     raw = replace(b, descriptors=b.descriptors * 512)
     for name in ("sift", ""):
-        with pytest.raises(InputError, match=r"'sift' have unit length, these 512; take the square root .*RootSIFT"):
+        with pytest.raises(InputError, match=r"'sift' must have unit length, not 512; take the square root .*RootSIFT"):
             pipeline.match_features([(a, replace(raw, extractor=name))])
     rounded = replace(b, descriptors=(b.descriptors * 512).round().clamp(max=255) / 512)
     (matches,) = pipeline.match_features([(a, rounded)])

@@ -159,7 +159,7 @@ def test_the_suffix_chooses_how_a_warp_is_written(tmp_path: Path) -> None:
         assert image.n_frames == 2  # pyright: ignore[reportAttributeAccessIssue]
         image.seek(1)
         assert np.abs(np.asarray(image.convert("RGB"))[:, :180].astype(int) - other[:, :180, :3]).mean() < 20
-    with pytest.raises(InputError, match="has no suffix of"):
+    with pytest.raises(InputError, match="has none of the suffixes"):
         save_warp(tmp_path / "w.pdf", photo, other)
 
 
@@ -194,7 +194,7 @@ def test_match_registers_and_finds_poses(folder: Path, capsys: pytest.CaptureFix
     assert np.linalg.norm(content["translation"]) == pytest.approx(1, abs=1e-5)
     assert np.array(content["rotation"]) @ np.array(content["rotation"]).T == pytest.approx(np.eye(3), abs=1e-5)
     assert run("match", *photos, "--geometry", "essential", "-o", "p.json", *few) == 0
-    assert "note: a.png: focal length 384 pixels, a guess, as EXIF has none" in capsys.readouterr().err
+    assert "note: a.png: focal length 384 pixels, a guess, because EXIF has none" in capsys.readouterr().err
 
 
 def test_a_folder_is_ranked(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -226,7 +226,7 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.Captu
     photos = ("photos/a.png", "photos/part.png")
     for words, message in (
         ((*photos, "--focal", 300), "--focal and --camera are for --geometry essential"),
-        ((*photos, "--geometry", "essential", "--focal", -3), "--focal is -3.0; give pixels"),
+        ((*photos, "--geometry", "essential", "--focal", -3), "--focal is -3.0; give a number of pixels"),
         ((*photos, "--geometry", "essential", "--focal", 3, "--camera", "PINHOLE,1,1,1,1"), "give one of them"),
         ((*photos, "--geometry", "essential", "--camera", "PINHOLE,1"), "has the parameters fx, fy, cx, cy"),
         ((*photos, "--warp", "w.png"), "--warp needs --geometry homography"),
@@ -235,7 +235,7 @@ def test_what_does_not_go_together_is_refused(folder: Path, capsys: pytest.Captu
         ((*photos, "--geometry", "homography", "--warp", "w.png", "-o", "w.png"), "--out and --warp both name w.png"),
         (("photos/a.png", "photos", "--warp", "w.png"), "--warp is for two photos; leave it out for a folder"),
         (("photos/a.png", "photos", "-o", "r.txt"), "give a file that ends in .csv or .json"),
-        (("photos/a.png", "photos", "--geometry", "essential"), "--geometry essential ranks no folder"),
+        (("photos/a.png", "photos", "--geometry", "essential"), "--geometry essential cannot rank a folder"),
         (("photos/gone.png", "photos"), "photos/gone.png does not exist"),
     ):
         assert run("match", *words) == 2, words

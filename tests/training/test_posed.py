@@ -301,7 +301,7 @@ def rotation(matrix: list[list[float]]) -> list[list[float]]:
         ({"camera_from_world": np.eye(3).tolist()}, r"camera_from_world of images/0.png has shape \(3, 3\)"),
         (
             {"camera_from_world": rotation([[1, 0, 0], [0, 2, 0], [0, 0, 1]])},
-            "off orthogonal by 3; give a pose without scale",
+            r"is not orthogonal \(error 3\); give a pose without scale",
         ),
         ({"camera_from_world": rotation([[-1, 0, 0], [0, 1, 0], [0, 0, 1]])}, r"mirrors \(determinant -1.000\)"),
         ({"camera_from_world": (2 * np.eye(4) - np.diag([1, 1, 1, 0])).tolist()}, "last row"),

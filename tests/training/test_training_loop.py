@@ -687,7 +687,7 @@ REFUSALS: list[tuple[str, str]] = [
     ("DATA --points 24 --start-from nothing", "nothing"),
     ("DATA --points 24 --start-from TEXT", "text"),
     ("DATA --points 24 --start-from sift --preset base", "the weights sift do not fit this run: .*d 128 for 256"),
-    ("DATA --points 24 --start-from sift --model superglue", "the weights sift are of lightglue, the run is of superglue"),
+    ("DATA --points 24 --start-from sift --model superglue", "the weights sift are for lightglue, the run trains superglue"),
     (
         "DATA --points 24 --start-from aliked-compact",
         "the weights aliked-compact do not fit this run: they have .*extractor 'aliked-n16rot'",

@@ -345,7 +345,7 @@ def test_a_repository_cannot_name_code_to_run(tmp_path: Path) -> None:
         model = make_model(extractor=name, descriptor_dim=128)
         write_model_folder(tmp_path / "m", model, MatchSettings(), {}, "m")
         assert read_model_folder(tmp_path / "m").features == name
-        with pytest.raises(InputError, match="name an extractor for them by features="):
+        with pytest.raises(InputError, match="name an extractor for them with features="):
             Pipeline.from_pretrained(tmp_path / "m")
     assert not (tmp_path / "sprung").exists()
     assert isinstance(Pipeline.from_pretrained(tmp_path / "m", features="sift").extractor, Sift)  # the last takes any

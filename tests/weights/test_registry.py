@@ -164,7 +164,7 @@ def test_names_of_weights_and_features_go_together(tmp_path: Path, publish: Call
     for names, extractor in cases:
         assert Pipeline.pretrained(**names).extractor.name == extractor, names
     assert Pipeline.pretrained("aliked").matcher.config.d == 32  # the published one, not the package's
-    with pytest.raises(InputError, match="for 'aliked-n16' features, the extractor is 'sift'"):
+    with pytest.raises(InputError, match="for 'aliked-n16' features, but the extractor is 'sift'"):
         Pipeline.pretrained("sift", weights="aliked-lightglue")
     with pytest.raises(WeightsError, match="no default weights for 'aliked-t16' features"):
         Pipeline.pretrained("aliked-t16")

@@ -66,9 +66,9 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_weights_for_other_features_are_refused() -> None:
-    with pytest.raises(InputError, match="for 'disk' features, the extractor is 'sift'"):
+    with pytest.raises(InputError, match="for 'disk' features, but the extractor is 'sift'"):
         Pipeline(Sift(), make_model(extractor="disk", descriptor_dim=128))
-    with pytest.raises(InputError, match="gives 128-channel descriptors, the weights take 32"):
+    with pytest.raises(InputError, match="gives 128-channel descriptors, but the weights take 32"):
         Pipeline(Sift(), make_model())
     with pytest.raises(WeightsError, match="no built-in weights for 'disk'"):
         pretrained_path("disk")
@@ -202,8 +202,8 @@ def test_checkpoints_that_are_no_lightglue_are_refused(tmp_path: Path, monkeypat
         ("text.pth", "cannot be read as tensors"),
         ("none.pth", "does not exist"),
         ("other.pth", "not a released LightGlue checkpoint"),
-        ("list.pth", "does not hold a state dict"),
-        ("part.pth", "not a whole LightGlue checkpoint .*is missing"),
+        ("list.pth", "is not a state dict"),
+        ("part.pth", "not a complete LightGlue checkpoint .*is missing"),
         ("extra.pth", "unknown tensor 'transformers.1.self_attn.gate'"),
     ]:
         with pytest.raises(WeightsError, match=message) as caught:

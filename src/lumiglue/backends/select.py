@@ -29,7 +29,7 @@ def onnx_matcher(file: Path, backend: Backend, precision: Precision) -> "OnnxMat
     if backend not in get_args(Backend):
         raise InputError(f"unknown backend {backend!r}; choose from {list(get_args(Backend))}")
     if precision == "bf16":  # OpenVINO rounds positions, scores and rows too: 72 % of the matches remain
-        raise InputError(f"{backend} has no bf16 that keeps the matches; choose fp32, or the backend torch")
+        raise InputError(f"{backend} loses matches in bf16; choose fp32, or the backend torch")
     if backend in ("torch", "cudagraphs"):
         raise InputError(f"{file} runs on onnxruntime or openvino, not on {backend}; choose one, or give .safetensors")
     require("onnx_ir", backend)

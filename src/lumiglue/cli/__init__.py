@@ -73,9 +73,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
 }
 
 
-DESCRIPTION = (
-    "Sparse feature matching: two photos in, correspondences out. Pixels: (0, 0) is the centre of the top-left one."
-)
+DESCRIPTION = "Sparse feature matching: two photos in, correspondences out. (0, 0) is the centre of the top-left pixel."
 # Headings of the list of commands, by the module of the commands.
 HEADINGS = {
     "matching": "Match",
@@ -140,7 +138,7 @@ class _Repeats(logging.Filter):
         self.lines.add(line)
         self.kinds[record.msg] += 1
         if self.kinds[record.msg] == _MOST_OF_A_KIND:
-            record.msg, record.args = f"{line} (more lines of this kind are not shown)", None
+            record.msg, record.args = f"{line} (more messages of this kind are not shown)", None
         return True
 
 

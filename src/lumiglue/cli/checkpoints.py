@@ -11,9 +11,9 @@ from lumiglue.cli.terminal import ProgressBar, say
 
 
 def list_weights() -> int:
-    """List weights by name: those in the package, published matchers, and networks of features.
+    """List weights by name: those in the package, published matchers, and feature networks.
 
-    "here" means no download is needed. `lumiglue weights download NAME` downloads the others.
+    "here" means that no download is needed. `lumiglue weights download NAME` downloads the others.
     """
     from lumiglue.weights.files import BUILT_IN, pretrained_path, read_metadata
     from lumiglue.weights.registry import MATCHERS, NETWORKS
@@ -36,10 +36,10 @@ def list_weights() -> int:
 
 
 def download_weights(name: Positional[str], sha256: str | None = None) -> int:
-    """Download a published matcher or network of features, verify it, and store it for offline use.
+    """Download a published matcher or feature network, verify it, and store it for offline use.
 
     Args:
-        name: A name of `lumiglue weights list`.
+        name: A name from `lumiglue weights list`.
         sha256: Checksum to verify, for files whose checksum Lumiglue does not have.
     """
     from lumiglue.weights.files import BUILT_IN, pretrained_path
@@ -60,7 +60,7 @@ def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliase
     Args:
         checkpoint: File to read; no code in it is executed.
         out: The .safetensors file to write.
-        features: Features that it was trained for; others are then refused. Empty accepts any of that size.
+        features: Features that it was trained for; the matcher then refuses others. By default it accepts any of that size.
     """
     from lumiglue.matcher.models import model_name
     from lumiglue.weights.files import save_weights
@@ -78,7 +78,7 @@ def show_weights(weights: Positional[str] = "sift") -> int:
     """Print the config, training record, metrics and licence of weights.
 
     Args:
-        weights: A name of `lumiglue weights list`, a .safetensors file, or an .onnx file of `lumiglue export onnx`.
+        weights: A name from `lumiglue weights list`, a .safetensors file, or an .onnx file from `lumiglue export onnx`.
     """
     from lumiglue.weights.files import read_metadata
     from lumiglue.weights.registry import resolve
@@ -106,17 +106,17 @@ def export_onnx(
     exit_ratio: float = 0.95,
     prune_below: float = 0.01,
 ) -> int:
-    """Write a matcher as one ONNX file with early exit and pruning, for any numbers of keypoints.
+    """Write a matcher as one ONNX file with early exit and pruning, for any number of keypoints.
 
     Args:
         out: The .onnx file to write.
-        weights: A name of `lumiglue weights list`, or a .safetensors file.
+        weights: A name from `lumiglue weights list`, or a .safetensors file.
         layout: Names of inputs and outputs: lumiglue (for `match --weights out.onnx`, ONNX Runtime, OpenVINO), batch (the
             same for several padded pairs at once), opencv (for cv2.LightGlueMatcher, at full depth) or colmap.
         precision: Weights and arithmetic; int8 keeps sums in fp32.
         score_threshold: Smallest score of a match; by default 0.1.
         exit_ratio: Stop once this share of the points is confident; 0 runs all layers.
-        prune_below: Prune confident points of lower matchability; 0 keeps all points.
+        prune_below: Prune confident points whose matchability is below this; 0 keeps all points.
     """
     from lumiglue.matcher.settings import MatchSettings
     from lumiglue.system.extras import require

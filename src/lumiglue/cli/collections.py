@@ -29,14 +29,14 @@ def features(
     masks: Path | None = None,
     workers: int | None = None,
 ) -> int:
-    """Write the features of a folder of photos to one .h5 file, in hloc's layout. Resumable.
+    """Extract the features of a folder of photos into one .h5 file, in hloc's layout. Resumable.
 
     Args:
         photos: Folder, searched with all its subfolders.
         out: The .h5 file to write.
-        flags: Features, how many, and the size of photos.
+        flags: Features, their number, and the size of photos.
         masks: Folder with an image of the same size for each photo, black where nothing should be detected, named
-            a/b.jpg.png (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without a mask are used whole.
+            a/b.jpg.png (as for COLMAP) or a/b.png for the photo a/b.jpg. Photos without a mask are not masked.
         workers: Threads; by default one per core.
     """
     check_writable(out, *HDF5)
@@ -67,7 +67,7 @@ def pairs(
             VLAD of the features), or position (nearby images, by GPS in EXIF).
         neighbours: Pairs per image, for retrieval and position.
         overlap: How many following images each image is paired with, for sequential.
-        photos: Folder of the photos, whose EXIF has the positions.
+        photos: Folder of the photos, for the positions in their EXIF.
         metres: Largest distance, for position.
     """
     check_writable(out, ".txt")
@@ -94,13 +94,13 @@ def matches(
         features: The .h5 file of `lumiglue features`.
         pairs: Text file with two names on each line.
         out: The .h5 file to write.
-        flags: Weights and adaptivity, and the name of the features.
+        flags: Weights, adaptivity, and the name of the features.
         workers: Threads, or processes of the cluster; by default one per core.
         engine: This machine's threads, or a Ray cluster.
-        address: Address of the Ray cluster, as for ray.init (auto: the one on this machine); by default a new one here.
+        address: Address of the Ray cluster, as for ray.init (auto: the one on this machine); by default a new one starts.
     """
     if features.suffix == ".txt" and pairs.suffix in HDF5:
-        raise InputError(f"features come first, then pairs: lumiglue matches {pairs} {features}")
+        raise InputError(f"features come before pairs: lumiglue matches {pairs} {features}")
     check_writable(out, *HDF5)
     with collection.FeaturesFile(features) as file:
         chosen = collection.read_pairs(pairs, file.names())
@@ -123,17 +123,18 @@ class CameraFlags:
     """The cameras. Parameters are in COLMAP's order and pixels: the centre of the top-left pixel is (0.5, 0.5)."""
 
     single_camera: bool = False
-    """All photos were taken by one camera at one zoom; short for --camera-mode single."""
+    """One camera took all photos at one zoom; short for --camera-mode single."""
     camera_mode: CameraMode = "image"
     """Which photos share a camera: image (none), folder (those of a folder), exif (those of one make, model, size and focal
     length in EXIF) or single (all)."""
     camera_model: str = "SIMPLE_RADIAL"
     """COLMAP's name of the camera model, such as PINHOLE, OPENCV or OPENCV_FISHEYE."""
     camera_params: str | None = None
-    """Known parameters of the model, with commas: 520,240,180,0. By default estimated, from EXIF where possible."""
+    """Known parameters of the model, separated by commas: 520,240,180,0. By default they are estimated, from EXIF if
+    possible."""
     cameras: Path | None = None
-    """Known cameras: a text file as COLMAP's cameras.txt, with the name of a photo or folder in place of the number if there
-    are several of one size; or a folder with a model of COLMAP, whose photos have its cameras."""
+    """Known cameras: a text file like COLMAP's cameras.txt, with the name of a photo or folder instead of the number if
+    several cameras have the same size; or a folder with a COLMAP model of the photos."""
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of the functions of `lumiglue.collection`."""
@@ -142,7 +143,7 @@ class CameraFlags:
             try:
                 given["camera_params"] = [float(value) for value in self.camera_params.split(",")]
             except ValueError:
-                raise InputError(f"--camera-params {self.camera_params} are no numbers; give 520,240,180,0") from None
+                raise InputError(f"--camera-params {self.camera_params} are not numbers; give 520,240,180,0") from None
         return given
 
 
@@ -169,15 +170,15 @@ def sfm(
     Args:
         photos: Folder, searched with all its subfolders.
         out: Folder to write: features.h5, pairs.txt, matches.h5, database.db, 0/ (the model, in COLMAP's format), model.png.
-            Not the folder of the photos. Images in it are ignored.
+            It must not be the folder of the photos. Images in it are ignored.
         flags: Features, weights and adaptivity. --features may also be an .h5 file of features to use.
         cameras: The cameras.
-        refine_cameras: What of known cameras is refined once all photos are placed: none, the focal length, or all, also the
-            distortion, which few photos of a fisheye do not determine. Other cameras are always refined.
-        poses: Folder with a model of COLMAP: triangulate points from its cameras and poses, which stay as they are.
+        refine_cameras: What to refine of known cameras once all photos are placed: none, focal (the focal length), or all
+            (the distortion too, which a few photos of a fisheye do not determine). Other cameras are always refined.
+        poses: Folder with a COLMAP model: points are triangulated from its cameras and poses, which are kept fixed.
         images: Text file with the names of the photos to use, one on each line.
         pairs: Text file of the pairs to match, two names on each line.
-        matches: An .h5 file of matches to use, of the features in --features FILE.h5.
+        matches: An .h5 file of matches to use; it needs the features of these matches as --features FILE.h5.
         by: exhaustive, sequential, retrieval or position (see `lumiglue pairs`); by default exhaustive up to 60 photos, then
             retrieval.
         neighbours: Pairs per image, for retrieval and position.
@@ -185,14 +186,14 @@ def sfm(
         metres: Largest distance, for position.
         masks: Folder of masks, see `lumiglue features`.
         workers: Threads; by default one per core.
-        dry_run: Write nothing: measure the costs on a few of the photos, and print what all of them will take.
+        dry_run: Write nothing: measure the costs on a few of the photos, and print the projected costs of all.
     """
     require("pycolmap")
     if dry_run:
         return _dry_run(photos, flags.pipeline(), by, neighbours, overlap, workers)
     features = Path(flags.features) if flags.features and flags.features.endswith(HDF5) else None
     if matches is not None and features is None:
-        raise InputError("--matches needs the features that they are of; give --features FILE.h5")
+        raise InputError("--matches needs the features of these matches; give --features FILE.h5")
     if features is not None:
         flags = dataclasses.replace(flags, features=_extractor_of(features))
     pipeline = None if matches is not None else flags.pipeline()
@@ -215,7 +216,7 @@ def sfm(
             say(f"a separate part: {other.images} images, {other.points} points -> {other.folder}")
         if made.unplaced:
             more = f" and {len(made.unplaced) - MOST_NAMED} more" if len(made.unplaced) > MOST_NAMED else ""
-            err.print(f"note: no place was found for {', '.join(made.unplaced[:MOST_NAMED])}{more}", markup=False)
+            err.print(f"note: not placed in the model: {', '.join(made.unplaced[:MOST_NAMED])}{more}", markup=False)
     finally:
         code = _report_failures("photo or pair", progress)
     return code
@@ -228,13 +229,13 @@ def _dry_run(photos: Path, pipeline: "Pipeline", by: By | None, neighbours: int,
 
     by = by or default_by(len(image_names(photos)))
     if by == "position":
-        raise InputError("a dry run does not know how many photos are near each other; try it with --by retrieval")
+        raise InputError("a dry run cannot project the pairs by position; try --by retrieval")
     costs = project_costs(photos, pipeline, by=by, neighbours=neighbours, overlap=overlap, workers=workers)
     say(f"{costs.images} photos, about {costs.pairs} pairs ({by}); costs of {costs.measured} of the photos, projected:")
     for name, seconds in costs.seconds.items():
         hours, minutes = seconds / 3600, seconds / 60
         say(f"{name}: {f'{hours:.1f} h' if hours >= 1 else f'{minutes:.1f} min' if minutes >= 1 else f'{seconds:.0f} s'}")
-    say(f"disk: {costs.disk / 1e9:.2g} GB, memory: {costs.memory / 1e9:.2g} GB; the mapping is not included")
+    say(f"disk: {costs.disk / 1e9:.2g} GB, memory: {costs.memory / 1e9:.2g} GB; COLMAP's mapping is not included")
     return 0
 
 
@@ -258,7 +259,7 @@ def localize(
 
     Args:
         queries: Photos, or folders of photos.
-        model: Folder that `lumiglue sfm` wrote, or of a model in COLMAP's format.
+        model: Folder that `lumiglue sfm` wrote, or folder of a model in COLMAP's format.
         out: Folder to write: poses.json, poses.txt (hloc's lines NAME qw qx qy qz tx ty tz), queries.h5.
         features: The .h5 file of the features that the model was made from; by default features.h5 beside the model.
         camera: Camera of the photos: MODEL,PARAMETERS with COLMAP's names, such as PINHOLE,1200,1200,960,540; or a .txt file
@@ -266,10 +267,10 @@ def localize(
             model for the model's only camera. By default the focal length comes from EXIF, or is estimated.
         focal: Focal length of all photos, in pixels.
         neighbours: Similar images of the model to match each photo with.
-        threshold: Largest reprojection error of an inlier in pixels, for photos of up to 1,024 pixels; it grows in
-            proportion with larger photos.
-        min_inliers: A photo with fewer has no pose.
-        add_to: Also write a model with the localised photos to this folder, and the features of both.
+        threshold: Largest reprojection error of an inlier in pixels, for photos of up to 1,024 pixels; for larger photos it
+            grows in proportion.
+        min_inliers: A photo with fewer inliers gets no pose.
+        add_to: Folder for a model that includes the localised photos, with the features of both.
         extractor: Features of the photos, as --features of `lumiglue features`; by default those in the .h5 file.
         weights: See `lumiglue match`; by default the best for the features.
         device: cpu or cuda; by default the GPU if there is one.
@@ -317,12 +318,12 @@ def export_colmap(
     Args:
         photos: Folder of the photos, searched with all its subfolders.
         out: The database to write, such as database.db.
-        features: The .h5 file of features, of `lumiglue features` or hloc.
-        matches: The .h5 file of matches, of `lumiglue matches` or hloc.
+        features: The .h5 file of features, from `lumiglue features` or hloc.
+        matches: The .h5 file of matches, from `lumiglue matches` or hloc.
         cameras: The cameras.
-        pairs: Text file of the pairs to write, two names on each line; by default all that are in --matches.
+        pairs: Text file of the pairs to write, two names on each line; by default all pairs in --matches.
         images: Text file with the names of the photos to use, one on each line.
-        poses: Folder with a model of COLMAP: the database gets its cameras and the numbers of its images.
+        poses: Folder with a COLMAP model: the database gets its cameras and the ids of its images.
     """
     check_writable(out)
     written = collection.export_colmap(

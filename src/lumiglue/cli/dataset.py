@@ -20,7 +20,7 @@ class DatasetFlags:
     """Flags of every feature dataset."""
 
     features: str = "sift"
-    """Local features: sift, aliked, or your own as file.py:Class or module:Class."""
+    """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class."""
     max_keypoints: int = 512
     """Largest number of keypoints per view."""
     long_side: int = 480
@@ -30,7 +30,7 @@ class DatasetFlags:
     workers: int = 0
     """Number of processes; 0 uses one per core."""
     device: str | None = None
-    """Where pixels and networks are computed: cpu or cuda; by default the GPU if there is one."""
+    """What renders views and runs feature networks: cpu or cuda; by default the GPU if there is one."""
 
     @cached_property
     def usable_device(self) -> str:
@@ -56,7 +56,7 @@ class DatasetFlags:
                 done, skipped = part.items_done, part.skipped
         say(f"{done - len(skipped)} {unit} -> {out}")
         if skipped:
-            err.print(f"{len(skipped)} {unit} {lacks} and were left out; the first: {skipped[0]}", markup=False)
+            err.print(f"{len(skipped)} {unit} {lacks} and were skipped; the first: {skipped[0]}", markup=False)
         return 0
 
 
@@ -80,7 +80,7 @@ def dataset_homographies(
         photos: Folder, searched with its subfolders.
         out: The .h5 file to write.
         flags: Features, sizes, seed and processes.
-        rolls: In-plane rotations by any angle, or up to 45 degrees.
+        rolls: In-plane rotations: any angle, or upright (up to 45 degrees).
         tilt: Largest angle between camera axis and photo normal, in degrees (60).
         zoom: Smallest and largest magnification (0.6 2.4).
         photometric: Strength of the photometric augmentation: 0 for none, 1 strong (1).
@@ -149,7 +149,7 @@ def dataset_posed(
         out: The .h5 file to write.
         flags: Features, sizes, seed and processes.
         format: Format of the folder: plain, MegaDepth's scene_info, or a TUM RGB-D sequence; auto detects it.
-        images: Root of the image and depth paths, if it is not the folder.
+        images: Root of the image and depth paths, if they are not relative to the folder.
         intrinsics: fx fy cx cy of a TUM sequence without calibration.txt.
         every: Use every N-th frame of a scene (try 5 for video).
         min_overlap: Smallest overlap of a pair.
@@ -185,7 +185,7 @@ def dataset_from_colmap(
         model: Folder with cameras, images and points3D, .bin or .txt.
         images: The photos of the model.
         out: Folder to write; `lumiglue dataset posed` reads it.
-        min_track: Smallest number of photos that see a point.
+        min_track: Smallest number of photos that observe a point.
         max_error: Largest mean reprojection error of a point, in pixels.
         min_angle: Smallest triangulation angle of a point, in degrees.
         max_edge: Longest edge of a triangle that is filled, relative to the photo's long side.
@@ -208,7 +208,7 @@ def dataset_from_colmap(
             advance(1, f"{len(unreadable)} unreadable", step.photos)
     say(f"{len(fractions)} photos, depth at {sum(fractions) / len(fractions):.0%} of their pixels -> {out}")
     if unreadable:
-        err.print(f"{len(unreadable)} photos could not be read and were left out; the first: {unreadable[0]}", markup=False)
+        err.print(f"{len(unreadable)} photos could not be read and were skipped; the first: {unreadable[0]}", markup=False)
     return 0
 
 
@@ -225,9 +225,9 @@ def teach(
     """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
 
     Args:
-        photos: Folder of folders, each with overlapping photos of one scene.
+        photos: Folder of folders, each of which has overlapping photos of one scene.
         out: The .h5 file to write.
-        teacher: The matcher that labels: a name, a .safetensors file, or a released LightGlue checkpoint.
+        teacher: The matcher that makes the labels: a name, a .safetensors file, or a released LightGlue checkpoint.
         teacher_features: Features of the teacher, if its file does not state them (a released checkpoint does not).
         teacher_keypoints: Largest number of the teacher's keypoints per photo.
         teacher_matches: Cache folder for the teacher's matches, which datasets of other features reuse.

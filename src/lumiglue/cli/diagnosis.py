@@ -193,7 +193,7 @@ def _weights() -> dict[str, Any]:
         path = pretrained_path(name)
         state = "missing"
         if path.is_file():
-            state = "whole" if file_sha256(path) == checksums.get(path.name) else "damaged"
+            state = "intact" if file_sha256(path) == checksums.get(path.name) else "damaged"
         built_in.append({"name": name, "file": path.name, "state": state})
     cache = cache_folder()
     files = []
@@ -208,7 +208,7 @@ def _download_state(path: Path, checksum: str) -> str:
     first = path.name.split("-", 1)[0]
     if len(first) != 16 or set(first) - set("0123456789abcdef"):
         return "found"
-    return "whole" if checksum.startswith(first) else "damaged"
+    return "intact" if checksum.startswith(first) else "damaged"
 
 
 def _networks() -> dict[str, Any]:
@@ -278,7 +278,7 @@ def _drawn_pair() -> Any:
 def _missing(packages: Any) -> list[str]:
     names = [name for name, installed in packages.items() if name != "error" and installed is None]
     old = [message for name in NEEDED if name not in names and (message := outdated(name))]
-    return [f"the package {name} is missing; install Lumiglue again" for name in names] + old
+    return [f"the package {name} is missing; reinstall Lumiglue" for name in names] + old
 
 
 def _outdated(extras: Any) -> list[str]:
@@ -291,9 +291,9 @@ def _damaged(weights: Any) -> list[str]:
         return []
     problems = []
     for entry in weights["built_in"]:
-        if entry["state"] != "whole":
+        if entry["state"] != "intact":
             problems.append(
-                f"the built-in weights {entry['name']} ({entry['file']}) are {entry['state']}; install Lumiglue again"
+                f"the built-in weights {entry['name']} ({entry['file']}) are {entry['state']}; reinstall Lumiglue"
             )
     for entry in weights["cache"]["files"]:
         if entry["state"] == "damaged":

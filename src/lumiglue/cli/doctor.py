@@ -7,7 +7,7 @@ from lumiglue.cli.terminal import err, say
 
 
 def doctor(json: bool = False) -> int:
-    """Report what this installation has, and test it. Exit code 1 if something is wrong.
+    """Report what this installation has, and test it. The exit code is 1 if something is wrong.
 
     Args:
         json: Print JSON for a bug report; your home folder is replaced by ~.
@@ -89,7 +89,7 @@ def _processors(report: dict[str, Any]) -> list[str]:
         build = f"CUDA {p['cuda_build']}" if p["cuda_build"] else "this PyTorch was built without CUDA"
         lines = [f"{'; '.join(cards) or 'no CUDA device'} ({build})"]
         if p["mps"]:
-            lines.append("Apple's MPS: choose it by --device mps")
+            lines.append("Apple's MPS: choose it with --device mps")
         return f"{'; '.join(lines)}; matchers run on {p['default']}"
 
     parts = (("processor", processor), ("products", products), ("gpus", gpus))

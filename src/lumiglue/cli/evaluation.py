@@ -33,9 +33,9 @@ class EvaluationFlags:
     """Methods to compare: lumiglue, lumiglue-full (adaptivity off), nn, ratio-0.8, ratio-0.85, ratio-0.9, adalam,
     opencv-bf, opencv-flann."""
     groups: tuple[str, ...] = ()
-    """Only pairs whose group (sequence, first folder) starts with one of these."""
+    """Only pairs whose group (sequence or first folder) starts with one of these."""
     thresholds: tuple[float, ...] = (1.0,)
-    """Factors of RANSAC's thresholds; a row for each."""
+    """Factors of RANSAC's thresholds; each gets its own row."""
     seeds: tuple[int, ...] = (0,)
     """Seeds of RANSAC; AUCs are means over them."""
     out: Path | None = None
@@ -128,14 +128,14 @@ def evaluate_adaptivity(
 ) -> int:
     """Measure what early exit and pruning save and cost, by difficulty of the pairs and over both thresholds.
 
-    Difficulty is thirds of the pairs by the share of keypoints that mutual nearest neighbours match correctly.
+    Difficulty splits the pairs into thirds by the share of keypoints that mutual nearest neighbours match correctly.
 
     Args:
         folder: Folder with the photos and a pairs.json.
         flags: Features and weights.
-        alphas: Exit ratios beside the default 0.95; 0 is off.
-        betas: Limits of pruning beside the default 0.01; 0 is off.
-        groups: Only pairs whose group (sequence, first folder) starts with one of these.
+        alphas: Exit ratios to try in addition to the default 0.95; 0 is off.
+        betas: Pruning limits to try in addition to the default 0.01; 0 is off.
+        groups: Only pairs whose group (sequence or first folder) starts with one of these.
         out: A .csv file for the scores of each pair. Run again to resume.
     """
     from lumiglue.evaluation import adaptivity
@@ -143,7 +143,7 @@ def evaluate_adaptivity(
 
     scores = _compare(folder, None, flags, EvaluationFlags(groups=groups, out=out), alphas=alphas, betas=betas)
     usual = adaptivity.settings_name(MatchSettings())
-    _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} beside full depth")
+    _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} compared with full depth")
     swept = {name: adaptivity.saving(scores, name) for name in adaptivity.sweep(alphas, betas)}
     _print_savings(swept, "over alpha (exit ratio) and beta (prune below)")
     return 0
@@ -159,10 +159,10 @@ def report(
     """Write one self-contained HTML page of evaluations: tables, error curves, speed, and the most interesting pairs.
 
     Args:
-        runs: .csv files of `lumiglue eval --out`. With two or more, pairs are compared with the second's.
-        out: The page.
+        runs: .csv files of `lumiglue eval --out`. With two or more, pairs are compared with those of the second.
+        out: The page to write.
         method: Method whose worst and most improved pairs are drawn.
-        against: With one run, the method over which it gains.
+        against: With one run, the method that it is compared with.
         pictures: How many of the worst and of the most improved pairs are drawn; 0 needs no images.
     """
     from lumiglue.evaluation.report import examples, read_runs, write_report
@@ -181,7 +181,7 @@ def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> 
     from lumiglue.evaluation.run import methods_of, redraw
 
     if "weights" not in record.get("matching", {}):
-        raise InputError("the first run has no .json of `lumiglue eval` that says how it matched; give --pictures 0")
+        raise InputError("the first run has no .json of `lumiglue eval` that records how it matched; give --pictures 0")
     pipeline = PipelineFlags(**record["matching"]).pipeline()
     again = redraw(Path(record["folder"]), pipeline, methods_of(pipeline, [method])[method])
 
@@ -216,7 +216,7 @@ def _compare(
             if before >= 0:
                 advance(done - before, total=total)
             elif done:
-                err.print(f"{done} pairs are in {how.out} already", markup=False)
+                err.print(f"{done} pairs are already in {how.out}", markup=False)
             before = done
 
         if sweep:

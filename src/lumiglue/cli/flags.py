@@ -25,7 +25,7 @@ class PipelineFlags:
 
     features: str | None = None
     """Local features: sift, aliked, disk, xfeat, superpoint, or your own as file.py:Class or module:Class; by default
-    those of the weights, and sift without --weights."""
+    those that --weights was trained for, or sift."""
     max_keypoints: int = 2048
     """Keypoints kept per image, strongest first; 0 keeps all."""
     resize: int = 1024
@@ -34,28 +34,28 @@ class PipelineFlags:
     """Extract features of larger photos in tiles with this side in pixels (with --resize 0: at full size), which bounds
     memory."""
     detector_threshold: float | None = None
-    """Smallest response of a keypoint; lower finds more in photos of low contrast. By default that of the features: 0.01
-    for sift (its contrast threshold), 0 for aliked and disk, 0.05 for xfeat, 0.005 for superpoint."""
+    """Smallest response of a keypoint; lower values find more keypoints in photos of low contrast. The default depends on
+    the features: 0.01 for sift (its contrast threshold), 0 for aliked and disk, 0.05 for xfeat, 0.005 for superpoint."""
     stretch: Literal["auto", "always", "never"] = "auto"
-    """Photos whose values are stretched, so that 98 % of them fill the range from black to white: auto for those of 16 bits
-    and of floats, always also for 8 bits (dark or hazy ones), never."""
+    """Which photos are stretched, so that 98 % of their values fill the range from black to white: auto for 16-bit and
+    float photos, always for 8-bit ones too (if they are dark or hazy), or never."""
     weights: str | None = None
-    """A name of `lumiglue weights list`, a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name of the
-    Hugging Face Hub; by default the best for the features, downloaded on first use for all but sift."""
+    """A name from `lumiglue weights list`, a .safetensors or .onnx file, a URL with #sha256=..., or hub:owner/name on the
+    Hugging Face Hub; by default the best for the features, which are downloaded on first use (except for sift)."""
     score_threshold: float | None = None
-    """Smallest score of a match; by default the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue."""
+    """Smallest score of a match; by default 0.1 for LightGlue and 0.2 for SuperGlue."""
     exit_ratio: float = 0.95
     """Stop once this share of the points is confident; 0 runs all layers."""
     prune_below: float = 0.01
-    """Prune confident points of lower matchability; 0 keeps all points."""
+    """Prune confident points whose matchability is below this; 0 keeps all points."""
     precision: Precision | Literal["auto"] | None = None
-    """Arithmetic of the matcher; auto is bf16 if the processor is faster with it. By default auto for two photos, and fp32,
-    the same on every machine, for lists, collections and evaluations."""
+    """Arithmetic of the matcher; auto is bf16 if that is faster on the processor. By default auto for two photos or a
+    folder, and fp32, which is the same on every machine, for lists, collections and evaluations."""
     device: str | None = None
     """cpu, cuda or mps; by default the CUDA GPU if there is one."""
     backend: Backend | Literal["auto"] | None = None
     """What runs the matcher: torch, cudagraphs (torch on a GPU), onnxruntime, openvino, or auto for the fastest that is
-    installed; by default torch, and onnxruntime for an .onnx file."""
+    installed; by default torch, or onnxruntime for an .onnx file."""
 
     def extractor(self) -> "Extractor":
         """Makes the extractor alone, which needs no weights of a matcher."""
@@ -127,8 +127,8 @@ def check_writable(file: Path, *suffixes: str) -> None:
     if suffixes and file.suffix.lower() not in suffixes:
         raise InputError(f"--out {file} has the suffix {file.suffix!r}; give a file that ends in {' or '.join(suffixes)}")
     if not file.parent.is_dir():
-        raise InputError(f"{file} cannot be written: there is no folder {file.parent}; make it first")
+        raise InputError(f"{file} cannot be written: there is no folder {file.parent}; create it first")
     if file.is_dir():
         raise InputError(f"{file} is a folder; give the name of a file")
     if not os.access(file if file.exists() else file.parent, os.W_OK):
-        raise InputError(f"{file} cannot be written: no permission; give another --out")
+        raise InputError(f"{file} cannot be written: permission denied; give another --out")

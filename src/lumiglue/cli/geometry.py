@@ -31,7 +31,7 @@ def given_cameras(focal: float | None, camera: tuple[str, ...], kind: str) -> "t
     if focal is not None and camera:
         raise InputError("both --focal and --camera were given; give one of them")
     if focal is not None and not 0 < focal < float("inf"):
-        raise InputError(f"--focal is {focal}; give pixels, above 0")
+        raise InputError(f"--focal is {focal}; give a number of pixels above 0")
     if len(camera) > 2:
         raise InputError(f"--camera has {len(camera)} cameras; give one for both photos, or two")
     return tuple(Camera.parse(text) for text in camera)
@@ -51,7 +51,7 @@ def cameras_of(
     cameras = []
     for path, size in zip(paths, sizes, strict=True):
         camera, source = photo_camera(path, size)
-        where = "from EXIF" if source == "exif" else "a guess, as EXIF has none; give --focal for a reliable pose"
+        where = "from EXIF" if source == "exif" else "a guess, because EXIF has none; give --focal for a reliable pose"
         err.print(f"note: {path.name}: focal length {camera.focal[0]:.0f} pixels, {where}", markup=False)
         cameras.append(camera)
     return cameras[0], cameras[1]
@@ -70,7 +70,7 @@ def say_pose(geometry: "Geometry") -> None:
     angle = rotation_angle(geometry.rotation.double(), torch.eye(3, dtype=torch.float64))
     say(f"R = {_rounded(geometry.rotation.tolist())}, t = {_rounded(geometry.translation.tolist())} (unit length)")
     x, y, z = centre.tolist()
-    say(f"the second camera is turned by {angle:.2f} degrees, and lies at ({x:.3f}, {y:.3f}, {z:.3f}) from the first")
+    say(f"seen from the first camera, the second is rotated by {angle:.2f} degrees and is at ({x:.3f}, {y:.3f}, {z:.3f})")
 
 
 def _rounded(values: list) -> str:
@@ -125,7 +125,7 @@ def match_folder(
     if target is not None:
         check_writable(target, ".csv", ".json")
     if kind not in ("fundamental", "homography"):
-        raise InputError(f"--geometry {kind} ranks no folder; choose fundamental or homography")
+        raise InputError(f"--geometry {kind} cannot rank a folder; choose fundamental or homography")
     chosen: GeometryKind = "homography" if kind == "homography" else "fundamental"
     paths = [path for path in list_images(folder) if path.resolve() != photo.resolve()]
     pipeline = flags.pipeline("auto")

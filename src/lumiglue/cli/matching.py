@@ -51,20 +51,20 @@ def match(
         inputs: Two image files; an image file and a folder, whose photos are ranked by inliers; or one text file with a pair
             of image paths on each line.
         flags: Features, weights, adaptivity.
-        out: Two photos: .png/.jpg/.pdf/.svg for a picture, .npz/.json for the matches (default: A_B_matches.png here).
-            A folder: .csv or .json with the whole ranking. A list: the .h5 file to write.
-        root: Folder that the paths of a list are relative to.
-        geometry: Model that separates inliers from outliers: fundamental, homography (of a plane, or a camera that only
-            turned), or essential (the relative pose of known cameras).
-        focal: For essential: focal length in pixels of both photos. By default that of EXIF, or a guess.
-        camera: For essential, instead of --focal: MODEL,parameters as COLMAP names them, such as
-            SIMPLE_RADIAL,1200,640,480,-0.1; one for both photos, or two.
-        warp: For homography: save the second photo in the pixels of the first (.png, .tif, .webp: transparent where it does
-            not reach; .jpg: over the first), or both in turn (.gif).
-        checkerboard: For homography: save squares of the first photo and of the warped second one.
+        out: Two photos: .png/.jpg/.pdf/.svg for a picture, .npz/.json for the matches (default: A_B_matches.png in the
+            working directory). A folder: .csv or .json for the full ranking. A list: the .h5 file to write.
+        root: A list: folder that its paths are relative to.
+        geometry: Model that separates inliers from outliers: fundamental, homography (for a plane, or a camera that only
+            rotated), or essential (for the relative pose of known cameras).
+        focal: For essential: focal length of both photos in pixels. By default it is read from EXIF, or guessed.
+        camera: For essential, instead of --focal: MODEL,PARAMETERS with COLMAP's names, such as
+            SIMPLE_RADIAL,1200,640,480,-0.1; one for both photos, or one for each.
+        warp: For homography: save the second photo warped onto the first (.png, .tif, .webp: transparent where it has no
+            pixels; .jpg: drawn over the first), or an animation that alternates between the two (.gif).
+        checkerboard: For homography: save a checkerboard of the first photo and the warped second photo.
         adaptivity: Two photos: also save a picture of where the matcher stopped and which points it pruned.
-        rotation: Two photos: search also tries the second after each quarter turn, for features or weights trained on
-            upright photos only.
+        rotation: Two photos: search tries all four quarter turns of the second photo. Use it for features or weights that
+            were trained on upright photos only.
         masks: Two photos: an image of the same size for each, black where nothing should be matched.
         workers: For a folder or a list: threads; by default one per core.
     """
@@ -193,7 +193,7 @@ def sample(
     right = pair.is_right(result.points0, result.points1)
     share = 100 * right.mean() if len(right) else 0.0
     summary = _summary(result, geometry, pipeline.matcher.config.n_layers)
-    summary += f", {int(right.sum())} truly right ({share:.0f} %)"
+    summary += f", {int(right.sum())} correct ({share:.0f} %)"
     _save_picture(out, (pair.image0, pair.image1), result, geometry, summary)
     _print_summary(summary, result, [out])
     return 0
@@ -213,11 +213,11 @@ def _read_list(path: Path) -> list[tuple[str, str]]:
         if not words:
             continue
         if len(words) != 2:
-            remedy = "give two, with a tab between them where one holds a space"
-            raise InputError(f"{path} line {number} holds {len(words)} path{'s' * (len(words) > 1)}; {remedy}")
+            remedy = "give two, with a tab between them if one has a space"
+            raise InputError(f"{path} line {number} has {len(words)} path{'s' * (len(words) > 1)}; {remedy}")
         names.append((words[0], words[1]))
     if not names:
-        raise InputError(f"{path} holds no pairs; give two image paths on each line")
+        raise InputError(f"{path} has no pairs; give two image paths on each line")
     return names
 
 
@@ -235,7 +235,7 @@ def _print_summary(summary: str, result: "MatchResult", files: list[Path], *, ma
     say(", ".join(f"{step} {1000 * seconds:.0f} ms" for step, seconds in result.seconds.items()))
     for image, features in (("first", result.features0), ("second", result.features1)):
         if not len(features):
-            reason = f"{'its mask leaves none, or ' if masked else ''}it is blank, of low contrast, or under 8 pixels"
+            reason = f"{'its mask excludes all, or ' if masked else ''}it is blank, has low contrast, or is under 8 pixels"
             remedy = "try --stretch always, or a lower --detector-threshold"
             err.print(f"note: the {image} image has no keypoints ({reason}); {remedy}", markup=False)
     for file in files:
@@ -261,8 +261,8 @@ def demo(limits: Annotated[Limits, arg(name="")], host: str = "127.0.0.1", port:
 
     Args:
         limits: Limits of a request.
-        host: Address to listen at; the default serves this machine only, 0.0.0.0 also others.
-        port: Port to listen at; 0 takes a free one.
+        host: Address to listen on; the default serves this machine only, 0.0.0.0 other machines too.
+        port: Port to listen on; 0 chooses a free one.
     """
     require(*(package for package, extras in EXTRAS.items() if "demo" in extras), "skimage")
     from lumiglue.demo.server import serve

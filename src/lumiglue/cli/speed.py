@@ -38,7 +38,7 @@ class BenchFlags:
     preset: Literal["base", "compact"] = "base"
     """Size of the matcher with random weights."""
     batch: int = 1
-    """Pairs at a time; several have unequal sizes up to the given one."""
+    """Pairs in a batch; if there are several, they have unequal sizes up to the given one."""
     adaptive: bool = False
     """Match the sample photos with early exit and pruning, instead of random points at full depth."""
     weights: str = "sift"
@@ -47,18 +47,18 @@ class BenchFlags:
     """Match photos with the published weights for these features, adaptively and at full depth; by default against all
     implementations that are installed."""
     end_to_end: bool = False
-    """From two photos on disk to matches, extraction included; by default all pipelines that are installed."""
+    """Measure from two photos on disk to matches, including extraction; by default all pipelines that are installed."""
     photos: tuple[Path, ...] = ()
     """An even number of photos for --released and --end-to-end, the two of a pair side by side; by default two pairs of
     scikit-image."""
     resize: int = 1024
     """With --end-to-end, larger photos are shrunk to this long side in pixels."""
     rounds: int = 7
-    """How often each is timed."""
+    """How many times each is timed."""
     busy: tuple[int, ...] = (0,)
-    """Measure beside so many busy programs; several numbers give a table each."""
+    """Number of busy programs that run during the measurement; each number gets its own table."""
     clock: Literal["wall", "processor"] = "wall"
-    """Time of the wall, or of the processor in all threads; on a busy machine the second, with one thread, says more."""
+    """Wall-clock time, or processor time of all threads; on a busy machine, the latter with one thread is more reliable."""
     memory: bool = False
     """Also measure the peak memory of one match, each in its own process."""
     device: str = "cpu"
@@ -69,7 +69,7 @@ class BenchFlags:
     def check(self) -> None:
         """Raises InputError for flags that contradict each other."""
         if self.rounds < 1 or self.batch < 1 or min(self.sizes, default=0) < 1:
-            raise InputError("rounds, batch and sizes are at least 1")
+            raise InputError("--rounds, --batch and --sizes must be at least 1")
         if min(self.busy, default=-1) < 0:
             raise InputError("--busy takes numbers of programs, 0 or more")
         photos = self.released is not None or self.end_to_end
@@ -82,13 +82,13 @@ class BenchFlags:
         if self.end_to_end and self.device != "cpu":
             raise InputError("--end-to-end is measured on the CPU; leave --device out")
         if self.memory and self.adaptive:
-            raise InputError("memory is measured at full depth, with random weights; leave --adaptive out")
+            raise InputError("--memory is measured at full depth, with random weights; leave --adaptive out")
         if self.out is not None and (self.out.suffix != ".json" or not self.out.parent.is_dir()):
-            raise InputError(f"{self.out} is not a .json file in a folder that exists; choose another name")
+            raise InputError(f"{self.out} is not a .json file in an existing folder; choose another name")
 
 
 def bench(flags: Annotated[BenchFlags, arg(name="")]) -> int:
-    """Compare the speed of matching with other implementations, in turns in one process.
+    """Compare the speed of matching with other implementations, which alternate in one process.
 
     Names for --against: lumiglue bf16, without kernels, one by one, in threads, bf16 in threads, compiled, bf16 compiled,
     onnxruntime, int8, openvino, openvino bf16, original, kornia, transformers; on a GPU also graphs, bf16 graphs, kornia
@@ -202,7 +202,7 @@ def _show(rows: "list[Row]", flags: BenchFlags) -> None:
     from lumiglue.evaluation import speed
 
     first, unit = rows[0], "ms" if flags.clock == "wall" else "ms of processor time"
-    beside = f", beside {first.busy} busy" if first.busy else ""
+    beside = f", {first.busy} busy program{'s' * (first.busy > 1)}" if first.busy else ""
     photos = f", {first.pairs} pairs of photos, {first.points} points" if flags.released or flags.end_to_end else ""
     shown = {
         "of fp32 products' peak": [None if row.products is None else f"{100 * row.products:.0f} %" for row in rows],

@@ -34,16 +34,16 @@ def train(
 ) -> int:
     """Train a matcher on feature datasets, in two stages. Run again to resume after an interruption.
 
-    Several processes: torchrun --nproc-per-node N -m lumiglue train DATASETS -o RUN. Flags that are not given have the
-    recipe's values.
+    To use several processes: torchrun --nproc-per-node N -m lumiglue train DATASETS -o RUN. The recipe decides the flags
+    that are not given.
 
     Args:
         datasets: The .h5 files of `lumiglue dataset`, all with the same features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and more.
-        sampling_weights: How often each dataset is drawn from, one number per dataset; equal by default.
+        sampling_weights: How often each dataset is sampled, one number per dataset; equal by default.
         recipe: default (how the matchers in this package were trained: days on a CPU core), standard (about 80 minutes on
             two CPU cores), laptop (43 minutes on one), comparison (a short one, used for every matcher in
-            docs/paper.md), gpu_30min, or the paper's.
+            docs/paper.md), gpu_30min, or paper (the paper's).
         settings: Values that differ from the recipe.
     """
     from lumiglue.training.distributed import join_processes

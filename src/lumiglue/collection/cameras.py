@@ -59,7 +59,7 @@ class CameraSettings:
         check_camera_model(self.model)
         if self.params is not None:
             if self.file is not None:
-                raise InputError("parameters and a list of cameras were given; give one of them")
+                raise InputError("both camera parameters and a list of cameras were given; give one of them")
             make_camera(self.model, (1, 1), self.params, "the camera parameters")
 
 
@@ -165,14 +165,14 @@ def read_camera_list(file: Path) -> dict[str, Any]:
         where = f"{file}, line {number}"
         at = next((i for i, word in enumerate(words) if i and word in CAMERA_MODELS), None)
         if at is None:
-            raise InputError(f"{where} has no camera model of COLMAP; give {_LINE}")
+            raise InputError(f"{where} has no COLMAP camera model; give {_LINE}")
         try:
             width, height = (int(word) for word in words[at + 1 : at + 3])
         except ValueError:
             raise InputError(f"{where} has no width and height after {words[at]}; give {_LINE}") from None
         owner = " ".join(words[:at])
         if owner in cameras:
-            raise InputError(f"{where}: {owner} has a camera above; give one")
+            raise InputError(f"{where}: {owner} already has a camera; give one")
         cameras[owner] = make_camera(words[at], (width, height), numbers(words[at + 3 :], where), where)
         cameras[owner].camera_id = len(cameras)
     if not cameras:
@@ -191,7 +191,7 @@ def _owned(file: Path, cameras: Mapping[str, Any], photos: Path, names: Sequence
         if not owner.isdecimal():
             raise InputError(f"{file}: {owner} is neither a photo nor a folder of {photos}; correct the name")
         if (size := (camera.width, camera.height)) in numbered:
-            raise InputError(f"{file} has two cameras of {_text(size)} pixels; give names of photos or folders for numbers")
+            raise InputError(f"{file} has two cameras of {_text(size)} pixels; give names of photos or folders instead")
         numbered[size] = camera
     of_folder = {owner.rstrip("/"): camera for owner, camera in cameras.items() if owner not in of_photos}
     owned = {}
@@ -262,7 +262,7 @@ def make_camera(model: str, size: Size, params: Sequence[float], where: str) -> 
     if len(params) != (count := len(names.split(","))):
         raise InputError(f"{where}: {model} has {count} parameters ({names}), {len(params)} were given")
     if not all(math.isfinite(value) for value in params) or min(size) < 1:
-        raise InputError(f"{where}: parameters are finite numbers, width and height are above 0")
+        raise InputError(f"{where}: parameters must be finite numbers, width and height above 0")
     camera = pycolmap.Camera(model=model, width=size[0], height=size[1], params=list(params))
     camera.has_prior_focal_length = True
     return camera
@@ -273,7 +273,7 @@ def numbers(words: Sequence[str], where: str) -> list[float]:
     try:
         return [float(word) for word in words]
     except ValueError:
-        raise InputError(f"{where}: parameters are numbers, not {' '.join(words)!r}") from None
+        raise InputError(f"{where}: parameters must be numbers, not {' '.join(words)!r}") from None
 
 
 def _text(size: Size) -> str:

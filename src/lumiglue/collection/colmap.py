@@ -132,7 +132,7 @@ def earlier_models(out: Path) -> list[Path]:
     folders = sorted(path for path in out.iterdir() if path.is_dir() and path.name.isdigit()) if out.is_dir() else []
     for folder in folders:
         if any(path.is_dir() or path.name not in _MODEL_FILES for path in folder.iterdir()):
-            raise InputError(f"{folder} holds other things than a model, and would be replaced; choose another folder")
+            raise InputError(f"{folder} has other files than a model, which would be replaced; choose another folder")
     return folders
 
 

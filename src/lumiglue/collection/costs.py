@@ -90,7 +90,7 @@ def project_costs(
             usable = file.names()
             vector_seconds = _vector_seconds([file.read(name).descriptors.numpy() for name in usable])
         if len(usable) < 2:
-            raise InputError(f"{photos} has {len(usable)} photos to use; the costs are measured on at least 2")
+            raise InputError(f"{photos} has {len(usable)} usable photos; measuring the costs needs at least 2")
         some = sequential(usable, 2)
         list(match_in_parts(features, some[:1], pipeline, Path(folder) / "first.h5.m"))
         start = perf_counter()

@@ -153,16 +153,18 @@ def add_matches(database: Database, features: str | Path, matches: str | Path, p
                 rows = matches_file.read(a, b)
                 if (rows >= (counts[a], counts[b])).any():
                     raise InputError(
-                        f"{matches}: the matches of {a} and {b} are of other features; delete it to match again"
+                        f"{matches}: the matches of {a} and {b} belong to other features; delete the file to match again"
                     )
                 if len(rows) >= MIN_MATCHES:
                     opened.write_matches(ids[a], ids[b], rows.astype(np.uint32))
                     matched.append((a, b))
     if not matched:
-        raise InputError(f"no pair has {MIN_MATCHES} matches; are these photos of one place?")
+        raise InputError(f"no pair has {MIN_MATCHES} matches; do these photos show the same place?")
     verified = _verify(database.path, [(ids[a], ids[b]) for a, b in matched])
     if not verified:
-        raise InputError(f"none of {len(matched)} matched pairs has a consistent geometry; are these photos of one place?")
+        raise InputError(
+            f"none of {len(matched)} matched pairs has a consistent geometry; do these photos show the same place?"
+        )
     return verified
 
 

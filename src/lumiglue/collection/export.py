@@ -141,12 +141,12 @@ class Selection:
         model = None
         if poses is not None:
             if settings != CameraSettings():
-                raise InputError("the cameras are those of the model with the poses; give no others")
+                raise InputError("the model with the poses already has the cameras; give no others")
             settings, model = CameraSettings(file=poses), read_model(poses)
             posed = {image.name for image in model.images.values() if image.has_pose}
             if not posed & set(names):
                 raise InputError(f"{poses} has no pose of any photo; its names are like {min(posed, default='')!r}")
-            left_out = tuple((name, f"{poses} has no pose of it") for name in names if name not in posed)
+            left_out = tuple((name, f"{poses} has no pose for it") for name in names if name not in posed)
             names = [name for name in names if name in posed]
         groups, unusable = group_photos(photos, names, settings)
         usable = {name for group in groups for name in group.names}
@@ -157,7 +157,7 @@ class Selection:
         """Raises InputError for fewer photos than a model needs."""
         least = 3 if self.scene is None else 2
         if len(names) < least:
-            raise InputError(f"{self.photos} holds {len(names)} photos to use; a reconstruction needs at least {least}")
+            raise InputError(f"{self.photos} has {len(names)} usable photos; a reconstruction needs at least {least}")
 
     def read_pairs(self, pairs: str | Path | Sequence[Pair]) -> list[Pair]:
         """Reads given pairs. Raises InputError if one is not of photos in the folder."""
@@ -182,7 +182,7 @@ class Selection:
         """
         with FeaturesFile(features) as file:
             described = set(file.names())
-        left_out = [(name, f"{features} has no features of it") for name in self.names if name not in described]
+        left_out = [(name, f"{features} has no features for it") for name in self.names if name not in described]
         if self.whole:
             gone = sorted(described - set(self.listed))
             left_out += [(name, f"{features} has features of it, but the photo is not in {self.photos}") for name in gone]

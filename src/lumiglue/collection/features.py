@@ -137,7 +137,7 @@ def extract_in_parts(
     """
     folder = Path(folder)
     if masks is not None and not any(mask_file(masks, name) for name in names):
-        raise InputError(f"{masks} holds no mask of any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
+        raise InputError(f"{masks} has no mask for any photo; that of {names[0]} is {Path(masks, names[0] + '.png')}")
 
     def extract(name: str) -> Extracted:
         stamp = Stamp.of(folder / name)  # before the photo is read: if it is replaced meanwhile, the next run sees it

@@ -252,7 +252,7 @@ class MatchesReader(Reader):
             group: Any = self._file[key]
             partner = read_numbers(group, "matches0")
             if partner.ndim != 1 or partner.dtype.kind != "i":
-                raise ValueError(f"matches0 is {partner.dtype} of shape {partner.shape}, not whole numbers in a row")
+                raise ValueError(f"matches0 is {partner.dtype} of shape {partner.shape}, not a row of whole numbers")
         except HDF5_ERRORS as error:
             raise InputError(f"{self.path}, {key}: {reason(error)}; match them again with `lumiglue matches`") from None
         return partner.astype(np.int64)

@@ -128,7 +128,7 @@ def query_files(queries: str | Path | Sequence[str | Path]) -> dict[str, Path]:
         files = {name: query / name for name in image_names(query)} if query.is_dir() else {query.name: query}
         for name, path in files.items():
             if paths.setdefault(name, path) != path:
-                raise InputError(f"two queries have the name {name}: {paths[name]} and {path}; localise them apart")
+                raise InputError(f"two queries have the name {name}: {paths[name]} and {path}; localise them separately")
     if not paths:
         raise InputError("no queries were given; give photos or a folder")
     return paths
@@ -148,7 +148,7 @@ def extraction_of(file: FeaturesFile) -> dict[str, Any]:
         name, note = str(record["extractor"]["name"]), str(record["note"])
     except (ValueError, KeyError, TypeError):
         raise InputError(
-            f"{file.path} does not say how its features were made; give the pipeline for them (--extractor NAME)"
+            f"{file.path} does not record how its features were made; give their pipeline (--extractor NAME)"
         ) from None
     patterns: dict[str, tuple[str, Callable[[str], Any]]] = {
         "max_keypoints": (r"(\d+) keypoints", int), "resize": (r"long side (\d+)", int), "tile": (r"tiles of (\d+)", int),

@@ -102,7 +102,7 @@ class Localizer:
         self._names = sorted(name for name in self.scene.images if name in self.file)
         if not self._names:
             raise InputError(
-                f"{self.file.path} has no features of the model's {len(self.scene.images)} images; give the .h5 file that "
+                f"{self.file.path} has no features for the model's {len(self.scene.images)} images; give the .h5 file that "
                 "the model was made from"
             )
         self.scene.points_seen(self._names[0], self.file.read(self._names[0]))
@@ -164,11 +164,10 @@ class Localizer:
     def _reason(self, features: Features, matches: np.ndarray, unposed: QueryPose) -> str:
         if not len(features):
             return "it has no keypoints (blank, or under 8 pixels)"
+        reason = f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}"
         if not len(matches):
-            return f"no point of the {len(unposed.neighbours)} most similar images occurs in it; is it of this place?"
-        return (
-            f"{unposed.inliers} inliers of {len(matches)} 2D-3D matches, fewer than {self.min_inliers}; is it of this place?"
-        )
+            reason = f"no point of the {len(unposed.neighbours)} most similar images occurs in it"
+        return f"{reason}; does it show this place?"
 
 
 def _with_pose(unposed: QueryPose, pose: AbsolutePose) -> QueryPose:

@@ -73,7 +73,7 @@ def _by_exif(names: Sequence[str], photos: str | Path | None, neighbours: int, m
     if len(known) < 2:
         raise InputError(f"{len(known)} of {len(names)} photos in {photos} have a GPS position; choose another --by")
     if len(known) < len(names):
-        _log.warning("%d photos have no GPS position and are in no pair", len(names) - len(known))
+        _log.warning("%d photos have no GPS position and are not paired", len(names) - len(known))
     return by_position(known, neighbours, metres)
 
 
@@ -121,7 +121,7 @@ def read_pairs(path: str | Path, names: Iterable[str] | None = None) -> list[Pai
         if not words:
             continue
         if len(words) != 2:
-            remedy = "give two image names, with a tab between them where a name holds a space"
+            remedy = "give two image names, with a tab between them if a name has a space"
             raise InputError(f"{path}, line {number}: {len(words)} words; {remedy}")
         for word in words:
             if known is not None and word not in known:

@@ -37,7 +37,7 @@ class QueryCameras:
         if camera is not None and focal is not None:
             raise InputError("both a camera and a focal length were given; give one of them")
         if focal is not None and not 0 < focal < float("inf"):
-            raise InputError(f"the focal length is {focal}; give pixels, above 0")
+            raise InputError(f"the focal length is {focal}; give a number of pixels above 0")
         if camera == "model":
             if len(reconstruction.cameras) != 1:
                 raise InputError(f"the model has {len(reconstruction.cameras)} cameras; give the parameters of one")

@@ -205,7 +205,7 @@ def _check_output(photos: Path, out: Path) -> None:
         raise InputError(f"{out} is the folder of the photos; give another folder to write, such as {out / 'sfm'}")
     for file in (*earlier_models(out), out / "database.db", out / "pairs.txt"):
         if file.exists() and not ((out / "features.h5").exists() or (out / _MARK).exists()):
-            raise InputError(f"{file} is not of an earlier run, and would be replaced; choose another folder")
+            raise InputError(f"{file} is not from an earlier run and would be replaced; choose another folder")
 
 
 def _outside(photos: Path, out: Path) -> list[str]:

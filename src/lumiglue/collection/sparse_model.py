@@ -150,7 +150,7 @@ def check_new_model(folder: Path, model: SparseModel, file: FeaturesFile) -> Non
     if folder.resolve() in (model.folder.resolve(), model.folder.resolve().parent, file.path.resolve().parent):
         raise InputError(f"{folder} has the model or its features; give another folder for the model with the queries")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not has_model(folder))):
-        raise InputError(f"{folder} contains other things than a model; choose another folder")
+        raise InputError(f"{folder} has other files than a model; choose another folder")
 
 
 def extend_features(file: FeaturesFile, added: Mapping[str, tuple[Features, int]], out: Path) -> None:

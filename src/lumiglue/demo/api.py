@@ -27,9 +27,9 @@ class LayerReply(BaseModel):
     """One layer that ran."""
 
     layer: int = Field(description="counted from 1")
-    matches: int = Field(description="that the pair would have given after it")
-    in_play: int = Field(description="keypoints of both photos that went through it")
-    pruned_before: int = Field(description="keypoints of both photos that did not")
+    matches: int = Field(description="matches that the pair would have after this layer")
+    in_play: int = Field(description="keypoints of both photos that went through this layer")
+    pruned_before: int = Field(description="keypoints of both photos that were pruned earlier")
 
 
 class MatchReply(BaseModel):
@@ -45,7 +45,7 @@ class MatchReply(BaseModel):
     image_size0: tuple[int, int] = Field(description="width and height")
     image_size1: tuple[int, int]
     stop_layer: int = Field(description="layers that ran; 0 where a photo has no keypoints")
-    inliers: list[bool] | None = Field(None, description="of the geometry, one a match")
+    inliers: list[bool] | None = Field(None, description="inliers of the geometry, one per match")
     fundamental: tuple[Row, Row, Row] | None = None
     homography: tuple[Row, Row, Row] | None = None
     n_layers: int = Field(description="layers that the matcher has")
@@ -62,7 +62,7 @@ class ErrorReply(BaseModel):
 ERRORS: dict[int | str, dict[str, object]] = {
     400: {"model": ErrorReply, "description": "A photo cannot be read, or a setting cannot be used"},
     413: {"model": ErrorReply, "description": "A photo has too many bytes or pixels"},
-    503: {"model": ErrorReply, "description": "Too many requests wait"},
+    503: {"model": ErrorReply, "description": "Too many requests are waiting"},
     504: {"model": ErrorReply, "description": "The time limit was reached"},
 }
 
@@ -93,8 +93,8 @@ def create_app(service: Service) -> FastAPI:
         estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",
         max_keypoints: Annotated[int, Form(description="per photo, strongest first")] = 2048,
         score_threshold: Annotated[float | None, Form(description="smallest score; by default the matcher's own")] = None,
-        exit_ratio: Annotated[float, Form(description="share of confident points that ends it; 0: all layers")] = 0.95,
-        prune_below: Annotated[float, Form(description="matchability below which points leave; 0: none")] = 0.01,
+        exit_ratio: Annotated[float, Form(description="stop once this share is confident; 0: all layers")] = 0.95,
+        prune_below: Annotated[float, Form(description="prune points of lower matchability; 0: none")] = 0.01,
     ) -> MatchReply:
         """Match two photos as the page does. Errors are `{"error": "one sentence"}`."""
         settings = MatchSettings(

@@ -143,12 +143,12 @@ class _Page:
             gr.Radio(models, value="sift", label="Features and weights"),
             gr.Radio(["fundamental", "homography", "none"], value="fundamental", label="Geometry", info="separates inliers"),
             gr.Slider(128, most, value=min(2048, most), step=64, label="Keypoints", buttons=[],
-                      info="per photo, the strongest"),
+                      info="the strongest of each photo"),
             gr.Slider(0, 1, value=0.1, step=0.01, label="Score threshold", info="smallest score of a match", buttons=[]),
             gr.Slider(0, 1, value=0.95, step=0.01, label="Exit ratio", buttons=[],
-                      info="stop once this share of the points is confident; 0 is off: all layers run"),
+                      info="stop once this share of the points is confident; 0 runs all layers"),
             gr.Slider(0, 0.2, value=0.01, step=0.005, label="Prune below", buttons=[],
-                      info="confident points of lower matchability leave early; 0 is off: all points stay"),
+                      info="prune confident points whose matchability is below this; 0 keeps all points"),
         ]  # fmt: skip
 
     def _wire(self, settings: list[Component]) -> None:

@@ -123,7 +123,7 @@ def figures(
     table = _Table.of(scores)
     other = None if against is None else _Table.of(against)
     if other is not None and (other.pairs != table.pairs or other.errors.shape != table.errors.shape):
-        raise InputError("the two methods were measured on different pairs or seeds; take what they have in common")
+        raise InputError("the two methods were measured on different pairs or seeds; compare what they have in common")
 
     def gain(figures_of: Callable[[_Table], dict[str, float]]) -> dict[str, float]:
         mine = figures_of(table)

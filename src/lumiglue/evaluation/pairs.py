@@ -155,7 +155,7 @@ def _parse_pair(pair: Any, source: str) -> GroundTruthPair:
             shapes = arrays["pts_a"].shape, arrays["pts_b"].shape
             finite = all(np.isfinite(points).all() for points in arrays.values())
             if shapes[0] != shapes[1] or len(shapes[0]) != 2 or shapes[0][1] != 2 or not shapes[0][0] or not finite:
-                raise InputError(f"{source} has points of shapes {shapes}; give as many finite x, y on either side")
+                raise InputError(f"{source} has points of shapes {shapes}; give equally many finite x, y on both sides")
             return CorrespondencePair(**common, points_a=arrays["pts_a"], points_b=arrays["pts_b"])
 
 
@@ -174,7 +174,7 @@ def check_homography(matrix: np.ndarray, source: object) -> np.ndarray:
     if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or np.abs(matrix).max() > LARGEST_NUMBER:
         raise InputError(f"{source}: the homography is {matrix.tolist()}; give 3 x 3 finite numbers")
     if np.linalg.matrix_rank(matrix) < 3:
-        raise InputError(f"{source}: the homography {matrix.tolist()} has no inverse; give one that has")
+        raise InputError(f"{source}: the homography {matrix.tolist()} has no inverse; give an invertible one")
     # The other sign puts the first corner behind the camera and mirrors what it sees; neither alone would tell.
     return -matrix if matrix[2, 2] < 0 and np.linalg.det(matrix) < 0 else matrix
 

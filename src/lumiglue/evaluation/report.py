@@ -72,7 +72,7 @@ def read_runs(files: Sequence[str | Path]) -> list[Run]:
     runs = [Run(Path(file).stem, read_scores(file), read_record(file)) for file in files]
     for run, file in zip(runs, files, strict=True):
         if not run.scores:
-            raise InputError(f"{file} has no pair yet")
+            raise InputError(f"{file} has no pairs yet")
     names = [run.name for run in runs]
     if len(set(names)) < len(names):
         raise InputError(f"two runs are called {max(names, key=names.count)!r}; rename one of the files")

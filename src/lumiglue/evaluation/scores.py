@@ -43,7 +43,7 @@ def read_record(path: str | Path) -> dict[str, Any]:
     file = Path(path).with_suffix(".json")
     record = read_json(file, "write it with `lumiglue eval --out`") if file.exists() else {}
     if not isinstance(record, dict):
-        raise InputError(f"{file} is no record of an evaluation; write it with `lumiglue eval --out`")
+        raise InputError(f"{file} is not a record of an evaluation; write it with `lumiglue eval --out`")
     return record
 
 
@@ -65,7 +65,7 @@ class ScoresFile:
     def __init__(self, path: str | Path, record: Mapping[str, Any], per_pair: int) -> None:
         self.path = Path(path)
         if self.path.suffix != ".csv":
-            raise InputError(f"{path} is no .csv file; per-pair figures are written as .csv")
+            raise InputError(f"{path} is not a .csv file; the scores of pairs are written as .csv")
         plain = json.loads(json.dumps(record))
         self.scores: list[PairScore] = []
         if self.path.exists():

@@ -93,7 +93,7 @@ class Tiled:
             points = points[torch.nonzero(columns.contains(x) & rows.contains(y))[:, 0]]
             features = points if features is None else _joined(features, points)
             if self.max_keypoints is not None and len(features) > self.max_keypoints and features.scores is None:
-                raise InputError(f"{self.name!r} gives no scores to choose the strongest keypoints by; omit tile")
+                raise InputError(f"{self.name!r} returns no scores for choosing the strongest keypoints; omit tile")
             features = strongest(features, self.max_keypoints)
         assert features is not None
         if small is not image:

@@ -45,7 +45,7 @@ def list_images(folder: str | Path) -> list[Path]:
         has = f"has no images (it has {passed_over})" if others else "has no images"
         raise InputError(f"{folder} {has}; looked for {', '.join(sorted(IMAGE_SUFFIXES))}")
     if others:
-        _log.warning("%s: passed over %s, which are no photos", folder, passed_over, extra={"label": "note"})
+        _log.warning("%s: ignored %s, which are not photos", folder, passed_over, extra={"label": "note"})
     return sorted(photos, key=lambda path: natural_key(path.relative_to(folder).as_posix()))
 
 

@@ -116,11 +116,11 @@ def read_state_dict(path: Path) -> StateDict:
         raise _unreadable(path, error) from None
     tensors, rest = _collected(content)
     if not tensors:
-        raise WeightsError(f"{path} does not hold a state dict of tensors; save it with torch.save(model.state_dict(), ...)")
+        raise WeightsError(f"{path} is not a state dict of tensors; save it with torch.save(model.state_dict(), ...)")
     for name, tensor in tensors.items():
         stored = tensor.untyped_storage().nbytes() if tensor.layout is torch.strided and not tensor.is_quantized else 0
         if tensor.is_meta or tensor.numel() * tensor.element_size() > stored:  # an expanded view
-            raise WeightsError(f"{path} does not hold all of {name!r}; save its tensors with .clone() and torch.save")
+            raise WeightsError(f"{path} does not contain all of {name!r}; save its tensors with .clone() and torch.save")
     return StateDict(path=path, tensors=tensors, given={name: name for name in tensors}, rest=tuple(rest))
 
 

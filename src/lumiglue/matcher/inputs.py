@@ -120,13 +120,13 @@ def _check_range(features: Features) -> None:
     if not len(features):
         return
     if (largest := float(features.descriptors.detach().abs().max())) > LARGEST_DESCRIPTOR:
-        raise InputError(f"descriptors hold {largest:g}; scale them to unit length")
+        raise InputError(f"descriptors have values of {largest:g}; scale them to unit length")
     if (farthest := float(features.keypoints.detach().abs().max())) > FARTHEST * max(features.image_size):
-        raise InputError(f"a keypoint lies at {farthest:g} in an image of {features.image_size}; drop such keypoints")
+        raise InputError(f"a keypoint is at {farthest:g} in an image of {features.image_size}; drop such keypoints")
     for name in ("scales", "orientations", "scores"):
         value = getattr(features, name)
         if value is not None and (largest := float(value.detach().abs().max())) > LARGEST_NUMBER:
-            raise InputError(f"{name} hold {largest:g}; drop such keypoints")
+            raise InputError(f"{name} have values of {largest:g}; drop such keypoints")
 
 
 def pack(pairs: Sequence[tuple[Features, Features]], config: MatcherConfig) -> PackedPairs:

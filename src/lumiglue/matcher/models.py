@@ -50,7 +50,7 @@ def config_from(name: str, values: object) -> ModelConfig:
     if name not in CONFIGS:
         raise ValueError(f"unknown matcher {name!r}; choose from {sorted(CONFIGS)}")
     if not isinstance(values, dict):
-        raise ValueError("it holds no names and values")
+        raise ValueError("it has no names and values")
     defaults = CONFIGS[name]()
     given: dict[str, Any] = {str(key): tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     known = {field.name: getattr(defaults, field.name) for field in fields(defaults)}
@@ -82,7 +82,7 @@ def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherMode
         ValueError: A tensor is missing, unknown, of another shape, or not finite.
     """
     if config.n_layers > len(tensors):
-        raise ValueError(f"it holds {len(tensors)} tensors, too few for {config.n_layers} layers")
+        raise ValueError(f"it has {len(tensors)} tensors, too few for {config.n_layers} layers")
     with torch.random.fork_rng(devices=[]):
         with torch.device("meta"):
             shapes = {key: tensor.shape for key, tensor in build(config).state_dict().items()}
@@ -92,7 +92,7 @@ def build_for(config: ModelConfig, tensors: Mapping[str, Tensor]) -> MatcherMode
             if tensors[key].shape != shape:
                 raise ValueError(f"{key} has shape {tuple(tensors[key].shape)}, not {tuple(shape)}")
             if tensors[key].is_complex() or not bool(torch.isfinite(tensors[key]).all()):
-                raise ValueError(f"{key} holds NaN, infinity or complex numbers")
+                raise ValueError(f"{key} contains NaN, infinity or complex numbers")
         model = build(config)
     model.load_state_dict(dict(tensors))
     return model.eval()

@@ -128,7 +128,7 @@ def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
 
 def _batch(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     if settings.precision == "int8":
-        raise InputError("the layout 'batch' has no int8, whose one scale would mix the pairs; choose fp32 or fp16")
+        raise InputError("the layout 'batch' has no int8, whose single scale would mix the pairs; choose fp32 or fp16")
     g = builder.Builder()
     writer = BatchedGraph(model, settings.match, half=settings.precision == "fp16")
     inputs: list[ir.Value] = []

@@ -71,7 +71,7 @@ class OnnxMatcher:
                 raise InputError(f"{source} has the layout {layout!r}; export it with the layout 'lumiglue' or 'batch'")
             self.batched = layout == "batch"
             if self.batched and runtime == "openvino":  # 2026.4, when a compiled model sees larger sizes for the first time
-                raise InputError(f"{source} has the layout 'batch', of which OpenVINO loses matches; choose onnxruntime")
+                raise InputError(f"{source} has the layout 'batch', with which OpenVINO loses matches; choose onnxruntime")
             try:
                 config = config_from("lightglue", metadata.get("config"))
                 assert isinstance(config, LightGlueConfig)

@@ -42,4 +42,4 @@ def check_unit_length(pairs: list[tuple[Features, Features]], trained_for: str) 
                 if name == "sift"
                 else "divide each by its length"
             )
-            raise InputError(f"descriptors of {name!r} have unit length, these {length:.3g}; {how}")
+            raise InputError(f"descriptors of {name!r} must have unit length, not {length:.3g}; {how}")

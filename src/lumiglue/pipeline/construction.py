@@ -106,7 +106,7 @@ def parts_of_folder(
     content = read_model_folder(folder)
     name = features or content.features
     if features is None and name not in EXTRACTORS:  # never a path to code that the repository names
-        raise InputError(f"{source} is for {name or 'any'!r} features; name an extractor for them by features=")
+        raise InputError(f"{source} is for {name or 'any'!r} features; name an extractor for them with features=")
     extractor = create_extractor(name, device=str(device), **limits)
     model = load_weights(content.weights)
     if precision == "auto":
@@ -119,5 +119,5 @@ def _features_of(trained_for: str, requested: str | None) -> str:
     if requested is not None and not trained_for.startswith(f"{requested}-"):
         return requested
     if trained_for not in EXTRACTORS:  # never a path to code that a file names
-        raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them by features=")
+        raise InputError(f"the weights are for {trained_for or 'any'!r} features; name an extractor for them with features=")
     return trained_for

@@ -83,11 +83,11 @@ class Pipeline:
         """
         config = matcher.config
         if config.extractor and config.extractor != extractor.name:
-            raise InputError(f"the weights are for {config.extractor!r} features, the extractor is {extractor.name!r}")
+            raise InputError(f"the weights are for {config.extractor!r} features, but the extractor is {extractor.name!r}")
         if config.descriptor_dim != extractor.descriptor_dim:
             given = extractor.descriptor_dim
             raise InputError(
-                f"{extractor.name!r} gives {given}-channel descriptors, the weights take {config.descriptor_dim}"
+                f"{extractor.name!r} gives {given}-channel descriptors, but the weights take {config.descriptor_dim}"
             )
         if precision not in ("fp32", "bf16"):
             raise InputError(f"unknown precision {precision!r}; choose from ['bf16', 'fp32']")

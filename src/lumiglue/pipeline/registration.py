@@ -72,7 +72,7 @@ def save_warp(path: str | Path, image0: UInt8[np.ndarray, "h w 3"], warped1: UIn
     """
     path, suffix = Path(path), Path(path).suffix.lower()
     if suffix not in WARP_SUFFIXES:
-        raise InputError(f"{path} has no suffix of {list(WARP_SUFFIXES)}; give one of them")
+        raise InputError(f"{path} has none of the suffixes {list(WARP_SUFFIXES)}; use one of them")
     everywhere = np.ones(image0.shape[:2], bool)
     if suffix == ".gif":
         both = (image0, _laid_over(image0, warped1, everywhere))

@@ -13,7 +13,7 @@ ModelName = Literal["lightglue", "superglue"]
 
 @dataclass(frozen=True, kw_only=True)
 class TrainSettings:
-    """How to train. Counts are of pairs, so a change of batch size does not change the schedule.
+    """How to train. Counts are numbers of pairs, so the schedule does not depend on the batch size.
 
     Attributes:
         model: LightGlue, or SuperGlue to compare it with.
@@ -21,7 +21,7 @@ class TrainSettings:
         deep_supervision: LightGlue only: whether every layer learns from the labels, or the last layer alone.
         preset: Size of the matcher: base, compact, or deep (as narrow as compact, with the 9 layers of base). Weights with
             fewer layers are deepened.
-        encoding: Input of the rotary encoding; by default log scale and angle if the features have them, else xy.
+        encoding: Input of the rotary encoding; by default log scale and angle if the features have them, otherwise xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones; by default the matcher starts
             from random weights.
         pairs: Pairs seen in stage 1 (correspondences).
@@ -31,17 +31,17 @@ class TrainSettings:
         long_points: Keypoints per image in the last part of stage 1 and in stage 2; by default 1.5 times points.
         long_share: Length of that last part, as a fraction of stage 1.
         lengths: Replaces points and long_points: numbers of keypoints per image, one per step, in turn. Steps with more
-            keypoints have fewer pairs; batch_size is that of the first number.
-        distillation: Weight of the teacher's assignments of taught pairs, relative to their labels.
-        schedule: Of the learning rate: half a cosine, or the paper's constant rate and exponential decay.
-        learning_rate: Peak in stage 1.
-        confidence_learning_rate: Peak in stage 2.
-        warmup_pairs: Pairs over which the rate rises to its peak in stage 1.
+            keypoints have fewer pairs; batch_size applies to the first number.
+        distillation: Weight of the teacher's assignments in taught pairs, relative to their labels.
+        schedule: Learning rate schedule: half a cosine, or the paper's constant rate and exponential decay.
+        learning_rate: Peak learning rate in stage 1.
+        confidence_learning_rate: Peak learning rate in stage 2.
+        warmup_pairs: Pairs over which the learning rate rises to its peak in stage 1.
         weight_decay: AdamW's weight decay in stage 1.
         clip: Largest norm of a step's gradient.
         negative_pair_ratio: Fraction of negative pairs: two views of different scenes.
         ema: Half-life, in pairs, of a running mean of the weights, which replaces them after stage 1 if it validates better.
-        precision: Of the forward and backward pass; auto measures which is faster on this machine.
+        precision: Precision of the forward and backward pass; auto measures which one is faster on this machine.
         compile: Run the layers through torch.compile.
         evaluate_every: Pairs between two validations.
         checkpoint_every: Pairs between two checkpoints.

@@ -269,7 +269,7 @@ def _build_model(settings: TrainSettings, datasets: Sequence[FeatureDataset]) ->
     start = None if settings.start_from is None else load_weights(resolve(settings.start_from))
     if start is not None and model_name(start.config) != settings.model:
         raise TrainingError(
-            f"the weights {settings.start_from} are of {model_name(start.config)}, the run is of {settings.model}"
+            f"the weights {settings.start_from} are for {model_name(start.config)}, the run trains {settings.model}"
         )
     config = _config(settings, datasets, start)
     if isinstance(start, LightGlue) and isinstance(config, LightGlueConfig) and start.config.n_layers < config.n_layers:

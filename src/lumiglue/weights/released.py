@@ -48,7 +48,7 @@ def _load(config: ModelConfig, tensors: Mapping[str, Tensor], path: Path, title:
     try:
         return build_for(config, {name: t.float() if t.is_floating_point() else t for name, t in tensors.items()})
     except (ValueError, RuntimeError, TypeError) as error:
-        raise WeightsError(f"{path} is not a whole {title} checkpoint ({reason(error)}); download it again") from None
+        raise WeightsError(f"{path} is not a complete {title} checkpoint ({reason(error)}); download it again") from None
 
 
 def _names_of(config: ModelConfig) -> list[str]:
@@ -64,7 +64,8 @@ def _check_names(
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
         instead = f"; it has {unknown[0]!r}" if unknown else ""
         raise WeightsError(
-            f"{state.path} is not a whole {title} checkpoint ({missing[0]!r} is missing{more}{instead}); download it again"
+            f"{state.path} is not a complete {title} checkpoint ({missing[0]!r} is missing{more}{instead}); "
+            "download it again"
         )
     for name in state.tensors:
         if (given := state.given[name]) in unknown and name.startswith(inside):
@@ -82,8 +83,8 @@ def _lightglue(state: StateDict, extractor: str) -> MatcherModel:
         config = _config_of(released, extractor)
     except KeyError as error:
         name, known = given(error.args[0]), any(_our_name(name) is not None for name in released)
-        whole = "a whole" if known else "a released"
-        raise WeightsError(f"{state.path} is not {whole} LightGlue checkpoint ({name!r} is missing)") from None
+        kind = "a complete" if known else "a released"
+        raise WeightsError(f"{state.path} is not {kind} LightGlue checkpoint ({name!r} is missing)") from None
     except (ValueError, InputError) as error:
         raise WeightsError(f"{state.path} is not a released LightGlue checkpoint ({reason(error)})") from None
     ours = {_released_name(name): name for name in _names_of(config)}
@@ -258,7 +259,7 @@ def _superglue(state: StateDict, extractor: str) -> MatcherModel:
         )
     except KeyError as error:
         name = given(error.args[0])
-        raise WeightsError(f"{state.path} is not a whole SuperGlue checkpoint ({name!r} is missing)") from None
+        raise WeightsError(f"{state.path} is not a complete SuperGlue checkpoint ({name!r} is missing)") from None
     except (ValueError, InputError) as error:
         raise WeightsError(f"{state.path} is not a released SuperGlue checkpoint ({reason(error)})") from None
     expected = _names_of(config)

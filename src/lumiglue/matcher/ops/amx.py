@@ -123,7 +123,7 @@ def _library() -> "ctypes.CDLL | str":
     except OSError as error:
         return f"amx.so cannot be loaded: {error}"
     if loaded.lumiglue_init() != 0:
-        return "the system grants no tiles"
+        return "the system does not permit AMX tiles"
     pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
     loaded.lumiglue_attention.argtypes = [*[pointer] * 4, *[number] * 7, real, count]
     loaded.lumiglue_rotate.argtypes = [pointer, number, *[pointer] * 3, *[number] * 3, count]

@@ -52,13 +52,13 @@ class ViewSettings:
 
     def __post_init__(self) -> None:
         if not 0 <= self.tilt < 80:
-            raise InputError(f"tilt is {self.tilt} degrees; give 0 up to 80")
+            raise InputError(f"tilt is {self.tilt} degrees; give 0 to 80")
         if not 0 < self.zoom[0] <= self.zoom[1]:
             raise InputError(f"zoom is {self.zoom}; give two positive numbers, the smaller first")
         check_share("any_roll", self.any_roll)
         check_share("repeats", self.repeats)
         if not 0 < self.largest_roll <= 180:
-            raise InputError(f"largest_roll is {self.largest_roll} degrees; give more than 0 up to 180")
+            raise InputError(f"largest_roll is {self.largest_roll} degrees; give more than 0 and at most 180")
 
 
 def check_share(name: str, share: float) -> None:

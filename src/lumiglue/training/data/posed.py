@@ -282,7 +282,7 @@ def check_rigid(pose: np.ndarray, name: str) -> None:
     rotation = pose[:3, :3]
     error = float(np.abs(rotation @ rotation.T - np.eye(3)).max())
     if error > 5e-3:
-        raise InputError(f"the rotation of {name} is off orthogonal by {error:.3g}; give a pose without scale or shear")
+        raise InputError(f"the rotation of {name} is not orthogonal (error {error:.3g}); give a pose without scale or shear")
     if np.linalg.det(rotation) < 0:
         raise InputError(f"the rotation of {name} mirrors (determinant {np.linalg.det(rotation):.3f}); flip one axis")
     if not np.allclose(pose[3], [0, 0, 0, 1], atol=1e-6):
