@@ -42,7 +42,7 @@ def machine_of(machine: dict[str, Any]) -> str:
     """A machine in words."""
     features = "/".join(machine["features"]) or machine["architecture"]
     kernels = machine["fp32_kernels"] if machine["fp32_kernels"].startswith("native") else "PyTorch"
-    return f"{machine['model']} ({features}), {machine['threads']} threads, float32 layers: {kernels}"
+    return f"{machine['model']} ({features}), {machine['threads']} thread{'s' * (machine['threads'] > 1)}, float32 layers: {kernels}"
 
 
 def main() -> None:

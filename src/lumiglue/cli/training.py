@@ -41,8 +41,8 @@ def train(
         datasets: The .h5 files of `lumiglue dataset`, all with the same features.
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and more.
         sampling_weights: How often each dataset is sampled, one number per dataset; equal by default.
-        recipe: default (how the matchers in this package were trained: days on a CPU core), standard (about 80 minutes on
-            two CPU cores), laptop (43 minutes on one), comparison (a short one, used for every matcher in
+        recipe: standard (about 80 minutes on two CPU cores), default (150,000 pairs, up to 2,048 points: days on a CPU
+            core), laptop (43 minutes on one), comparison (a short one, used for every matcher in
             docs/paper.md), gpu_30min, or paper (the paper's).
         settings: Values that differ from the recipe.
     """
