@@ -42,7 +42,8 @@ def machine_of(machine: dict[str, Any]) -> str:
     """A machine in words."""
     features = "/".join(machine["features"]) or machine["architecture"]
     kernels = machine["fp32_kernels"] if machine["fp32_kernels"].startswith("native") else "PyTorch"
-    return f"{machine['model']} ({features}), {machine['threads']} thread{'s' * (machine['threads'] > 1)}, float32 layers: {kernels}"
+    threads = f"{machine['threads']} thread{'s' * (machine['threads'] > 1)}"
+    return f"{machine['model']} ({features}), {threads}, float32 layers: {kernels}"
 
 
 def main() -> None:

@@ -243,7 +243,7 @@ def paper() -> TrainSettings:
 
 
 def default() -> TrainSettings:
-    """The matchers in this package: `deep`, from `compact` weights, on homographies, synthetic scenes and taught pairs.
+    """A long run: `deep`, from `compact` weights, on homographies, synthetic scenes and taught pairs.
 
     Images have 512 to 2,048 keypoints; each step has about as many keypoints in total. The rate is constant before it
     decays, and there is a running mean of the weights, so that snapshots can be compared.
