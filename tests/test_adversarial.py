@@ -211,7 +211,7 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
         )
     )
     assert [one is None for one in results] == [False, True, True, False]
-    assert [text[:14] for text in messages] == ["1 a keypoint l", "2 a keypoint l"]
+    assert [text[:14] for text in messages] == ["1 a keypoint i", "2 a keypoint i"]
     (alone,) = match("scales", [(images["a"], images["b"])])
     assert results[0] is not None
     assert torch.equal(results[0].matches.pairs, alone.pairs)

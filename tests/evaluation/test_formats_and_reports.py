@@ -283,7 +283,7 @@ def test_the_command_prints_its_protocol_and_goes_on(hpatches: Path, tmp_path: P
     assert len(read_scores(tmp_path / "scores.csv")) == 3 * 3 * 2
     assert main(command) == 0
     second = capsys.readouterr()
-    assert "3 pairs are in" in second.err
+    assert "3 pairs are already in" in second.err
     assert second.out == first.out
 
 
