@@ -313,3 +313,17 @@ def test_nothing_that_was_given_is_overwritten(
         assert main(arguments) == 2, arguments
         assert message in capsys.readouterr().err.replace("\n", " ")
     assert Path("a.png").read_bytes() == before
+
+
+@pytest.mark.parametrize("command", ["match", "sfm", "dataset homographies", "train", "bench"])
+def test_help_is_running_text_without_none(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A flag that need not be given has the type of its values and no default; a paragraph fills its lines."""
+    assert run(*command.split(), "--help") == 0
+    lines = [line.strip(" │\n") for line in capsys.readouterr().out.splitlines()]
+    text = " ".join(lines)
+    assert "None|" not in text
+    assert "default: None" not in text
+    assert "(default: )" not in text
+    if command == "match":
+        assert lines[0].endswith(" PATH [PATH ...]")
+        assert "one text file with a pair of image paths on each line." in " ".join(text.split())

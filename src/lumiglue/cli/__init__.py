@@ -31,6 +31,7 @@ from lumiglue.cli.evaluation import (
     evaluate_strecha,
     report,
 )
+from lumiglue.cli.help import explained
 from lumiglue.cli.matching import demo, match, sample
 from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, out, say
@@ -168,7 +169,7 @@ def main(arguments: list[str] | None = None) -> int:
     if words[0] not in COMMANDS or _mistyped(words):
         return _unknown(words)
     try:
-        return tyro.cli(COMMANDS[words[0]], prog=f"lumiglue {words[0]}", args=words[1:])
+        return tyro.cli(explained(COMMANDS[words[0]]), prog=f"lumiglue {words[0]}", args=words[1:])
     except LumiglueError as error:
         err.print(f"error: {error}", markup=False)
         return 2

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 from tyro.conf import OmitArgPrefixes, Positional, arg
 
+from lumiglue.cli.help import explained_fields
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import LumiglueError
 from lumiglue.training import config
@@ -30,7 +31,7 @@ def train(
     sampling_weights: tuple[float, ...] | None = None,
     recipe: Literal["default", "standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
     *,
-    settings: Annotated[Any, OmitArgPrefixes, arg(constructor=_optional(config.TrainSettings))],
+    settings: Annotated[Any, OmitArgPrefixes, arg(constructor=explained_fields(_optional(config.TrainSettings)))],
 ) -> int:
     """Train a matcher on feature datasets, in two stages. Run again to resume after an interruption.
 
