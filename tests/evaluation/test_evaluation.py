@@ -189,7 +189,7 @@ def test_sample_truth_agrees_with_its_pixels() -> None:
 def test_the_default_beats_the_baselines_on_real_planes(shared: Path) -> None:
     """The claim of the README on all planar pairs: F1 above nearest neighbours, the ratio test and AdaLAM."""
     pytest.importorskip("kornia")
-    pipeline = Pipeline.pretrained("sift", max_keypoints=512, resize=None)
+    pipeline = Pipeline.pretrained("sift", max_keypoints=512, resize=640)
     others = {name: BASELINES[name] for name in ("nn", "ratio-0.8", "ratio-0.9", "adalam")}
     methods = {"ours": lambda a, b: pipeline.match_features([(a, b)])[0], **others}
     pairs = [pair for pair in read_pairs(shared / "eval") if pair.type == "homography"]

@@ -82,9 +82,12 @@ def write(path: Path, image: np.ndarray) -> None:
 
 @pytest.fixture
 def hpatches(tmp_path: Path) -> Path:
+    return write_hpatches(tmp_path / "hpatches")
+
+
+def write_hpatches(root: Path) -> Path:
     """Two sequences, one that moves and one that only darkens."""
     photo = draw_photo(3)
-    root = tmp_path / "hpatches"
     rng = np.random.default_rng(0)
     for k in (2, 3, 10):
         view = sample_view(rng, (320, 240), GENTLE)
@@ -313,14 +316,16 @@ def test_python_evaluates_as_the_command_does(hpatches: Path, tmp_path: Path, ca
 # -- report -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def report(hpatches: Path, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A page of two runs of the same pairs, of many and of few keypoints."""
+    folder = tmp_path_factory.mktemp("report")
+    photos = str(write_hpatches(folder / "hpatches"))
     for name, points in (("many", "300"), ("few", "40")):
-        command = ["eval", "homography", str(hpatches), "--max-keypoints", points, "--methods", "lumiglue", "nn"]
-        assert main([*command, "--out", str(tmp_path / f"{name}.csv")]) == 0
-    page = tmp_path / "report.html"
-    files = [str(tmp_path / f"{name}.csv") for name in ("many", "few")]
+        command = ["eval", "homography", photos, "--max-keypoints", points, "--methods", "lumiglue", "nn"]
+        assert main([*command, "--out", str(folder / f"{name}.csv")]) == 0
+    page = folder / "report.html"
+    files = [str(folder / f"{name}.csv") for name in ("many", "few")]
     assert main(["eval", "report", *files, "-o", str(page), "--pictures", "2"]) == 0
     return page
 

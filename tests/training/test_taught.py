@@ -15,7 +15,7 @@ from lumiglue import InputError, LightGlue, TrainingError
 from lumiglue.cli import main
 from lumiglue.geometry.projective import transfer, transform
 from lumiglue.matcher.inputs import pack
-from lumiglue.matcher.models import preset
+from lumiglue.matcher.models import PRESETS, Size, preset
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.synthetic_scenes import Rendering, SceneSettings, aim_camera, build_scene, depths_at, render
@@ -334,11 +334,12 @@ def test_batches_hold_the_labels_of_the_sampled_keypoints(taught: Path) -> None:
     assert 0 < reversed_pairs < 18
 
 
-def test_a_run_learns_from_a_taught_dataset(taught: Path, tmp_path: Path) -> None:
+def test_a_run_learns_from_a_taught_dataset(taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Labels and the teacher's assignments alone bring a fresh matcher's loss down; a run that is interrupted resumes."""
+    monkeypatch.setitem(PRESETS, "tiny", Size(64, 2, 3))
     settings = TrainSettings(
-        pairs=36, confidence_pairs=6, batch_size=6, lengths=(64, 128), warmup_pairs=6, evaluate_every=30, checkpoint_every=9,
-        negative_pair_ratio=0.0, precision="fp32",
+        preset="tiny", pairs=36, confidence_pairs=6, batch_size=6, lengths=(32, 64), warmup_pairs=6, evaluate_every=30,
+        checkpoint_every=9, negative_pair_ratio=0.0, precision="fp32",
     )  # fmt: skip
     whole = [now.loss for now in train(taught, tmp_path / "whole", settings)]
     assert np.mean(whole[4:8]) < np.mean(whole[:2])

@@ -474,10 +474,21 @@ FLAGS = (
 FROM_FLAGS = replace(TINY, preset="compact", warmup_pairs=2_000, evaluate_every=100)
 
 
+@pytest.fixture(scope="module")
+def whole_run(datasets: list[Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[float]]:
+    """A run of FROM_FLAGS in one go, and its losses."""
+    run = tmp_path_factory.mktemp("run") / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lumiglue.training.validation.BATCHES", 2)
+        return run, losses(finish(train(datasets[0], run, FROM_FLAGS)))
+
+
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
-def test_a_process_that_is_ended_goes_on_to_the_same_losses(dataset: Path, tmp_path: Path, end: signal.Signals) -> None:
+def test_a_process_that_is_ended_goes_on_to_the_same_losses(
+    dataset: Path, whole_run: tuple[Path, list[float]], tmp_path: Path, end: signal.Signals
+) -> None:
     """SIGKILL falls at any moment; after SIGTERM a checkpoint of the last step is there, and a sentence on what to do."""
-    whole = losses(finish(train(dataset, tmp_path / "whole", FROM_FLAGS)))
+    whole_folder, whole = whole_run
     environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
     run = tmp_path / "run"
     process = subprocess.Popen(command(dataset, "-o", run, *FLAGS), stderr=subprocess.PIPE, text=True, env=environment)
@@ -496,7 +507,7 @@ def test_a_process_that_is_ended_goes_on_to_the_same_losses(dataset: Path, tmp_p
     rest = finish(train(dataset, run, FROM_FLAGS))
     assert losses(rest) == whole[len(whole) - len(rest) :]
     assert [line["loss"] for line in lines_of(run)] == whole
-    assert same_weights(tmp_path / "whole", run)
+    assert same_weights(whole_folder, run)
 
 
 # -- several processes ------------------------------------------------------------------------------------------------
@@ -538,13 +549,13 @@ def torchrun(*arguments: object, timeout: float = 300) -> subprocess.CompletedPr
 
 
 def test_two_processes_are_the_same_run_as_one(datasets: list[Path], tmp_path: Path) -> None:
-    flags = ["--pairs", 32, "--confidence-pairs", 8, *FLAGS[4:]]  # 10 steps
+    flags = ["--pairs", 16, "--confidence-pairs", 8, *FLAGS[4:]]  # 6 steps
     assert main([str(word) for word in ("train", *datasets, "-o", tmp_path / "one", *flags)]) == 0
     done = torchrun(*datasets, "-o", tmp_path / "two", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained weights") == 1
     one, two = lines_of(tmp_path / "one"), lines_of(tmp_path / "two")
-    assert len(one) == len(two) == 10
+    assert len(one) == len(two) == 6
     for name in ("loss", "gradient_norm"):
         assert [line[name] for line in two] == pytest.approx([line[name] for line in one], rel=1e-5), name
     assert [line["pairs"] for line in two] == [line["pairs"] for line in one]
