@@ -6,6 +6,9 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt
 KERNELS := hatch_build.py $(wildcard src/lumiglue/matcher/ops/native/*.c*) $(wildcard src/lumiglue/matcher/ops/native/*.h)
 OLDER := ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2
 
+# Many processes import the package; compiled once, they start sooner.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test numeric coverage lint docs wheel-check clean
 
 demo: $(VENV)/.installed

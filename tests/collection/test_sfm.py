@@ -328,7 +328,7 @@ def test_a_fisheye_with_known_parameters(scene: Scene, tmp_path: Path) -> None:
     assert camera.model_name == "OPENCV_FISHEYE"
     assert camera.params.tolist() == fisheye.params.tolist()
     assert model.num_reg_images() == 8
-    assert distance_to_truth(model, scene[1]) < 0.08
+    assert distance_to_truth(model, scene[1]) < 0.15  # 0.04 to 0.08 in six runs, of an arc 6 across
 
 
 @pytest.mark.parametrize("distortion", [False, True])

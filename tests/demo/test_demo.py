@@ -160,7 +160,7 @@ def test_api_gives_what_the_pipeline_gives(client: Any, photos: list[Photos], ex
     assert np.shape(answer["homography"]) == (3, 3)
     full = post(client, *photos[0], estimator="none", exit_ratio=0, prune_below=0, score_threshold=0.5).json()
     assert full["stop_layer"] == full["n_layers"] == len(full["layers"])
-    assert {layer["pruned_before"] for layer in full["layers"]} == {0}
+    assert {layer["pruned"] for layer in full["layers"]} == {0}
     assert min(full["scores"]) > 0.5
     assert full["inliers"] is None
 

@@ -28,8 +28,8 @@ class LayerReply(BaseModel):
 
     layer: int = Field(description="counted from 1")
     matches: int = Field(description="matches that the pair would have after this layer")
-    in_play: int = Field(description="keypoints of both photos that went through this layer")
-    pruned_before: int = Field(description="keypoints of both photos that were pruned earlier")
+    active: int = Field(description="keypoints of both photos that went through this layer")
+    pruned: int = Field(description="keypoints of both photos that were pruned earlier")
 
 
 class MatchReply(BaseModel):
@@ -75,7 +75,7 @@ def layer_replies(outcome: Outcome) -> list[LayerReply]:
         total = len(matches.layers0) + len(matches.layers1)
         if matches.stop_layer:
             replies.append(
-                LayerReply(layer=matches.stop_layer, matches=len(matches), in_play=total - pruned, pruned_before=pruned)
+                LayerReply(layer=matches.stop_layer, matches=len(matches), active=total - pruned, pruned=pruned)
             )
     return replies
 

@@ -286,13 +286,13 @@ def _layer_table(outcome: Outcome) -> str:
     for reply in layer_replies(outcome):
         done = reply.layer == outcome.stop_layer
         note, mark = ("done", ' class="done"') if done else ("", "")
-        cells = "".join(f"<td>{value}</td>" for value in (reply.matches, reply.in_play, reply.pruned_before, note))
+        cells = "".join(f"<td>{value}</td>" for value in (reply.matches, reply.active, reply.pruned, note))
         rows.append(f"<tr{mark}><th>{reply.layer}</th>{cells}</tr>")
     rows += [
         f'<tr><th>{layer}</th><td colspan="4">did not run</td></tr>'
         for layer in range(outcome.stop_layer + 1, outcome.n_layers + 1)
     ]
-    head = "<tr><th>layer</th><th>matches</th><th>points in play</th><th>pruned before</th><th></th></tr>"
+    head = "<tr><th>layer</th><th>matches</th><th>active points</th><th>pruned</th><th></th></tr>"
     return f"<table><thead>{head}</thead><tbody>{''.join(rows)}</tbody></table>"
 
 
