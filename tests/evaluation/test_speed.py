@@ -100,7 +100,7 @@ def test_contenders_on_a_gpu_find_the_cpus_matches(settings: MatchSettings) -> N
     assert [torch.equal(m.pairs.cpu(), e.pairs) for m, e in zip(matches, expected, strict=True)] == [True, True]  # pyright: ignore[reportArgumentType, reportCallIssue]
     with pytest.raises(InputError, match="'openvino' does not run on a cuda"):
         contenders(["openvino"], model, on_gpu, settings)
-    assert speed.peak_memory("lumiglue", "compact", 256, "cuda") > 0
+    assert speed.memory_of_a_match("lumiglue", "compact", 256, "cuda") > 0
 
 
 def test_a_device_that_is_not_there_is_refused(capsys: pytest.CaptureFixture[str]) -> None:

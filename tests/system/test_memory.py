@@ -4,7 +4,10 @@ import platform
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+
+from lumiglue.system.device import peak_memory
 
 # A matcher of full width, 2048 points; page faults of a match after the first two, with scratch memory kept or not.
 _COUNT = """
@@ -38,3 +41,13 @@ def test_a_match_reuses_the_memory_of_the_one_before() -> None:
     reused, returned = _faults("with"), _faults("without")
     assert returned > 500
     assert reused < returned / 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_peak_is_that_of_this_process_alone() -> None:
+    """getrusage gives a process at least the memory of the one that started it."""
+    large = np.ones(10**8)
+    script = "from lumiglue.system.device import peak_memory; print(peak_memory())"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert 5 * 10**7 < int(run.stdout) < large.nbytes
+    assert peak_memory() > large.nbytes

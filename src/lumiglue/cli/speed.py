@@ -212,7 +212,7 @@ def _show(rows: "list[Row]", flags: BenchFlags) -> None:
         "inliers": [None if row.inliers is None else str(row.inliers) for row in rows],
     }
     if flags.memory:
-        memory = [speed.peak_memory(row.contender, flags.preset, row.points, flags.device) for row in rows]
+        memory = [speed.memory_of_a_match(row.contender, flags.preset, row.points, flags.device) for row in rows]
         shown["peak MiB"] = [f"{mib:.0f}" for mib in memory]
     shown = {name: cells for name, cells in shown.items() if any(cells)}
     title = f"{first.condition}{photos}{beside}: median {unit} of {flags.rounds} rounds"

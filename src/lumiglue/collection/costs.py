@@ -1,6 +1,5 @@
 """What a collection will cost on this machine: the stages run on a sample of its photos, and the costs are projected."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,6 +16,7 @@ from lumiglue.collection.retrieval import CLUSTERS, Vlad
 from lumiglue.errors import InputError
 from lumiglue.images import image_names
 from lumiglue.pipeline.pipeline import Pipeline
+from lumiglue.system.device import peak_memory
 
 # Two images are often each other's neighbours, and count as one pair.
 _NEW_PAIRS = 0.7
@@ -104,17 +104,8 @@ def project_costs(
     vectors = 0 if by == "exhaustive" else count
     seconds["pairs"] = vectors * (vector_seconds + vectors * _comparison_seconds(width))
     seconds["matches"] = pairs * pair_seconds
-    memory = _peak_memory() + 4 * vectors * width + round(min(count, 256) * image_bytes * 2)  # halves become floats
+    memory = peak_memory() + 4 * vectors * width + round(min(count, 256) * image_bytes * 2)  # halves become floats
     return Costs(count, len(usable), pairs, seconds, round(count * image_bytes + pairs * pair_bytes), memory)
-
-
-def _peak_memory() -> int:
-    """The largest resident memory of this process so far, in bytes."""
-    if sys.platform == "win32":
-        return 0
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _vector_seconds(descriptors: list[np.ndarray]) -> float:

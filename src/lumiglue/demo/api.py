@@ -74,9 +74,7 @@ def layer_replies(outcome: Outcome) -> list[LayerReply]:
         pruned = sum(int((run < matches.stop_layer).sum()) for run in (matches.layers0, matches.layers1))
         total = len(matches.layers0) + len(matches.layers1)
         if matches.stop_layer:
-            replies.append(
-                LayerReply(layer=matches.stop_layer, matches=len(matches), active=total - pruned, pruned=pruned)
-            )
+            replies.append(LayerReply(layer=matches.stop_layer, matches=len(matches), active=total - pruned, pruned=pruned))
     return replies
 
 

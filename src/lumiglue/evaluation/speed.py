@@ -5,7 +5,6 @@ two times in the same round, so that a machine that slows down slows both. All c
 """
 
 import gc
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import PRESETS
 from lumiglue.matcher.settings import MatchSettings
+from lumiglue.system.device import peak_memory
 from lumiglue.types import Features
 
 FULL = MatchSettings(exit_ratio=None, prune_below=None)
@@ -256,13 +256,13 @@ def compare(
     return rows
 
 
-def peak_memory(name: str, preset: str, n: int, device: str = "cpu") -> float:
+def memory_of_a_match(name: str, preset: str, n: int, device: str = "cpu") -> float:
     """MiB that a match of n keypoints each at full depth adds to a process of its own, or to the GPU, at its peak."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
-        return process.submit(_peak_memory, name, preset, n, device).result()
+        return process.submit(_memory_of_a_match, name, preset, n, device).result()
 
 
-def _peak_memory(name: str, preset: str, n: int, device: str) -> float:
+def _memory_of_a_match(name: str, preset: str, n: int, device: str) -> float:
     model = random_matcher(preset).to(device)
     small, large = (random_job(preset, size, device=device)[1] for size in (64, n))
     with torch.inference_mode():
@@ -276,6 +276,4 @@ def _peak_memory(name: str, preset: str, n: int, device: str) -> float:
 
 def _highest_memory(device: str) -> int:
     """Bytes."""
-    if device == "cpu":
-        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return torch.cuda.max_memory_allocated(device)
+    return peak_memory() if device == "cpu" else torch.cuda.max_memory_allocated(device)

@@ -3,6 +3,7 @@
 import functools
 import os
 import platform
+import sys
 import threading
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -22,6 +23,18 @@ _LARGEST_LEARNT = 32 * 2**20
 def usable_cores() -> int:
     """The number of cores that this process may use; in a container or under taskset, fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def peak_memory() -> int:
+    """The largest resident memory of this process so far, in bytes; 0 on Windows."""
+    if sys.platform == "linux":  # getrusage would count the memory of the process that started this one
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    if sys.platform == "win32":
+        return 0
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def usable_device(device: torch.device | str | None) -> torch.device | str:
