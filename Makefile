@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 
 # A process for each core and one more, as some tests wait; a file's tests, which share fixtures, run in one process.
 test: $(VENV)/.installed-dev $(VENV)/.installed-released
-	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile
+	$(BIN)/python -m pytest -n $$(($$(getconf _NPROCESSORS_ONLN) + 1)) --dist loadfile --no-loadscope-reorder
 
 # The matcher's arithmetic as older processors do it, on one thread and on two. Results may differ in their last bits there,
 # and a test must not ask for more than docs/reliability.md promises under "Reproducibility".

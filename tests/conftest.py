@@ -31,6 +31,19 @@ settings.register_profile(
 settings.load_profile("suite")
 
 
+# Files whose tests take a minute or two, the longest first: started last, they would run alone at the end.
+LONG = (
+    "training/test_training_loop.py", "test_docs.py", "collection/test_collection.py", "weights/test_released.py",
+    "demo/test_demo.py", "onnx/test_onnx.py", "test_reliability.py", "training/test_taught.py", "collection/test_sfm.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sorts the tests by file, and leaves those of a file in their order."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
 @pytest.fixture
 def pairs() -> list[tuple[Features, Features]]:
     """Unequal pairs, with an image of one point and empty images among them."""
