@@ -1,5 +1,6 @@
 """What the tests share: small random features, random matchers that really adapt, photos that they draw themselves."""
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -42,6 +43,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Sorts the tests by file, and leaves those of a file in their order."""
     places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+def pytest_collection_finish() -> None:
+    """The search for cycles of objects, which tests cause often, need not go through all imported modules each time."""
+    gc.freeze()
 
 
 @pytest.fixture
