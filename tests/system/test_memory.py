@@ -9,7 +9,7 @@ import pytest
 
 from lumiglue.system.device import peak_memory
 
-# A matcher of full width, 2048 points; page faults of a match after the first two, with scratch memory kept or not.
+# A matcher of full width, 1024 points; page faults of a match after the first two, with scratch memory kept or not.
 _COUNT = """
 import resource, sys
 import torch
