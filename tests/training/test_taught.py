@@ -2,7 +2,7 @@
 stored, sampled and learned from is the same."""
 
 from collections.abc import Callable
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 
 import cv2
@@ -21,7 +21,14 @@ from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.synthetic_scenes import Rendering, SceneSettings, aim_camera, build_scene, depths_at, render
 from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 from lumiglue.training.data.teacher import Teacher
-from lumiglue.training.data.transfer import Anchors, TransferSettings, find_anchors, label_pair, transfer_points
+from lumiglue.training.data.transfer import (
+    Anchors,
+    TransferSettings,
+    consistent_matches,
+    find_anchors,
+    label_pair,
+    transfer_points,
+)
 from lumiglue.training.deepening import deepened
 from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels, mutual_nearest
@@ -137,6 +144,38 @@ def test_transfer_in_scenes_with_parallax_and_occlusion() -> None:
     assert np.median(every) < 1.0
     assert (every > 3).mean() < 0.01
     assert hidden / counted < 0.01
+
+
+def test_matches_that_a_third_photo_contradicts_are_left_out() -> None:
+    """Three photos of 60 places, with rows in another order in each. Ten matches of one pair jump to the next place, as on
+    a wall that repeats: those go, and so do the matches of the other pairs that the jump cannot be told from."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform([0, 0], SIZE, (60, 2))
+    orders = {name: rng.permutation(60) for name in "abc"}  # row -> place
+    keypoints = {name: places[order] + rng.normal(0, 0.3, (60, 2)) for name, order in orders.items()}
+    row_of = {name: np.argsort(order) for name, order in orders.items()}  # place -> row
+    pairs = {(a, b): np.column_stack([row_of[a], row_of[b]]) for a, b in (("a", "b"), ("a", "c"), ("b", "c"))}
+    assert {pair: len(kept) for pair, kept in consistent_matches(keypoints, pairs, SETTINGS).items()} == dict.fromkeys(
+        pairs, 60
+    )
+    jumping = np.arange(10)
+    pairs["a", "b"][jumping, 1] = row_of["b"][(jumping + 1) % 10]
+    kept = consistent_matches(keypoints, pairs, SETTINGS)
+    assert np.array_equal(kept["a", "b"], pairs["a", "b"][10:])
+    assert len(kept["a", "c"]) == len(kept["b", "c"]) == 50
+    two_photos = {("a", "b"): pairs["a", "b"]}
+    assert len(consistent_matches(keypoints, two_photos, SETTINGS)["a", "b"]) == 60  # nobody else saw it
+
+
+def test_photos_that_mostly_agree_overrule_one_match() -> None:
+    """With a fourth photo, only the wrong match goes."""
+    places = np.random.default_rng(1).uniform([0, 0], SIZE, (40, 2))
+    keypoints = dict.fromkeys("abcd", places)
+    rows = np.arange(40)
+    pairs = {(a, b): np.column_stack([rows, rows]) for a, b in combinations("abcd", 2)}
+    pairs["a", "b"][[3, 4], 1] = [4, 3]
+    kept = consistent_matches(keypoints, pairs, SETTINGS)
+    assert {pair: len(matches) for pair, matches in kept.items()} == dict.fromkeys(pairs, 40) | {("a", "b"): 38}
 
 
 def test_too_few_or_random_matches_give_no_anchors() -> None:

@@ -25,7 +25,7 @@ from lumiglue.training.data.dataset import Kind, LabelledPair, View
 from lumiglue.training.data.homographies import photo_names, photos_sha256
 from lumiglue.training.data.taught import SparseAssignment
 from lumiglue.training.data.teacher import Teacher
-from lumiglue.training.data.transfer import TransferSettings, find_anchors, label_pair
+from lumiglue.training.data.transfer import TransferSettings, consistent_matches, find_anchors, label_pair
 from lumiglue.types import Features
 
 
@@ -116,9 +116,9 @@ class TaughtPhotos:
         own = extractor.name == self.teacher.features
         taught = self._match(scene, photos, assignments=own)
         anchors = {}
-        for (a, b), matches in taught.pairs.items():
-            first, second = (taught.features[name].keypoints.numpy() for name in (a, b))
-            usable = find_anchors(first[matches[:, 0]], second[matches[:, 1]], self.transfer, self.seed)
+        keypoints = {name: features.keypoints.numpy() for name, features in taught.features.items()}
+        for (a, b), matches in consistent_matches(keypoints, taught.pairs, self.transfer).items():
+            usable = find_anchors(keypoints[a][matches[:, 0]], keypoints[b][matches[:, 1]], self.transfer, self.seed)
             if usable is not None:
                 anchors[a, b] = usable
         if not anchors:

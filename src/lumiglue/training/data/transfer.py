@@ -2,13 +2,14 @@
 
 Matches that fit one epipolar geometry are anchors. A keypoint of any features is transferred by the affine map of the
 anchors around it. A transfer counts if the anchors agree on it, it is near the epipolar line, and the transfer back ends
-where it started.
+where it started. Where three or more photos match, their matches must agree first (`consistent_matches`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Integer
 
 from lumiglue.geometry.robust import estimate
 from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
@@ -25,6 +26,7 @@ class TransferSettings:
         spread: Largest standard error of the transferred position.
         epipolar: Largest distance from the epipolar line.
         cycle: Largest distance after the transfer back.
+        third: Largest distance between the two places in a third photo that the ends of a match are matched with.
         least_anchors: Smallest number of anchors of a pair; other pairs are not used.
         least_share: Smallest fraction of a pair's matches that are anchors; other pairs are not used.
         planar_share: If a homography explains this fraction of the anchors, the epipolar geometry is not determined, and is
@@ -37,6 +39,7 @@ class TransferSettings:
     spread: float = 1.0
     epipolar: float = 2.0
     cycle: float = 2.0
+    third: float = 3.0
     least_anchors: int = 30
     least_share: float = 0.3
     planar_share: float = 0.9
@@ -59,6 +62,40 @@ class Anchors:
     def reversed(self) -> "Anchors":
         """The same with the two photos swapped."""
         return Anchors(self.points1, self.points0, None if self.fundamental is None else self.fundamental.T)
+
+
+def consistent_matches(
+    keypoints: Mapping[str, Float[np.ndarray, "_ 2"]],
+    pairs: Mapping[tuple[str, str], Integer[np.ndarray, "_ 2"]],
+    settings: TransferSettings,
+) -> dict[tuple[str, str], Integer[np.ndarray, "_ 2"]]:
+    """Removes the matches that more of the other photos contradict than confirm.
+
+    A third photo confirms a match if it matches both of its ends at one place, and contradicts it if at two places. Walls
+    that repeat give pairs that agree with themselves and not with the other photos.
+
+    Args:
+        keypoints: Pixels of each photo's keypoints.
+        pairs: Rows of the matched keypoints of each pair of photos.
+        settings: `third` is the largest distance of what counts as one place.
+    """
+    partners = {}
+    for (a, b), matches in pairs.items():
+        for first, second, rows in ((a, b, matches), (b, a, matches[:, ::-1])):
+            partners[first, second] = np.full(len(keypoints[first]), -1)
+            partners[first, second][rows[:, 0]] = rows[:, 1]
+    kept = {}
+    for (a, b), matches in pairs.items():
+        balance = np.zeros(len(matches), dtype=np.int64)
+        for third, places in keypoints.items():
+            if (a, third) not in partners or (b, third) not in partners:
+                continue
+            seen = [partners[end, third][matches[:, side]] for side, end in enumerate((a, b))]
+            apart = np.linalg.norm(places[seen[0]] - places[seen[1]], axis=1)
+            known = (seen[0] >= 0) & (seen[1] >= 0)
+            balance += np.where(known, np.where(apart <= settings.third, 1, -1), 0)
+        kept[a, b] = matches[balance >= 0]
+    return kept
 
 
 def find_anchors(
