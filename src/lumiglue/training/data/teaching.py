@@ -111,6 +111,12 @@ class TaughtPhotos:
 
     def labelled(self, item: int, extractor: Extractor, max_keypoints: int) -> tuple[list[View], list[LabelledPair]]:
         """The views of a scene, and its labelled pairs. Raises ImageError if no two photos that can be read overlap."""
+        return self.labelled_photos(item, extractor, max_keypoints)[1:]
+
+    def labelled_photos(
+        self, item: int, extractor: Extractor, max_keypoints: int
+    ) -> tuple[list[str], list[View], list[LabelledPair]]:
+        """The same, with the name of each view's photo."""
         scene = self.items[item]
         photos = dict(self._photos(self.scenes[scene]))
         own = extractor.name == self.teacher.features
@@ -138,7 +144,7 @@ class TaughtPhotos:
             )  # fmt: skip
             overlap = min(float(labels.judged0.mean()), float(labels.judged1.mean()))
             pairs.append((names.index(a), names.index(b), overlap, labels))
-        return [View(scene, features[name]) for name in names], pairs
+        return names, [View(scene, features[name]) for name in names], pairs
 
     def _photos(self, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """Those that can be read."""
