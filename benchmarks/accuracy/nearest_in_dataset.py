@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from lumiglue.matcher.lightglue import LightGlue
-from lumiglue.matcher.models import preset
+from lumiglue.matcher.models import ModelConfig, preset
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.sampling import PairSampler
@@ -23,10 +23,15 @@ from lumiglue.weights.registry import resolve
 BATCHES, PAIRS, POINTS = 8, 8, 384
 
 
+def held_out(dataset: FeatureDataset, config: ModelConfig) -> PairSampler:
+    return PairSampler([dataset], config, split="validation", seed=0, negative_pair_ratio=0.0)
+
+
 def look_at(file: Path, weights: Sequence[str]) -> None:
     dataset = FeatureDataset(file)
-    config = preset("compact", dataset.extractor["name"], dataset.descriptor_dim, "xy-logscale-angle")
-    sampler = PairSampler([dataset], config, split="validation", seed=0, negative_pair_ratio=0.0)
+    encoding = "xy-logscale-angle" if dataset.has_orientation else "xy"
+    config = preset("compact", dataset.extractor["name"], dataset.descriptor_dim, encoding)
+    sampler = held_out(dataset, config)
     right = predicted = true = 0
     for step in range(BATCHES):
         batch = sampler.batch(step, PAIRS, POINTS)
@@ -43,14 +48,14 @@ def look_at(file: Path, weights: Sequence[str]) -> None:
     torch.manual_seed(0)
     models = {"untrained": LightGlue(config), **{name: load_weights(resolve(name)) for name in weights}}
     for name, model in models.items():
-        last = validate(model, sampler, TrainSettings(precision="fp32"), 1)[-1]
+        last = validate(model, held_out(dataset, model.config), TrainSettings(precision="fp32"), 1)[-1]
         print(f"{file.name}: {name}, " + ", ".join(f"{figure} {value:.1f} %" for figure, value in last.items()))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("datasets", type=Path, nargs="+")
-    parser.add_argument("--weights", nargs="*", default=[], help="names or files, with the encoding of SIFT's")
+    parser.add_argument("--weights", nargs="*", default=[], help="names or files")
     options = parser.parse_args()
     for dataset in options.datasets:
         look_at(dataset, options.weights)
