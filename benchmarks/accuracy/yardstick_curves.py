@@ -1,7 +1,7 @@
 """Learning curves by class: what `yardstick.py measure` found for the snapshots of a run.
 
     for n in 600 1200 1800; do
-        python benchmarks/accuracy/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift \
+        python benchmarks/accuracy/yardstick.py measure YARDSTICK -o SCORES --cache CACHE --features sift \\
             --weights run/snapshots/pairs-$n.safetensors --methods lumiglue --name run-$n --max-keypoints 2048
     done
     python benchmarks/accuracy/yardstick_curves.py SCORES --runs run --levels nn ratio-0.9 -o curves.png
