@@ -46,7 +46,7 @@ from lumiglue.evaluation.classes import FEWEST_SCENES, Figure, by_class, figures
 from lumiglue.evaluation.pairs import read_pairs
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
 from lumiglue.evaluation.scoring import PairScore, Protocol, score_features, summarise
-from lumiglue.evaluation.synthetic import turned
+from lumiglue.evaluation.synthetic import shrunk, turned
 from lumiglue.extractors import create_extractor
 from lumiglue.geometry.projective import epipolar_error, fundamental_from_pose
 from lumiglue.geometry.robust import estimate
@@ -421,6 +421,32 @@ class Builder:
         label = f"rotation-scale/{pair['group'].split('/')[1]}"
         return pair | {"group": label, "b": made, "pts_b": points.round(2).tolist(), "turn": degrees}
 
+    def turned_pose(self, pair: Pair) -> Pair:
+        """A pair with poses whose image b is turned and, every other time, shrunk up to 2.5 times."""
+        rng = rng_for(0, f"turned/{pair['a']}/{pair['b']}")
+        degrees, factor = float(rng.uniform(30, 330)), float(rng.choice([1.0, rng.uniform(1.2, 2.5)]))
+        small, small_from_b = shrunk(read_image(self.out / pair["b"]), factor)
+        image, turned_from_small = turned(small, degrees)
+        made = self.written(
+            image, f"turned-{pair['a'].replace('/', '-').removesuffix('.jpg')}-{pair['b'].replace('/', '-')}"
+        )
+        k_b, rotation = turned_camera(np.array(pair["K_b"]), turned_from_small @ small_from_b, degrees)
+        changed = {"K_b": k_b.tolist(), "R": (rotation @ pair["R"]).tolist(), "t": (rotation @ pair["t"]).tolist()}
+        label = f"rotation-scale/{pair['group'].split('/')[1]}"
+        return pair | changed | {"group": label, "b": made, "turn": degrees, "scale": factor}
+
+
+def turned_camera(k: np.ndarray, turned_from_image: np.ndarray, degrees: float) -> tuple[np.ndarray, np.ndarray]:
+    """The camera matrix of an image that was scaled and turned clockwise, and the rotation of its camera.
+
+    The pixels become square, of the mean of both focal lengths: exact where these are equal.
+    """
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    rotation = np.array([[cosine, -sine, 0], [sine, cosine, 0], [0, 0, 1.0]])
+    new_k = turned_from_image @ k @ rotation.T
+    focal = (new_k[0, 0] + new_k[1, 1]) / 2
+    return np.array([[focal, 0, new_k[0, 2]], [0, focal, new_k[1, 2]], [0, 0, 1.0]]), rotation
+
 
 def seen(photo: np.ndarray, view_from_photo: np.ndarray, behind: np.ndarray) -> np.ndarray:
     """The view of a photo, of the same size, with four samples a pixel; beyond the photo's edge is another one."""
@@ -522,6 +548,7 @@ def build(shared: Path, out: Path, released: Path, cache: Path) -> None:
     one_each = {pair["group"]: pair for pair in spare}
     extra = [builder.turned(pair, float(rng_for(0, pair["a"]).uniform(30, 330))) for pair in one_each.values()]
     selected = balanced(pairs + extra)
+    selected += turned_poses(builder, selected)
     images = {name: {"size": builder.size(name)} for name in sorted({pair[side] for pair in selected for side in "ab"})}
     (out / "pairs.json").write_text(json.dumps({"images": images, "pairs": selected}))
     say_count("selected", selected)
@@ -545,6 +572,13 @@ def planar_pairs(builder: Builder, photos: Sequence[str]) -> list[Pair]:
     for photo in others[14:20]:
         pairs += builder.planar(photo, "low-light", wide, 1, NIGHT)
     return pairs
+
+
+def turned_poses(builder: Builder, pairs: Sequence[Pair]) -> list[Pair]:
+    """The pairs with poses that are neither turned nor of little overlap, turned: beside the quota of their class, whose
+    own pairs with poses are of two scenes."""
+    usual = [pair for pair in pairs if pair["type"] == "pose" and pair["group"].startswith(("outdoor/", "indoor/"))]
+    return [builder.turned_pose(pair) for pair in usual]
 
 
 def unposed_candidates(builder: Builder, held: Mapping[str, Sequence[str]]) -> list[tuple[str, list[tuple[str, str]], str]]:

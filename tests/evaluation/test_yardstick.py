@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from helpers import draw_photo
+from lumiglue.evaluation.synthetic import shrunk, turned
 from lumiglue.geometry import fundamental_from_pose
 from lumiglue.training.data.homographies import ViewSettings, sample_view
 
@@ -106,6 +107,23 @@ def test_a_similarity_is_read_off_its_points(yardstick: Any) -> None:
     assert (same.turn, same.scale) == (pytest.approx(0), pytest.approx(1))
     assert same.class_of("indoor") == "little-overlap"
     assert same.class_of("low-light") == "low-light"
+
+
+@pytest.mark.parametrize(("degrees", "factor"), [(75.0, 1.0), (210.0, 2.0)])
+def test_a_turned_and_shrunk_image_keeps_its_pose(yardstick: Any, degrees: float, factor: float) -> None:
+    image = np.zeros((480, 640, 3), np.uint8)
+    small, small_from_b = shrunk(image, factor)
+    _, turned_from_small = turned(small, degrees)
+    turned_from_b = turned_from_small @ small_from_b
+    k = np.array([[500.0, 0, 330], [0, 500, 220], [0, 0, 1]])
+    world = np.random.default_rng(0).uniform([-2, -1.5, 4], [2, 1.5, 8], (50, 3))
+    in_b = world @ k.T
+    expected = cv2.perspectiveTransform((in_b[:, :2] / in_b[:, 2:])[None], turned_from_b)[0]
+    new_k, rotation = yardstick.turned_camera(k, turned_from_b, degrees)
+    in_turned = world @ rotation.T @ new_k.T
+    assert np.linalg.det(rotation) == pytest.approx(1)
+    assert new_k[0, 0] == pytest.approx(500 / factor)
+    np.testing.assert_allclose(in_turned[:, :2] / in_turned[:, 2:], expected, atol=1e-6)
 
 
 def test_what_is_held_out_is_there(yardstick: Any, shared: Path) -> None:
