@@ -21,7 +21,7 @@ from lumiglue.pipeline.result import MatchResult
 pytestmark = pytest.mark.numeric
 
 DIM = 8
-FULL = MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0)
+FULL = MatchSettings(exit_ratio=0, prune_below=0, score_threshold=0.0)
 ADAPTIVE = MatchSettings(score_threshold=0.0)
 
 

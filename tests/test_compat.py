@@ -13,7 +13,7 @@ from lumiglue.compat import LightGlue
 
 pytestmark = pytest.mark.numeric
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 
 
 def batch(images: list[Features]) -> dict[str, torch.Tensor]:

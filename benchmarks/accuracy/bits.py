@@ -25,7 +25,7 @@ def random_features(n: int, seed: int) -> Features:
 
 
 def main() -> None:
-    full = MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0)
+    full = MatchSettings(exit_ratio=0, prune_below=0, score_threshold=0.0)
     print("| preset | dtype | threads | sizes | attention and state equal in bits | largest score difference | same pairs |")
     print("|---|---|---|---|---|---|---|")
     for name, dtype, threads, (kind, sizes) in itertools.product(

@@ -90,7 +90,7 @@ def main() -> None:
         for name in options.weights
     }
     first = next(iter(pipelines.values()))
-    whole = first.with_settings(dataclasses.replace(first.settings, exit_ratio=None, prune_below=None))
+    whole = first.with_settings(dataclasses.replace(first.settings, exit_ratio=0, prune_below=0))
     matchers = {FULL: whole, **pipelines}
 
     outcomes: dict[str, list[Outcome]] = {name: [] for name in matchers}

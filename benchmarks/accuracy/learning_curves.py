@@ -31,7 +31,7 @@ from lumiglue.training.validation import predict_layers, validate
 from lumiglue.visualization import draw_curves, save_figure
 from lumiglue.weights.files import load_weights
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 SETTINGS = TrainSettings(precision="fp32")
 
 

@@ -22,7 +22,7 @@ from lumiglue.onnx.export import OnnxSettings, export_onnx
 from lumiglue.onnx.runtime import OnnxMatcher
 from lumiglue.types import Matches
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 Match = Callable[[tuple[Features, Features]], Matches]
 
 

@@ -22,7 +22,7 @@ from lumiglue.weights.released import import_released
 sys.path.insert(0, str(Path(__file__).parents[2] / "tests"))
 from released_files import MATCHERS, ask_original, extractor_for, original_matcher, released_file
 
-SETTINGS = {"adaptive": MatchSettings(), "full": MatchSettings(exit_ratio=None, prune_below=None)}
+SETTINGS = {"adaptive": MatchSettings(), "full": MatchSettings(exit_ratio=0, prune_below=0)}
 HEADS = (
     "file", "depth", "pairs", "ours", "original", "both", "same of all", "largest difference of a score",
     "same stop layer", "same layers of each point",

@@ -41,7 +41,7 @@ from lumiglue.matcher.models import MatcherModel
 from lumiglue.weights import load_weights, resolve
 from lumiglue.weights.released import import_released
 
-ADAPTIVE, FULL = MatchSettings(), MatchSettings(exit_ratio=None, prune_below=None)
+ADAPTIVE, FULL = MatchSettings(), MatchSettings(exit_ratio=0, prune_below=0)
 WIDE = ("strecha", "fox")  # groups with wide baselines
 PAIRS_AT_A_TIME = 10
 LARGEST = 2048

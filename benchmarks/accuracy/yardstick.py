@@ -677,11 +677,10 @@ def _mark(image: np.ndarray, point: np.ndarray, colour: tuple[int, ...], text: s
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def matcher(features: str, weights: Path | None, full: bool) -> Matcher:
+def matcher(features: str, weights: Path | None, settings: MatchSettings) -> Matcher:
     """Weights of ours, the package's by default, or a released checkpoint (.pth, .pt)."""
     file = pretrained_path(features) if weights is None else weights
     model = import_released(file, features) if file.suffix in (".pth", ".pt") else load_weights(file)
-    settings = MatchSettings(exit_ratio=None, prune_below=None) if full else MatchSettings()
     pipeline = Pipeline(create_extractor(features), model, settings)
     return lambda a, b: pipeline.match_features([(a, b)])[0]
 
@@ -697,7 +696,9 @@ def measure(args: argparse.Namespace) -> None:
         ours = method.startswith("lumiglue")
         name = (args.name or method) + ("-full" if args.name and method.endswith("-full") else "") if ours else method
         weights = str(args.weights) if ours and args.weights else None
-        match = matcher(args.features, args.weights, method.endswith("-full")) if ours else BASELINES[method]
+        adaptive = MatchSettings(exit_ratio=args.exit_ratio, prune_below=args.prune_below)
+        settings = MatchSettings(exit_ratio=0, prune_below=0) if method.endswith("-full") else adaptive
+        match = matcher(args.features, args.weights, settings) if ours else BASELINES[method]
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
         file = ScoresFile(args.out / f"{args.features}-{count}-{name}.csv", record, len(protocol.seeds))
@@ -788,6 +789,8 @@ def main() -> None:
     measured.add_argument("--name", help="what these weights are called in the tables")
     measured.add_argument("--max-keypoints", type=int, nargs="+", default=[1024, 2048])
     measured.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of RANSAC")
+    measured.add_argument("--exit-ratio", type=float, help="of lumiglue, where it is not that of the weights")
+    measured.add_argument("--prune-below", type=float, help="of lumiglue, where it is not that of the weights")
     measured.add_argument("--threads", type=int, default=1)
     reported = commands.add_parser("report", help="print tables by class")
     reported.add_argument("scores", type=Path)

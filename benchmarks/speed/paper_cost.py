@@ -26,7 +26,7 @@ from lumiglue.training.labels import Labels
 from lumiglue.training.loss import matcher_loss
 from lumiglue.types import Features
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 
 
 def features(n: int, seed: int) -> Features:

@@ -143,7 +143,7 @@ def draw_packing(lengths: list[tuple[int, int]]) -> Figure:
 def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int = 1024) -> None:
     """out: folder of the pictures."""
     pipeline = Pipeline.pretrained("sift", max_keypoints=max_keypoints, resize=None, precision="fp32")
-    model, exit_ratio = pipeline.matcher, MatchSettings().exit_ratio
+    model, exit_ratio = pipeline.matcher, pipeline.settings.exit_ratio
     assert isinstance(model, LightGlue)
     assert exit_ratio is not None
     layers_of, lengths = {}, []
@@ -161,14 +161,14 @@ def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int
     save_figure(draw_packing(lengths), out / "packing.png")
 
     example = examples()[1]
-    wide = pipeline.with_settings(MatchSettings(prune_below=0.2, exit_ratio=None))
+    wide = pipeline.with_settings(MatchSettings(prune_below=0.2, exit_ratio=0))
     result = wide.match(example.image0, example.image1)
     figure = draw_adaptivity(
         example.image0, example.image1, result.features0, result.features1, result.matches, model.config.n_layers
     )
     save_figure(figure, out / "adaptivity-width.jpg")
-    for name, prune_below in (("all points", None), ("prune_below 0.01", 0.01), ("prune_below 0.2", 0.2)):
-        settings = MatchSettings(exit_ratio=None, prune_below=prune_below)
+    for name, prune_below in (("all points", 0), ("prune_below 0.01", 0.01), ("prune_below 0.2", 0.2)):
+        settings = MatchSettings(exit_ratio=0, prune_below=prune_below)
         got = pipeline.with_settings(settings).match(example.image0, example.image1)
         layers = torch.cat([got.matches.layers0, got.matches.layers1])
         right = int(example.is_right(got.points0, got.points1).sum())

@@ -29,6 +29,8 @@ def main() -> None:
     parser.add_argument("--method", default="lumiglue")
     parser.add_argument("--features", help="name of the features, where the dataset called them otherwise")
     parser.add_argument("--before", type=Path, help="the weights that the run started from, whose record is kept too")
+    parser.add_argument("--exit-ratio", type=float, help="alpha that the weights run with; by default the run's")
+    parser.add_argument("--prune-below", type=float, help="beta that the weights run with; by default the run's")
     options = parser.parse_args()
 
     record = without_paths(read_metadata(options.weights)[1])
@@ -47,6 +49,8 @@ def main() -> None:
     model = load_weights(options.weights).half()
     assert isinstance(model, LightGlue)
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
+    given = {name: getattr(options, name) for name in ("exit_ratio", "prune_below")}
+    model.config = replace(model.config, **{name: value for name, value in given.items() if value is not None})
     save_weights(model, target, record)
     write_checksums(target.parent)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")

@@ -67,8 +67,8 @@ class LightGlue(nn.Module):
         # No threshold here: the released result has the scores of all mutual best pairs.
         self.settings = MatchSettings(
             score_threshold=0.0,
-            exit_ratio=None if depth_confidence < 0 else depth_confidence,
-            prune_below=None if width_confidence < 0 else 1 - width_confidence,
+            exit_ratio=max(depth_confidence, 0),
+            prune_below=0 if width_confidence < 0 else 1 - width_confidence,
         )
         self.eval()
 
@@ -101,7 +101,7 @@ class LightGlue(nn.Module):
 
     def _as_dictionary(self, matches: Sequence[Matches]) -> dict[str, Any]:
         result: dict[str, Any] = {}
-        pruning, full = self.settings.prune_below is not None, self.matcher.config.n_layers
+        pruning, full = bool(self.settings.prune_below), self.matcher.config.n_layers
         for side in (0, 1):
             layers = [m.layers0 if side == 0 else m.layers1 for m in matches]
             rows, scores = zip(*(_of_each_point(m, side, self.filter_threshold) for m in matches), strict=True)

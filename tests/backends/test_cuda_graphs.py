@@ -19,7 +19,7 @@ from lumiglue.types import Matches
 pytestmark = pytest.mark.numeric
 
 SETTINGS = [
-    MatchSettings(exit_ratio=None, prune_below=None),
+    MatchSettings(exit_ratio=0, prune_below=0),
     MatchSettings(),
     MatchSettings(exit_ratio=0.6, prune_below=0.3),
 ]

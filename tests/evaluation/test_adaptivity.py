@@ -16,8 +16,9 @@ from lumiglue.evaluation.scores import read_scores
 from lumiglue.evaluation.scoring import PairScore
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
+from lumiglue.weights.files import load_weights, pretrained_path
 
-USUAL = settings_name(MatchSettings())
+USUAL = settings_name(MatchSettings(exit_ratio=0.95, prune_below=0.01))
 
 
 def score(method: str, pair: int, **figures: float) -> PairScore:
@@ -29,14 +30,14 @@ def score(method: str, pair: int, **figures: float) -> PairScore:
 
 
 def test_sweep_holds_each_setting_once() -> None:
-    settings = sweep([0.9, 0.0], [0.0, 0.1])
+    settings = sweep(MatchSettings(exit_ratio=0.95, prune_below=0.01), [0.9, 0.0], [0.0, 0.1])
     assert list(settings) == [
         FULL_DEPTH, "alpha 0.95, beta 0.01", "alpha 0.9, beta 0.01", "alpha off, beta 0.01", "alpha 0.95, beta off",
         "alpha 0.95, beta 0.1",
     ]  # fmt: skip
-    assert settings[FULL_DEPTH] == MatchSettings(exit_ratio=None, prune_below=None)
+    assert settings[FULL_DEPTH] == MatchSettings(exit_ratio=0, prune_below=0)
     assert settings["alpha 0.9, beta 0.01"] == MatchSettings(exit_ratio=0.9, prune_below=0.01)
-    assert settings["alpha 0.95, beta off"] == MatchSettings(exit_ratio=0.95, prune_below=None)
+    assert settings["alpha 0.95, beta off"] == MatchSettings(exit_ratio=0.95, prune_below=0)
 
 
 def test_difficulty_is_thirds_by_right_nearest_neighbours() -> None:
@@ -94,9 +95,10 @@ def test_command_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    assert "by difficulty: alpha 0.95, beta 0.01 compared with full depth" in printed
+    own = load_weights(pretrained_path("sift")).own_settings
+    assert f"by difficulty: {settings_name(own)} compared with full depth" in printed
     scores = read_scores(out)
-    assert {s.method for s in scores} == {"nn", *sweep([0.5], [0.0])}
+    assert {s.method for s in scores} == {"nn", *sweep(own, [0.5], [0.0])}
     assert all(s.stop_layer == 5 for s in scores if s.method == FULL_DEPTH)
     assert main(command) == 0
     assert read_scores(out) == scores  # nothing was measured again

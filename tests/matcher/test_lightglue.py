@@ -17,7 +17,7 @@ from lumiglue.matcher.packed import PackedPairs
 
 pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
-OFF = MatchSettings(exit_ratio=None, prune_below=None)
+OFF = MatchSettings(exit_ratio=0, prune_below=0)
 LOOSE = MatchSettings(exit_ratio=0.6, prune_below=0.3, score_threshold=0.0)
 Pairs = list[tuple[Features, Features]]
 
@@ -261,7 +261,7 @@ def test_a_new_matcher_is_a_nearest_neighbour_matcher() -> None:
     model = LightGlue(LightGlueConfig(descriptor_dim=32, d=64, heads=4, n_layers=2, project_input=True)).eval()
     a = make_features(50, 1)
     b = make_features(50, 2, like=a)
-    matches = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
+    matches = match(model, [(a, b)], MatchSettings(exit_ratio=0, prune_below=0, score_threshold=0.0))[0]
     cosine = a.descriptors @ b.descriptors.T
     mutual = {(i, int(j)) for i, j in enumerate(cosine.argmax(1)) if int(cosine[:, j].argmax()) == i}
     assert len({tuple(row) for row in matches.pairs.tolist()} & mutual) >= 25
@@ -298,6 +298,21 @@ def test_features_that_do_not_fit_are_refused() -> None:
     for settings in ({"exit_ratio": 2.0}, {"prune_below": -0.1}, {"score_threshold": 1.5}):
         with pytest.raises(InputError, match="between 0 and 1"):
             MatchSettings(**settings)
+
+
+def test_settings_that_are_none_are_the_matchers_own(pairs: Pairs) -> None:
+    model = make_model()
+    assert model.own_settings == MatchSettings(score_threshold=0.1, exit_ratio=0.95, prune_below=0.01)
+    loose = replace(model.config, exit_ratio=0.6, prune_below=0.3)
+    expected = match(model, pairs, MatchSettings(exit_ratio=0.6, prune_below=0.3))
+    usual = match(model, pairs, MatchSettings())
+    model.config = loose
+    for ours, other in zip(match(model, pairs, MatchSettings()), expected, strict=True):
+        same(ours, other)
+    assert [m.stop_layer for m in expected] != [m.stop_layer for m in usual]
+    assert MatchSettings(exit_ratio=0).completed(model.own_settings).exit_ratio == 0
+    with pytest.raises(InputError, match="exit_ratio is 2"):
+        replace(loose, exit_ratio=2)
 
 
 # -- ablations --------------------------------------------------------------------------------------------------------
@@ -340,7 +355,7 @@ def test_without_matchability_the_assignment_is_the_double_softmax() -> None:
     model = make_model(ablation="no-matchability")
     a = make_features(40, 1)
     b = make_features(30, 2, like=a)
-    matches = match(model, [(a, b)], MatchSettings(exit_ratio=None, prune_below=None, score_threshold=0.0))[0]
+    matches = match(model, [(a, b)], MatchSettings(exit_ratio=0, prune_below=0, score_threshold=0.0))[0]
     f0, f1 = model.heads[-1].features(last_state(model, a, b)).detach().split([40, 30])
     p = (f0 @ f1.T).softmax(0) * (f0 @ f1.T).softmax(1)
     assert len(matches) > 5
@@ -403,14 +418,14 @@ def test_matches_by_layer_are_those_of_matchers_that_end_there() -> None:
     a = make_features(60, 0)
     images = [(a, make_features(50, 1, like=a)), (a, make_features(0, 2)), (make_features(20, 3), a)]
     packed = pack(images, model.config)
-    for settings in (MatchSettings(), MatchSettings(exit_ratio=None), MatchSettings(exit_ratio=None, prune_below=None)):
+    for settings in (MatchSettings(), MatchSettings(exit_ratio=0), MatchSettings(exit_ratio=0, prune_below=0)):
         for mine, layers in zip(model.match(packed, settings), model.match_by_layer(packed, settings), strict=True):
             last = layers[-1]
             assert last.pairs.tolist() == mine.pairs.tolist()
             assert last.stop_layer == mine.stop_layer
             assert last.layers0.tolist() == mine.layers0.tolist()
             assert [one.stop_layer for one in layers] == (list(range(1, mine.stop_layer + 1)) or [0])
-    full = MatchSettings(exit_ratio=None, prune_below=None)
+    full = MatchSettings(exit_ratio=0, prune_below=0)
     for depth in range(1, model.config.n_layers):
         config = {"descriptor_dim": 32, "d": 32, "heads": 2, "project_input": True, "n_layers": depth}
         short = type(model)(LightGlueConfig(**config)).eval()  # pyright: ignore[reportArgumentType]

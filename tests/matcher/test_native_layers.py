@@ -132,7 +132,7 @@ def test_what_is_not_finite_stays_in_its_pair() -> None:
 
 
 @needs_kernels
-@pytest.mark.parametrize("settings", [MatchSettings(), MatchSettings(exit_ratio=None, prune_below=None)])
+@pytest.mark.parametrize("settings", [MatchSettings(), MatchSettings(exit_ratio=0, prune_below=0)])
 def test_matches_are_those_of_pytorch(settings: MatchSettings) -> None:
     model = make_model()
     a = make_features(400, 0)

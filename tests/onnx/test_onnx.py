@@ -28,7 +28,7 @@ from lumiglue.samples import sample_pair
 from lumiglue.system.extras import require
 from lumiglue.weights.files import load_weights, pretrained_path
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 EAGER = MatchSettings(exit_ratio=0.6, prune_below=0.4)
 RUNTIMES: tuple[Runtime, ...] = ("onnxruntime", "openvino")
 
@@ -54,7 +54,7 @@ def photos() -> list[tuple[Features, Features]]:
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
-@pytest.mark.parametrize("settings", [MatchSettings(), FULL, EAGER, MatchSettings(score_threshold=0.0, prune_below=None)])
+@pytest.mark.parametrize("settings", [MatchSettings(), FULL, EAGER, MatchSettings(score_threshold=0.0, prune_below=0)])
 def test_random_matchers_adapt_alike(
     pairs: list[tuple[Features, Features]], runtime: Runtime, settings: MatchSettings
 ) -> None:
@@ -121,7 +121,7 @@ def batch_of_random(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., P
     return write
 
 
-@pytest.mark.parametrize("settings", [MatchSettings(), FULL, EAGER, MatchSettings(score_threshold=0.0, prune_below=None)])
+@pytest.mark.parametrize("settings", [MatchSettings(), FULL, EAGER, MatchSettings(score_threshold=0.0, prune_below=0)])
 def test_a_batch_equals_its_pairs(
     pairs: list[tuple[Features, Features]], settings: MatchSettings, batch_of_random: Callable[..., Path]
 ) -> None:
@@ -267,7 +267,7 @@ def test_positions_are_normalised_as_in_the_matcher() -> None:
 
 def test_the_file_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model, file = make_model(), tmp_path / "folder" / "m.onnx"
-    settings = MatchSettings(score_threshold=0.3, exit_ratio=0.9, prune_below=None)
+    settings = MatchSettings(score_threshold=0.3, exit_ratio=0.9, prune_below=0)
     export_onnx(model, file, OnnxSettings(match=settings))
     metadata = read_onnx_metadata(file)
     assert main(["weights", "show", str(file)]) == 0
@@ -279,8 +279,9 @@ def test_the_file_says_what_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert matcher.config == model.config
     pair = (make_features(30, 0), make_features(30, 1))
     assert_same(matcher.match_features([pair])[0], by_torch(model, pair, settings))
+    assert_same(matcher.match_features([pair], MatchSettings())[0], by_torch(model, pair, settings))  # the file's own
     with pytest.raises(InputError, match="was exported with"):
-        matcher.match_features([pair], MatchSettings())
+        matcher.match_features([pair], MatchSettings(exit_ratio=0.95))
     with pytest.raises(InputError, match="this matcher takes 32"):
         matcher.match_features([(make_features(5, 0, dim=64), pair[1])])
 
@@ -343,7 +344,7 @@ def test_the_pipeline_takes_a_files_settings(tmp_path: Path, unchecked: None) ->
     model = load_weights(pretrained_path("sift"))
     export_onnx(model, file, OnnxSettings(match=settings))
     pipeline = Pipeline.pretrained("sift", weights=file)
-    assert pipeline.settings == settings
+    assert pipeline.settings == settings.completed(model.own_settings)
     with pytest.raises(InputError, match="unknown backend 'tvm'"):
         Pipeline.pretrained("sift", backend="tvm")  # pyright: ignore[reportArgumentType]
 

@@ -183,7 +183,7 @@ def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]
 @pytest.fixture
 def pipeline() -> Pipeline:
     model = make_model(extractor="sift", descriptor_dim=128)
-    return Pipeline(Sift(), model, MatchSettings(exit_ratio=0.8, prune_below=None), metadata={"licence": "CC-BY-4.0"})
+    return Pipeline(Sift(), model, MatchSettings(exit_ratio=0.8, prune_below=0), metadata={"licence": "CC-BY-4.0"})
 
 
 def same_weights(a: Pipeline, b: Pipeline) -> bool:

@@ -35,7 +35,7 @@ from released_files import (
 
 pytest.importorskip("kornia")
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 SETTINGS = {"adaptive": MatchSettings(), "full": FULL}
 SHARED_PAIRS = ("oxford", "kitti")  # the first pair of each, where the data are there
 

@@ -103,8 +103,8 @@ def export_onnx(
     layout: Literal["lumiglue", "batch", "opencv", "colmap"] = "lumiglue",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
     score_threshold: float | None = None,
-    exit_ratio: float = 0.95,
-    prune_below: float = 0.01,
+    exit_ratio: float | None = None,
+    prune_below: float | None = None,
 ) -> int:
     """Write a matcher as one ONNX file with early exit and pruning, for any number of keypoints.
 
@@ -115,8 +115,9 @@ def export_onnx(
             same for several padded pairs at once), opencv (for cv2.LightGlueMatcher, at full depth) or colmap.
         precision: Weights and arithmetic; int8 keeps sums in fp32.
         score_threshold: Smallest score of a match; by default 0.1.
-        exit_ratio: Stop once this share of the points is confident; 0 runs all layers.
-        prune_below: Prune confident points whose matchability is below this; 0 keeps all points.
+        exit_ratio: Stop once this share of the points is confident; 0 runs all layers; by default that of the weights.
+        prune_below: Prune confident points whose matchability is below this; 0 keeps all points; by default that of the
+            weights.
     """
     from lumiglue.matcher.settings import MatchSettings
     from lumiglue.system.extras import require
@@ -127,7 +128,7 @@ def export_onnx(
     from lumiglue.weights.files import load_weights
     from lumiglue.weights.registry import resolve
 
-    match = MatchSettings(score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None)
+    match = MatchSettings(score_threshold=score_threshold, exit_ratio=exit_ratio, prune_below=prune_below)
     write(load_weights(resolve(weights)), out, OnnxSettings(layout=layout, precision=precision, match=match))
     say(f"{weights}, layout {layout}, {precision}, {out.stat().st_size / 1e6:.1f} MB -> {out}")
     return 0

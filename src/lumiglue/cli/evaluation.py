@@ -133,18 +133,18 @@ def evaluate_adaptivity(
     Args:
         folder: Folder with the photos and a pairs.json.
         flags: Features and weights.
-        alphas: Exit ratios to try in addition to the default 0.95; 0 is off.
-        betas: Pruning limits to try in addition to the default 0.01; 0 is off.
+        alphas: Exit ratios to try in addition to that of the weights; 0 is off.
+        betas: Pruning limits to try in addition to that of the weights; 0 is off.
         groups: Only pairs whose group (sequence or first folder) starts with one of these.
         out: A .csv file for the scores of each pair. Run again to resume.
     """
     from lumiglue.evaluation import adaptivity
-    from lumiglue.matcher.settings import MatchSettings
 
     scores = _compare(folder, None, flags, EvaluationFlags(groups=groups, out=out), alphas=alphas, betas=betas)
-    usual = adaptivity.settings_name(MatchSettings())
+    own = flags.pipeline().matcher.own_settings
+    usual = adaptivity.settings_name(own)
     _print_savings(adaptivity.by_difficulty(scores, usual), f"by difficulty: {usual} compared with full depth")
-    swept = {name: adaptivity.saving(scores, name) for name in adaptivity.sweep(alphas, betas)}
+    swept = {name: adaptivity.saving(scores, name) for name in adaptivity.sweep(own, alphas, betas)}
     _print_savings(swept, "over alpha (exit ratio) and beta (prune below)")
     return 0
 

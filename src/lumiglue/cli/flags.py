@@ -44,10 +44,12 @@ class PipelineFlags:
     Hugging Face Hub; by default the best for the features, which are downloaded on first use (except for sift)."""
     score_threshold: float | None = None
     """Smallest score of a match; by default 0.1 for LightGlue and 0.2 for SuperGlue."""
-    exit_ratio: float = 0.95
-    """Stop once this share of the points is confident; 0 runs all layers."""
-    prune_below: float = 0.01
-    """Prune confident points whose matchability is below this; 0 keeps all points."""
+    exit_ratio: float | None = None
+    """Stop once this share of the points is confident; 0 runs all layers. By default that of the weights, 0.95 unless
+    they have another."""
+    prune_below: float | None = None
+    """Prune confident points whose matchability is below this; 0 keeps all points. By default that of the weights, 0.01
+    unless they have another."""
     precision: Precision | Literal["auto"] | None = None
     """Arithmetic of the matcher; auto is bf16 if that is faster on the processor. By default auto for two photos or a
     folder, and fp32, which is the same on every machine, for lists, collections and evaluations."""
@@ -80,19 +82,9 @@ class PipelineFlags:
         from lumiglue.weights.registry import needed_files
 
         _download(needed_files(self.features, self.weights))
-        requested = (self.score_threshold, self.exit_ratio, self.prune_below)
         settings = MatchSettings(
-            score_threshold=self.score_threshold,
-            exit_ratio=self.exit_ratio or None,
-            prune_below=self.prune_below or None,
+            score_threshold=self.score_threshold, exit_ratio=self.exit_ratio, prune_below=self.prune_below
         )
-        defaults = PipelineFlags()
-        if (self.weights or "").endswith(".onnx") and requested == (
-            defaults.score_threshold,
-            defaults.exit_ratio,
-            defaults.prune_below,
-        ):
-            settings = None  # those of the file
         return Pipeline.pretrained(
             self.features,
             max_keypoints=self.max_keypoints or None,

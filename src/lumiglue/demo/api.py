@@ -91,13 +91,11 @@ def create_app(service: Service) -> FastAPI:
         estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",
         max_keypoints: Annotated[int, Form(description="per photo, strongest first")] = 2048,
         score_threshold: Annotated[float | None, Form(description="smallest score; by default the matcher's own")] = None,
-        exit_ratio: Annotated[float, Form(description="stop once this share is confident; 0: all layers")] = 0.95,
-        prune_below: Annotated[float, Form(description="prune points of lower matchability; 0: none")] = 0.01,
+        exit_ratio: Annotated[float | None, Form(description="stop once this share is confident; 0: all layers")] = None,
+        prune_below: Annotated[float | None, Form(description="prune points of lower matchability; 0: none")] = None,
     ) -> MatchReply:
         """Match two photos as the page does. Errors are `{"error": "one sentence"}`."""
-        settings = MatchSettings(
-            score_threshold=score_threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None
-        )
+        settings = MatchSettings(score_threshold=score_threshold, exit_ratio=exit_ratio, prune_below=prune_below)
         request = MatchRequest(
             photos=(await image0.read(), await image1.read()),
             weights=weights,

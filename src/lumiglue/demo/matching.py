@@ -15,7 +15,7 @@ from lumiglue.backends.autotune import default_precision
 from lumiglue.errors import InputError
 from lumiglue.extractors import create_extractor
 from lumiglue.images import decode_untrusted, resize_long_side, to_rgb8
-from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.pipeline.pipeline import Pipeline
@@ -23,7 +23,7 @@ from lumiglue.pipeline.result import MatchResult
 from lumiglue.system.extras import available
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
-from lumiglue.weights.files import load_weights
+from lumiglue.weights.files import is_ours, load_weights, read_metadata
 from lumiglue.weights.registry import needed_files, resolve
 
 # What can be chosen: the weights, and the features that they were trained for.
@@ -104,6 +104,14 @@ def available_models() -> list[str]:
         return features == "sift" or (learned and all(file.is_here() for file in needed_files(features, weights)))
 
     return [weights for weights, features in MODELS.items() if is_here(weights, features)]
+
+
+def own_thresholds(weights: str) -> tuple[float, float]:
+    """The exit ratio and pruning limit that weights of `available_models` are meant to be run with."""
+    file = resolve(weights)
+    config = read_metadata(file)[0] if is_ours(file) else LightGlueConfig()
+    assert isinstance(config, LightGlueConfig)
+    return config.exit_ratio, config.prune_below
 
 
 def prepare(threads: int) -> None:

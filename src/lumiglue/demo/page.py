@@ -15,7 +15,7 @@ from gradio.components import Component
 from gradio.themes import Soft
 
 from lumiglue.demo.api import layer_replies
-from lumiglue.demo.matching import MatchRequest, Outcome, View
+from lumiglue.demo.matching import MatchRequest, Outcome, View, own_thresholds
 from lumiglue.demo.service import Service
 from lumiglue.errors import ImageError, InputError, LumiglueError
 from lumiglue.matcher.settings import MatchSettings
@@ -139,15 +139,16 @@ class _Page:
 
     def _settings(self, models: list[str]) -> list[Component]:
         most = self.service.limits.most_keypoints
+        exit_ratio, prune_below = own_thresholds("sift")
         return [
             gr.Radio(models, value="sift", label="Features and weights"),
             gr.Radio(["fundamental", "homography", "none"], value="fundamental", label="Geometry", info="separates inliers"),
             gr.Slider(128, most, value=min(2048, most), step=64, label="Keypoints", buttons=[],
                       info="the strongest of each photo"),
             gr.Slider(0, 1, value=0.1, step=0.01, label="Score threshold", info="smallest score of a match", buttons=[]),
-            gr.Slider(0, 1, value=0.95, step=0.01, label="Exit ratio", buttons=[],
+            gr.Slider(0, 1, value=exit_ratio, step=0.01, label="Exit ratio", buttons=[],
                       info="stop once this share of the points is confident; 0 runs all layers"),
-            gr.Slider(0, 0.2, value=0.01, step=0.005, label="Prune below", buttons=[],
+            gr.Slider(0, 0.5, value=prune_below, step=0.005, label="Prune below", buttons=[],
                       info="prune confident points whose matchability is below this; 0 keeps all points"),
         ]  # fmt: skip
 
@@ -160,6 +161,9 @@ class _Page:
         self.match.click(
             self.on_match, [*self.photos, *settings, self.colour], outputs, show_progress_on=self.message, **shown
         )
+        weights = settings[0]
+        assert isinstance(weights, gr.Radio)
+        weights.change(own_thresholds, weights, settings[-2:], show_progress="hidden", **shown)
         self.samples.click(self.on_samples, None, self.photos, **shown)
         self.colour.input(self.on_colour, [self.token, self.colour], [self.picture, self.message], **shown)
         self.layer.change(
@@ -180,9 +184,7 @@ class _Page:
                 weights=weights,
                 estimator=estimator,
                 max_keypoints=int(keypoints),
-                settings=MatchSettings(
-                    score_threshold=threshold, exit_ratio=exit_ratio or None, prune_below=prune_below or None
-                ),
+                settings=MatchSettings(score_threshold=threshold, exit_ratio=exit_ratio, prune_below=prune_below),
             )
             token = await self.service.match(request)
             outcome = self.service.result(token).outcome

@@ -36,8 +36,8 @@ def evaluate_adaptivity(
     Args:
         folder: Folder that the image files are relative to, and of `pairs.json`.
         pipeline: Features and matcher; its exit ratio and pruning are replaced. None uses the default pipeline.
-        alphas: Exit ratios beside the default; 0 is off.
-        betas: Limits of pruning beside the default; 0 is off.
+        alphas: Exit ratios beside that of the weights; 0 is off.
+        betas: Limits of pruning beside that of the weights; 0 is off.
         options: Further arguments of `run.evaluate`.
 
     Returns:
@@ -45,24 +45,23 @@ def evaluate_adaptivity(
     """
     pipeline = pipeline or Pipeline.pretrained(precision="fp32")
     methods: dict[str, Matcher] = {YARDSTICK: BASELINES[YARDSTICK]}
-    for name, settings in sweep(alphas, betas).items():
+    for name, settings in sweep(pipeline.matcher.own_settings, alphas, betas).items():
         settings = replace(settings, score_threshold=pipeline.settings.score_threshold)
         methods[name] = matcher_of(pipeline.with_settings(settings))
     return evaluate(folder, pipeline, methods=methods, **options)
 
 
-def sweep(alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:
-    """Settings by name: full depth, the default, each alpha with the default beta, each beta with the default alpha; 0 is
+def sweep(usual: MatchSettings, alphas: Sequence[float], betas: Sequence[float]) -> dict[str, MatchSettings]:
+    """Settings by name: full depth, the usual ones, each alpha with the usual beta, each beta with the usual alpha; 0 is
     off."""
-    usual = MatchSettings()
-    chosen = [usual, *(MatchSettings(exit_ratio=alpha or None) for alpha in alphas)]
-    chosen += [MatchSettings(prune_below=beta or None) for beta in betas]
-    return {FULL_DEPTH: MatchSettings(exit_ratio=None, prune_below=None)} | {settings_name(s): s for s in chosen}
+    chosen = [usual, *(replace(usual, exit_ratio=alpha) for alpha in alphas)]
+    chosen += [replace(usual, prune_below=beta) for beta in betas]
+    return {FULL_DEPTH: MatchSettings(exit_ratio=0, prune_below=0)} | {settings_name(s): s for s in chosen}
 
 
 def settings_name(settings: MatchSettings) -> str:
     """Names settings: `alpha 0.95, beta 0.01`."""
-    shown = ("off" if value is None else f"{value:g}" for value in (settings.exit_ratio, settings.prune_below))
+    shown = (f"{value:g}" if value else "off" for value in (settings.exit_ratio, settings.prune_below))
     return "alpha {}, beta {}".format(*shown)
 
 

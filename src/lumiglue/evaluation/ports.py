@@ -69,7 +69,7 @@ def _released_signature(cls: Any, model: LightGlue, settings: MatchSettings, *, 
     theirs = cls(
         None,  # features of one's own
         input_dim=config.descriptor_dim, descriptor_dim=config.d, n_layers=config.n_layers, num_heads=config.heads,
-        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=half, **_thresholds(settings),
+        add_scale_ori=config.encoding == "xy-scale-orientation", flash=True, mp=half, **_thresholds(model, settings),
     ).eval()  # fmt: skip
     loaded = theirs.load_state_dict(released_names(model), strict=False)  # what it derives is not in our file
     if loaded.unexpected_keys:
@@ -88,10 +88,11 @@ def _released_signature(cls: Any, model: LightGlue, settings: MatchSettings, *, 
     return lambda pair: theirs({"image0": image(pair[0]), "image1": image(pair[1])})
 
 
-def _thresholds(settings: MatchSettings) -> dict[str, Any]:
+def _thresholds(model: LightGlue, settings: MatchSettings) -> dict[str, Any]:
+    settings = settings.completed(model.own_settings)
     return {
-        "depth_confidence": -1.0 if settings.exit_ratio is None else settings.exit_ratio,
-        "width_confidence": -1.0 if settings.prune_below is None else 1 - settings.prune_below,
+        "depth_confidence": settings.exit_ratio or -1.0,
+        "width_confidence": 1 - settings.prune_below if settings.prune_below else -1.0,
     }
 
 
@@ -116,7 +117,7 @@ def transformers(model: LightGlue, settings: MatchSettings) -> Port:
         Config(
             keypoint_detector_config=SuperPointConfig(descriptor_decoder_dim=config.descriptor_dim),
             descriptor_dim=config.d, num_hidden_layers=config.n_layers, num_attention_heads=config.heads,
-            num_key_value_heads=config.heads, **_thresholds(settings),
+            num_key_value_heads=config.heads, **_thresholds(model, settings),
         )  # pyright: ignore[reportCallIssue, reportArgumentType]
     ).eval()  # fmt: skip
 

@@ -30,7 +30,7 @@ def matcher_of(pipeline: Pipeline) -> Matcher:
 def methods_of(pipeline: Pipeline, names: Sequence[str] = METHODS) -> dict[str, Matcher]:
     """Looks up methods by name: `lumiglue` is the pipeline's matcher, `lumiglue-full` the same with adaptivity off, the
     others are keys of `baselines.BASELINES`. Raises InputError if a name is unknown or a package is missing."""
-    full_depth = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=None, prune_below=None))
+    full_depth = pipeline.with_settings(dataclasses.replace(pipeline.settings, exit_ratio=0, prune_below=0))
     known: dict[str, Matcher] = {"lumiglue": matcher_of(pipeline), "lumiglue-full": matcher_of(full_depth), **BASELINES}
     if unknown := [name for name in names if name not in known]:
         raise InputError(f"unknown method {unknown[0]!r}; choose from {sorted(known)}")

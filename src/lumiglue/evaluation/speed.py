@@ -28,7 +28,7 @@ from lumiglue.matcher.settings import MatchSettings
 from lumiglue.system.device import peak_memory
 from lumiglue.types import Features
 
-FULL = MatchSettings(exit_ratio=None, prune_below=None)
+FULL = MatchSettings(exit_ratio=0, prune_below=0)
 DESCRIPTOR_DIM = 128
 PRODUCT = 2048  # side of the square matrices whose product is timed
 Clock = Literal["wall", "processor"]

@@ -18,7 +18,10 @@ from lumiglue.types import Matches
 class LayeredMatcher(Protocol):
     """What inference needs of a model: states that pass through layers, each with an assignment and a confidence."""
 
-    default_threshold: float
+    @property
+    def own_settings(self) -> MatchSettings:
+        """What settings that are None take."""
+        ...
 
     @property
     def heads(self) -> Sequence[MatchAssignment]:
@@ -80,7 +83,8 @@ class AdaptiveRun:
         settings: MatchSettings,
         by_layer: bool = False,
     ) -> None:
-        self.model, self.layers, self.settings, self.by_layer = model, layers, settings, by_layer
+        self.model, self.layers, self.by_layer = model, layers, by_layer
+        self.settings = settings.completed(model.own_settings)
         parameter = next(model.parameters())
         pairs = pairs.to(parameter.device, parameter.dtype)
         self.input_lengths = pairs.lengths
@@ -121,13 +125,13 @@ class AdaptiveRun:
             self._finalize([True] * len(self.active), layer)
             return
         settings = self.settings
-        if settings.exit_ratio is None and settings.prune_below is None:
+        if not settings.exit_ratio and not settings.prune_below:
             return
         confident = self.model.confidences[layer](self.x).squeeze(-1).float().sigmoid() > self.model.exit_threshold(layer)
-        if settings.exit_ratio is not None:
+        if settings.exit_ratio:
             active = self._finalize(self._confident_enough(confident, settings.exit_ratio), layer)
             confident = confident[active]
-        if settings.prune_below is not None and self.active:
+        if settings.prune_below and self.active:
             head = self.model.heads[layer]
             unmatchable = head.matchability_logits(self.x).float().sigmoid() < settings.prune_below
             self._keep_tokens(~(confident & unmatchable))
@@ -161,8 +165,8 @@ class AdaptiveRun:
         tokens = slice(ends[position] - m - n, ends[position])
         x, rows, head = self.x[tokens], self.rows[tokens], self.model.heads[max(layer, 0)]
         features, logits = head.features(x), head.matchability_logits(x)
-        requested = self.settings.score_threshold
-        threshold = self.model.default_threshold if requested is None else requested
+        threshold = self.settings.score_threshold
+        assert threshold is not None
         matches, scores = assign(features[:m], features[m:], logits[:m], logits[m:], threshold)
         pairs = torch.stack([rows[:m][matches[:, 0]], rows[m:][matches[:, 1]]], dim=1)
         layers0, layers1 = self.layers_run[self.active[position]]

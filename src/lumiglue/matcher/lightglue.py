@@ -47,6 +47,8 @@ class LightGlueConfig:
         ablation: None, or what differs from the paper's model. "no-matchability": P is the double softmax alone.
             "absolute-positions": an MLP of the positions is added to the descriptors once, as in SuperGlue.
             "full-cross-attention": queries and keys of their own instead of one for both.
+        exit_ratio: alpha that the weights are meant to be run with, see `MatchSettings`; 0 is off.
+        prune_below: beta that they are meant to be run with.
 
     Raises:
         InputError: The values do not fit together.
@@ -60,8 +62,11 @@ class LightGlueConfig:
     encoding: Encoding = "xy"
     project_input: bool = False
     ablation: Ablation | None = None
+    exit_ratio: float = 0.95
+    prune_below: float = 0.01
 
     def __post_init__(self) -> None:
+        MatchSettings(exit_ratio=self.exit_ratio, prune_below=self.prune_below)  # checks them
         if self.d < 1 or self.heads < 1 or self.d % (2 * self.heads):
             raise InputError(f"d is {self.d} with {self.heads} heads; d must be a multiple of 2 x heads")
         if self.n_layers < 1:
@@ -238,6 +243,13 @@ class LightGlue(nn.Module):
         )
         self._initialise()
 
+    @property
+    def own_settings(self) -> MatchSettings:
+        """What settings that are None take: the thresholds of the weights."""
+        return MatchSettings(
+            score_threshold=self.default_threshold, exit_ratio=self.config.exit_ratio, prune_below=self.config.prune_below
+        )
+
     def _initialise(self) -> None:
         """Starts as a soft nearest-neighbour matcher: updates are zero, and projections keep inner products.
 
@@ -306,7 +318,7 @@ class LightGlue(nn.Module):
 
         Args:
             pairs: The input, see `pack`.
-            settings: Thresholds; None takes the defaults.
+            settings: Thresholds; None takes the matcher's own.
             layers: What computes the layers: `execution_layers` or `ReplayedLayers`; None takes `current_layers`.
 
         Returns:
@@ -328,7 +340,7 @@ class LightGlue(nn.Module):
 
         Args:
             pairs: The input, see `pack`.
-            settings: Thresholds; None takes the defaults.
+            settings: Thresholds; None takes the matcher's own.
             layers: As for `match`.
 
         Returns:

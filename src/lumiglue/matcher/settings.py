@@ -1,6 +1,6 @@
 """How to match, whatever the matcher."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 from lumiglue.errors import InputError
@@ -18,17 +18,20 @@ Ablation = Literal["no-matchability", "absolute-positions", "full-cross-attentio
 
 @dataclass(frozen=True, kw_only=True)
 class MatchSettings:
-    """Thresholds of matching (Sections 3.2 and 3.3 of the LightGlue paper). All are between 0 and 1.
+    """Thresholds of matching (Sections 3.2 and 3.3 of the LightGlue paper). All are between 0 and 1; None takes the
+    matcher's own.
 
     Attributes:
-        score_threshold: tau; matches need P_ij above it. None takes the matcher's own, 0.1 for LightGlue, 0.2 for SuperGlue.
-        exit_ratio: alpha; a pair exits when more than this share of its points is confident. None turns early exit off.
-        prune_below: beta; confident points of lower matchability are pruned. None turns pruning off.
+        score_threshold: tau; matches need P_ij above it. The matcher's own is 0.1 for LightGlue, 0.2 for SuperGlue.
+        exit_ratio: alpha; a pair exits when more than this share of its points is confident. 0 turns early exit off. The
+            paper's is 0.95; weights may have another, see `LightGlueConfig`.
+        prune_below: beta; confident points of lower matchability are pruned. 0 turns pruning off. The paper's is 0.01;
+            weights may have another.
     """
 
     score_threshold: float | None = None
-    exit_ratio: float | None = 0.95
-    prune_below: float | None = 0.01
+    exit_ratio: float | None = None
+    prune_below: float | None = None
 
     def __post_init__(self) -> None:
         if self.score_threshold is not None and not 0 <= self.score_threshold <= 1:
@@ -36,4 +39,8 @@ class MatchSettings:
         for name in ("exit_ratio", "prune_below"):
             value = getattr(self, name)
             if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{name} is {value}; give a share between 0 and 1, or None for off")
+                raise InputError(f"{name} is {value}; give a share between 0 and 1, 0 for off")
+
+    def completed(self, own: "MatchSettings") -> "MatchSettings":
+        """These settings, with those of `own` where they are None."""
+        return MatchSettings(**asdict(own) | {name: value for name, value in asdict(self).items() if value is not None})

@@ -164,6 +164,11 @@ class SuperGlue(nn.Module):
         self.dustbin = nn.Parameter(torch.tensor(1.0))
         self._initialise()
 
+    @property
+    def own_settings(self) -> MatchSettings:
+        """What settings that are None take."""
+        return MatchSettings(score_threshold=self.default_threshold, exit_ratio=0, prune_below=0)
+
     def _initialise(self) -> None:
         """Updates start at zero, as in `lightglue.LightGlue`, so both start from the similarity of the descriptors."""
         if isinstance(self.input_projection, nn.Linear):

@@ -41,7 +41,7 @@ class BatchedGraph(LightGlueGraph):
         total = g("Cast", g("Max", g("Add", *counts), g.number(1)), to=FLOAT)
         stop = g("Mul", counts[0], g.number(0))
         depth = self.model.config.n_layers
-        if self.settings.exit_ratio is None and self.settings.prune_below is None:
+        if not self.settings.exit_ratio and not self.settings.prune_below:
             for block in self.model.layers:
                 sides = [replace(side, x=x) for side, x in zip(sides, self._run_layer(g, sides, block), strict=True)]
             stop = g("Where", done, stop, g.number(depth))
@@ -114,12 +114,12 @@ class BatchedGraph(LightGlueGraph):
     ) -> tuple[ir.Value, list[ir.Value]]:
         settings, limit = self.settings, g.constant(self.model.exit_threshold(layer))
         confident = [g("Greater", self._probability(g, x, self.model.confidences[layer]), limit) for x in xs]
-        if settings.exit_ratio is not None:
+        if settings.exit_ratio:
             unsure = [_number(g, g("And", a, g("Not", c))) for a, c in zip(active, confident, strict=True)]
             share = g("Sub", g.constant(1.0), g("Div", g("Cast", g("Add", *unsure), to=FLOAT), total))
             done = g("Or", done, g("Greater", share, g.constant(settings.exit_ratio)))
         matchability = self.model.heads[layer].matchability
-        if settings.prune_below is None or matchability is None:
+        if not settings.prune_below or matchability is None:
             return done, active
         finished, remaining = g("Unsqueeze", done, g.integers(1)), []
         for x, mask, flags in zip(xs, active, confident, strict=True):
@@ -159,7 +159,8 @@ class BatchedGraph(LightGlueGraph):
         back = g("GatherElements", g("ArgMax", log_p, axis=1, keepdims=0), partner, axis=1)
         rows = g("Gather", g("Shape", best), g.number(1))
         here = g("Unsqueeze", g("Range", g.number(0), rows, g.number(1)), g.integers(0))
-        threshold = model.default_threshold if settings.score_threshold is None else settings.score_threshold
+        threshold = settings.score_threshold
+        assert threshold is not None
         good = g("Greater", best, g.constant(math.log(threshold) if threshold > 0 else -1e30))
         matched = g("Transpose", g("NonZero", g("And", g("Equal", back, here), good)), perm=[1, 0])  # (k, 2)
         ends = g("Unsqueeze", g("GatherND", partner, matched), g.integers(1))

@@ -121,7 +121,7 @@ def read_onnx_metadata(path: str | Path) -> dict:
 def _metadata(model: LightGlue, settings: OnnxSettings) -> dict[str, str]:
     metadata = {
         "model": "lightglue", "config": asdict(model.config), "layout": settings.layout,
-        "precision": settings.precision, "match": asdict(settings.match), "pixels": PIXELS,
+        "precision": settings.precision, "match": asdict(settings.match.completed(model.own_settings)), "pixels": PIXELS,
     }  # fmt: skip
     return {METADATA_KEY: json.dumps(metadata)}
 
@@ -212,7 +212,7 @@ def _opencv(model: LightGlue, settings: OnnxSettings) -> ir.Model:
     OpenCV divides x by half the width and y by half the height, where LightGlue divides both by half the longer side. Only
     differences of positions matter, so `setPairInfo` with the longer side as width and height gives the right ones.
     """
-    settings = replace(settings, match=replace(settings.match, exit_ratio=None, prune_below=None))
+    settings = replace(settings, match=replace(settings.match, exit_ratio=0, prune_below=0))
     if model.config.encoding != "xy":
         raise InputError("cv2.LightGlueMatcher passes positions only; this matcher also needs scales and orientations")
     g, writer = _writer(model, settings)

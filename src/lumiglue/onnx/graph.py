@@ -83,7 +83,7 @@ class LightGlueGraph:
     """
 
     def __init__(self, model: LightGlue, settings: MatchSettings, *, half: bool = False, integer: bool = False) -> None:
-        self.model, self.settings, self.integer = model.eval(), settings, integer
+        self.model, self.settings, self.integer = model.eval(), settings.completed(model.own_settings), integer
         self.dtype = np.float16 if half else np.float32
         config = model.config
         self.heads, self.channels, self.d = config.heads, config.d // config.heads, config.d
@@ -105,7 +105,7 @@ class LightGlueGraph:
         sides = [self._begin(g, p, d) for p, d in zip(positions, descriptors, strict=True)]
         totals = [self._length(g, side.rows) for side in sides]
         done = g("Equal", g("Mul", *totals), g.number(0))
-        if self.settings.exit_ratio is None and self.settings.prune_below is None:
+        if not self.settings.exit_ratio and not self.settings.prune_below:
             return self._full_depth(g, sides, done)
         stop = g.number(0)
         for layer in range(self.model.config.n_layers):
@@ -264,13 +264,13 @@ class LightGlueGraph:
         settings, done = self.settings, g.constant(np.array(False), np.bool_)
         limit = g.constant(self.model.exit_threshold(layer))
         confident = [g("Greater", self._probability(g, s[0], self.model.confidences[layer]), limit) for s in states]
-        if settings.exit_ratio is not None:
+        if settings.exit_ratio:
             unsure = [g("ReduceSum", g("Cast", g("Not", c), to=FLOAT), g.integers(0), keepdims=0) for c in confident]
             total = g("Cast", g("Add", *totals), to=FLOAT)
             share = g("Sub", g.constant(1.0), g("Div", g("Add", *unsure), total))
             done = g("Greater", share, g.constant(settings.exit_ratio))
         matchability = self.model.heads[layer].matchability
-        if settings.prune_below is None or matchability is None:
+        if not settings.prune_below or matchability is None:
             return done, list(states)
         below, pruned = g.constant(settings.prune_below), []
         for state, flags in zip(states, confident, strict=True):
@@ -326,7 +326,8 @@ class LightGlueGraph:
         partner = g("ArgMax", log_p, axis=1, keepdims=0)
         back = g("Gather", g("ArgMax", log_p, axis=0, keepdims=0), partner)
         here = g("Range", g.number(0), self._length(g, best), g.number(1))
-        threshold = model.default_threshold if settings.score_threshold is None else settings.score_threshold
+        threshold = settings.score_threshold
+        assert threshold is not None
         good = g("Greater", best, g.constant(math.log(threshold) if threshold > 0 else -1e30))
         matched = g("Squeeze", g("NonZero", g("And", g("Equal", back, here), good)), g.integers(0))
         ends = (

@@ -96,7 +96,7 @@ class OnnxMatcher:
 
         Args:
             pairs: Features of image 0 and image 1 of each pair.
-            settings: Thresholds; None takes those of the file, or the defaults.
+            settings: Thresholds; None takes those of the file, or the model's own.
 
         Returns:
             One result for each pair, in order.
@@ -105,7 +105,7 @@ class OnnxMatcher:
             InputError: The settings are not those of the file, or the features do not fit.
         """
         check_features(pairs, self.config)
-        session = self._session(settings or self.fixed or MatchSettings())
+        session = self._session(settings or MatchSettings())
         if not self.batched:
             return [self._match(session, *pair) for pair in pairs]
         results: dict[int, Matches] = {}
@@ -119,7 +119,16 @@ class OnnxMatcher:
             return weights_sha256(self.source)
         return hashlib.sha256(Path(self.source).read_bytes()).hexdigest()
 
+    @property
+    def own_settings(self) -> MatchSettings:
+        """What settings that are None take: those of the file or of the model."""
+        if self.fixed is not None:
+            return self.fixed
+        assert isinstance(self.source, LightGlue)
+        return self.source.own_settings
+
     def _session(self, settings: MatchSettings) -> Session:
+        settings = settings.completed(self.own_settings)
         if self.fixed is not None and settings != self.fixed:
             raise InputError(f"{self.source} was exported with {self.fixed}; export it again to match with {settings}")
         key = (settings, torch.get_num_threads())  # the threads of the caller

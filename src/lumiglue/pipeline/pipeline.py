@@ -72,7 +72,7 @@ class Pipeline:
             extractor: Computes the features.
             matcher: A PyTorch model, which is moved to the device in place (do not share it between pipelines), or an ONNX
                 matcher. In bf16 its layers are copied here; weights that change afterwards do not reach the copy.
-            settings: How to match; None takes the settings of an ONNX file, or the defaults.
+            settings: How to match; None takes the matcher's own thresholds.
             device: Where a PyTorch matcher runs; None leaves it where it is.
             precision: Arithmetic of a PyTorch matcher.
             metadata: The training record as JSON values.
@@ -103,10 +103,9 @@ class Pipeline:
         if isinstance(matcher, nn.Module):
             self.matcher = matcher.float().eval().to(device)
             self._layers = execution_layers(matcher, precision) if precision == "bf16" else None  # None: as they are now
-            self.settings = settings or MatchSettings()
         else:
             self.matcher = matcher
-            self.settings = settings or matcher.fixed or MatchSettings()
+        self.settings = (settings or MatchSettings()).completed(matcher.own_settings)
 
     @classmethod
     def pretrained(
@@ -135,7 +134,7 @@ class Pipeline:
                 ("aliked-lightglue", see `lumiglue weights list`), a file, or a URL; also an .onnx file of `lumiglue export
                 onnx`, with the settings it was exported with. None takes the best for the features; except for SIFT, they
                 are downloaded on first use.
-            settings: How to match; None takes the defaults.
+            settings: How to match; None takes the thresholds of the weights.
             device: "cpu", "cuda" or "mps"; None takes the CUDA GPU if there is one.
             precision: "auto" takes bf16 for LightGlue if the device multiplies it faster; that keeps all but a few of a
                 thousand matches. Otherwise, and for SuperGlue (not measured), it takes fp32, which gives the same matches
@@ -281,7 +280,7 @@ class Pipeline:
     def with_settings(self, settings: MatchSettings) -> "Pipeline":
         """A pipeline with the same extractor and weights but other settings; nothing is copied."""
         other = copy.copy(self)
-        other.settings = settings
+        other.settings = settings.completed(self.matcher.own_settings)
         return other
 
     def extract(self, image: ImageLike, *, mask: MaskLike | None = None) -> Features:
