@@ -39,7 +39,7 @@ from helpers import make_model
 from lumiglue import LightGlue
 from lumiglue.collection.pairs import write_pairs
 from lumiglue.samples import sample_pair
-from lumiglue.weights.files import load_weights, pretrained_path, save_weights
+from lumiglue.weights.files import BUILT_IN, load_weights, pretrained_path, save_weights
 from lumiglue.weights.released import released_names
 
 ROOT = Path(__file__).parents[1]
@@ -354,7 +354,7 @@ def test_notebooks_are_light() -> None:
 
 def test_built_in_weights_are_those_of_the_page() -> None:
     text = (ROOT / "docs" / "weights.md").read_text()
-    for name in ("sift", "sift-clean", "aliked-compact"):
+    for name in BUILT_IN:
         model = load_weights(pretrained_path(name))
         assert isinstance(model, LightGlue)
         assert f"`{pretrained_path(name).name}`" in text

@@ -66,7 +66,7 @@ def main() -> None:
         if names[a].split("_")[0] != names[b].split("_")[0]:
             unrelated.append((a, b))
     chosen = rng.choice(len(pairs), min(options.negatives, len(pairs)), replace=False)
-    friends = [(pairs[k]["a"], pairs[k]["b"]) for k in chosen]
+    friends = [(pairs[k].a, pairs[k].b) for k in chosen.tolist()]
     print(f"\n{len(friends)} pairs of one scene, {len(unrelated)} of two: ROC AUC (%)\n\n| number | AUC |\n|---|---|")
     table = [
         [_numbers(pipeline.match_features, features(a), features(b)) for a, b in group] for group in (friends, unrelated)

@@ -30,6 +30,7 @@ from lumiglue.weights.registry import needed_files, resolve
 MODELS = {
     "sift": "sift",
     "sift-clean": "sift",
+    "aliked-n16-compact": "aliked-n16",
     "aliked-compact": "aliked-n16rot",
     "aliked-lightglue": "aliked-n16",
     "disk-lightglue": "disk",

@@ -94,6 +94,7 @@ BUILT_IN = {
     "sift": "sift-compact.safetensors",
     "sift-clean": "sift-compact-clean.safetensors",  # trained with openly licensed photos only
     "aliked-compact": "aliked-compact.safetensors",
+    "aliked-n16-compact": "aliked-n16-compact.safetensors",
 }
 
 
