@@ -33,9 +33,11 @@ class LightGlue(nn.Module):
             whose published weights are downloaded on first use. None (any of the right number of channels) needs `weights`.
         weights: Other weights: a name ("sift", "aliked-compact": the small ones in the package), a Lumiglue file, or a
             published checkpoint (.pth or .safetensors, read without unpickling objects).
-        depth_confidence: A pair stops once this fraction of its points is confident; -1 is off.
+        depth_confidence: A pair stops once this fraction of its points is confident; -1 is off. None takes that of the
+            weights, which is 0.95 for all published ones.
         width_confidence: Confident points with a matchability below 1 - width_confidence are pruned; -1 is off. (With
-            depth_confidence -1, kornia also prunes points that are not confident.)
+            depth_confidence -1, kornia also prunes points that are not confident.) None takes that of the weights, 0.99
+            for all published ones.
         filter_threshold: Smallest score of a match.
         n_layers: Number of layers to use, from the first; None uses all.
         mp: Whether to multiply in bfloat16 inside the layers.
@@ -51,8 +53,8 @@ class LightGlue(nn.Module):
         features: str | None = "superpoint",
         *,
         weights: str | Path | None = None,
-        depth_confidence: float = 0.95,
-        width_confidence: float = 0.99,
+        depth_confidence: float | None = None,
+        width_confidence: float | None = None,
         filter_threshold: float = 0.1,
         n_layers: int | None = None,
         flash: bool = True,
@@ -67,9 +69,9 @@ class LightGlue(nn.Module):
         # No threshold here: the released result has the scores of all mutual best pairs.
         self.settings = MatchSettings(
             score_threshold=0.0,
-            exit_ratio=max(depth_confidence, 0),
-            prune_below=0 if width_confidence < 0 else 1 - width_confidence,
-        )
+            exit_ratio=None if depth_confidence is None else max(depth_confidence, 0),
+            prune_below=None if width_confidence is None else 1 - width_confidence if width_confidence >= 0 else 0,
+        ).completed(self.matcher.own_settings)
         self.eval()
 
     @torch.no_grad()

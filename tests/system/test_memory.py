@@ -38,7 +38,8 @@ def _faults(how: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc returns freed memory in this way")
 def test_a_match_reuses_the_memory_of_the_one_before() -> None:
     """2048 x 512 states are 4 MiB; kept, hardly a page of them is mapped anew."""
-    reused, returned = _faults("with"), _faults("without")
+    reused = _faults("with")
+    returned = max(_faults("without") for _ in range(3))  # some layouts of the heap happen to keep it, one run in dozens
     assert returned > 500
     assert reused < returned / 5
 
