@@ -39,7 +39,7 @@ def _faults(how: str) -> int:
 def test_a_match_reuses_the_memory_of_the_one_before() -> None:
     """2048 x 512 states are 4 MiB; kept, hardly a page of them is mapped anew."""
     reused = _faults("with")
-    returned = max(_faults("without") for _ in range(3))  # some layouts of the heap happen to keep it, one run in dozens
+    returned = max(_faults("without") for _ in range(3))  # some layouts of the heap happen to keep it
     assert returned > 500
     assert reused < returned / 5
 
