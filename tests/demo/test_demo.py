@@ -448,6 +448,14 @@ def test_the_page_of_the_documentation_says_how(
     assert stop_layer == layers == 5
 
 
+def test_the_sliders_start_at_the_thresholds_of_the_weights() -> None:
+    from lumiglue.demo.matching import own_thresholds
+
+    own = Pipeline.pretrained("sift").settings
+    assert own_thresholds("sift") == (own.exit_ratio, own.prune_below) != (0.95, 0.01)
+    assert own_thresholds("sift-clean") == (0.95, 0.01)
+
+
 def test_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match="workers is 0; give at least 1"):
         Limits(workers=0)
