@@ -11,6 +11,7 @@
 
 What is held out is listed in yardstick-scenes.json (`held_out()`); commands that make datasets must leave it out. Classes:
 planar, outdoor (wide baselines), indoor, rotation-scale, low-light, repeats, little-overlap; a pair's group is CLASS/SCENE.
+Outdoor and indoor pairs with poses are in rotation-scale a second time, image b turned and shrunk.
 
 Ground truth:
     Homographies of photos are exact. RGB-D frames and five photo sets have poses; of the sets a pair counts as overlapping

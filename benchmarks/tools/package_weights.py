@@ -20,7 +20,9 @@ from lumiglue.weights.files import BUILT_IN, load_weights, pretrained_path, read
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("weights", type=Path, help="run/weights.safetensors of `lumiglue train`")
+    parser.add_argument(
+        "weights", type=Path, nargs="+", help="run/weights.safetensors of `lumiglue train`; several: their mean"
+    )
     parser.add_argument("--name", default="sift", choices=sorted(BUILT_IN))
     parser.add_argument("--data", required=True, help="one sentence: which photos, under which licences")
     parser.add_argument("--hours", type=float, required=True, help="wall time of the training, and on what machine")
@@ -33,7 +35,7 @@ def main() -> None:
     parser.add_argument("--prune-below", type=float, help="beta that the weights run with; by default the run's")
     options = parser.parse_args()
 
-    record = without_paths(read_metadata(options.weights)[1])
+    record = without_paths(read_metadata(options.weights[-1])[1])
     if options.before:
         before = without_paths(read_metadata(options.before)[1])
         record["before"] = {name: before[name] for name in ("recipe", "dataset", "datasets", "before") if name in before}
@@ -46,14 +48,22 @@ def main() -> None:
     )
     target = pretrained_path(options.name)
     target.parent.mkdir(exist_ok=True)
-    model = load_weights(options.weights).half()
-    assert isinstance(model, LightGlue)
+    model = mean_of(options.weights).half()
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
     given = {name: getattr(options, name) for name in ("exit_ratio", "prune_below")}
     model.config = replace(model.config, **{name: value for name, value in given.items() if value is not None})
     save_weights(model, target, record)
     write_checksums(target.parent)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
+
+
+def mean_of(files: list[Path]) -> LightGlue:
+    """A matcher with the mean of several weights of one shape."""
+    models = [load_weights(file) for file in files]
+    states = [model.state_dict() for model in models]
+    models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
+    assert isinstance(models[0], LightGlue)
+    return models[0]
 
 
 def write_checksums(folder: Path) -> None:
