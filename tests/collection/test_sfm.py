@@ -205,8 +205,15 @@ def test_the_database_is_exported_by_itself(
         assert np.allclose(np.asarray(database.read_keypoints(ids["3.png"]))[:, :2], keypoints + 0.5)
         assert database.read_matches(ids["0.png"], ids["1.png"]).tolist() == rows.tolist()
         database.close()
-    mapped = pycolmap.incremental_mapping(out, photos, tmp_path)
-    assert mapped[0].num_reg_images() == 8
+    again = tmp_path / "again.db"  # the same matches have the same geometry: the random samples are seeded
+    collection.export_colmap(photos, *matched, again, camera_model="PINHOLE", camera_params=PINHOLE)
+    geometries = [pycolmap.Database.open(path).read_two_view_geometries() for path in (out, again)]
+    inliers = [[geometry.inlier_matches.tolist() for geometry in found[1]] for found in geometries]
+    assert inliers[0] == inliers[1]
+    mapping = pycolmap.IncrementalPipelineOptions()
+    mapping.random_seed = 0
+    mapped = pycolmap.incremental_mapping(out, photos, tmp_path, mapping)
+    assert max(model.num_reg_images() for model in mapped.values()) == 8
     assert main([*command, "-o", str(out)]) == 2
     assert "exists; delete it, or choose another name" in capsys.readouterr().err
     with h5py.File(tmp_path / "none.h5", "w"):

@@ -170,7 +170,8 @@ def add_matches(database: Database, features: str | Path, matches: str | Path, p
 
 def _verify(database: Path, pairs: Sequence[tuple[int, int]]) -> int:
     """Finds the geometry of each pair; returns how many have one. COLMAP reads a list of names separated by spaces, and a
-    name may have a space, so the images are renamed to their numbers meanwhile."""
+    name may have a space, so the images are renamed to their numbers meanwhile. Its random samples are seeded: the same
+    matches give the same pairs."""
     opened = pycolmap.Database.open(database)
     images = {image.image_id: image for image in opened.read_all_images()}
     names = {number: image.name for number, image in images.items()}
@@ -180,12 +181,14 @@ def _verify(database: Path, pairs: Sequence[tuple[int, int]]) -> int:
             image.name = name_of(number)
             opened.update_image(image)
 
+    options = pycolmap.TwoViewGeometryOptions()
+    options.ransac.random_seed = 0
     list_file = database.with_suffix(".pairs.txt")
     list_file.write_text("".join(f"{a} {b}\n" for a, b in pairs))
     rename(str)
     opened.close()
     with quiet():
-        pycolmap.verify_matches(database, list_file)
+        pycolmap.verify_matches(database, list_file, options)
     list_file.unlink()
     opened = pycolmap.Database.open(database)
     rename(names.__getitem__)
