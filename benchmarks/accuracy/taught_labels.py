@@ -1,16 +1,18 @@
 """How right are the labels that a teacher gives? Measured where truth is known: synthetic scenes and posed RGB-D.
 
     python benchmarks/accuracy/taught_labels.py --teacher aliked-lightglue --scenes PHOTOS \\
-        --rgbd ../shared/rgbd/tartan --pairs 12
+        --rgbd ../shared/rgbd/tartan
 
 Of the positives: pixels between the true place of a keypoint in the other photo and the keypoint that it was matched with,
 where depth says that place is seen. Of the unmatchable keypoints: the share that truth matches within 3 pixels. Recall: of
-the true matches (3 pixels, mutual), the share that became positives. A line for each kind of data.
+the true matches (3 pixels, mutual) of the pairs with labels, the share that became positives. A line for each kind of data
+and each variant; "poses" reconstructs the groups of --views photos first (pycolmap).
 """
 
 import argparse
 import json
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -30,32 +32,35 @@ from lumiglue.training.data.synthetic_scenes import (
     render,
 )
 from lumiglue.training.data.teacher import Teacher
-from lumiglue.training.data.transfer import TransferSettings, find_anchors, label_pair
+from lumiglue.training.data.teaching import SceneMatches, scene_anchors
+from lumiglue.training.data.transfer import TransferSettings, label_pair
 from lumiglue.training.labels import labels_from_depths
 from lumiglue.types import Features
 
 View = tuple[Features, Features, np.ndarray, np.ndarray, np.ndarray]  # teacher's, labelled, depths of these, K, pose
+Group = tuple[list[View], list[tuple[int, int]]]  # views of one scene, and the pairs of them
 
 
-def synthetic(photos: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:
-    """Pairs of views of synthetic scenes."""
+def synthetic(photos: Path, groups: int, count: int, teacher: Extractor, labelled: Extractor) -> list[Group]:
+    """Views of synthetic scenes, in all pairs."""
     settings = SceneSettings(size=(640, 480))
     source, rows = SyntheticScenes.of_folder(photos, settings=settings, texture_side=480), []
-    for number in range(pairs):
+    for number in range(groups):
         rng = np.random.default_rng(number)
         scene, views = build_scene(rng, source.textures(rng), settings), []
-        for _ in range(2):
+        for _ in range(count):
             camera = aim_camera(rng, settings)
             rendering = render(scene, camera)
             features = labelled(rendering.image)
             depths = depths_at(rendering, features.keypoints.numpy().astype(np.float64))
             views.append((teacher(rendering.image), features, depths, camera.intrinsics, camera.camera_from_world))
-        rows.append((views[0], views[1]))
+        rows.append((views, list(combinations(range(count), 2))))
     return rows
 
 
-def measured(folder: Path, pairs: int, teacher: Extractor, labelled: Extractor) -> list[tuple[View, View]]:
-    """Pairs of posed RGB-D frames that overlap by a quarter to three quarters."""
+def measured(folder: Path, groups: int, count: int, teacher: Extractor, labelled: Extractor) -> list[Group]:
+    """Posed RGB-D frames, in pairs that overlap by a quarter to three quarters. A group is a frame and those that overlap
+    with it and were not used before."""
     meta = json.loads((folder / "meta.json").read_text())
     intrinsics = np.array(meta["K"], dtype=np.float64)
     half = np.array([*(intrinsics[:2] / 2), [0, 0, 1]])
@@ -70,25 +75,39 @@ def measured(folder: Path, pairs: int, teacher: Extractor, labelled: Extractor) 
         )
         for frame in meta["frames"]
     ]
-    chosen = PosedFrames(frames=frames, pairing=OverlapSettings(min_overlap=0.25, max_overlap=0.75, max_pairs=pairs)).pairs()
-    views: dict[int, View] = {}
-    for row in {row for a, b, _ in chosen for row in (a, b)}:
+    overlapping = {
+        frozenset(pair[:2])
+        for pair in PosedFrames(frames=frames, pairing=OverlapSettings(min_overlap=0.25, max_overlap=0.75)).pairs()
+    }
+
+    def view(row: int) -> View:
         frame, image = frames[row], read_image(frames[row].image)
         features = labelled(image)
         depths = frame.depths_at(features.keypoints.numpy().astype(np.float64), features.image_size)
-        views[row] = (teacher(image), features, depths, intrinsics, frame.camera_from_world)
-    return [(views[a], views[b]) for a, b, _ in chosen]
+        return teacher(image), features, depths, intrinsics, frame.camera_from_world
+
+    found: list[Group] = []
+    free = list(range(len(frames)))
+    while free and len(found) < groups:
+        first = free.pop(0)
+        rows = [first, *[row for row in free if {first, row} in overlapping][: count - 1]]
+        if len(rows) == count:
+            free = [row for row in free if row not in rows]
+            pairs = [(a, b) for a, b in combinations(range(count), 2) if {rows[a], rows[b]} in overlapping]
+            found.append(([view(row) for row in rows], pairs))
+    return found
 
 
-def figures(pairs: list[tuple[View, View]], matched: list[np.ndarray], settings: TransferSettings) -> dict[str, float]:
+def figures(groups: list[Group], taught: list[SceneMatches], settings: TransferSettings, *, poses: bool) -> dict[str, float]:
     """Of all labels of all pairs together."""
     errors, wrong, lonely_count, recalled, true_count, labelled, used = [], 0, 0, 0, 0, 0, 0
-    for (first, second), matches in zip(pairs, matched, strict=True):
-        (theirs0, own0, depths0, k0, pose0), (theirs1, own1, depths1, k1, pose1) = first, second
-        ends0, ends1 = theirs0.keypoints.numpy()[matches[:, 0]], theirs1.keypoints.numpy()[matches[:, 1]]
-        anchors = find_anchors(ends0, ends1, settings)
-        if anchors is None:
-            continue
+    anchored = [scene_anchors(scene, settings, poses=poses) for scene in taught]
+    pairs = [
+        (views[int(a)], views[int(b)], anchors)
+        for (views, _), usable in zip(groups, anchored, strict=True)
+        for (a, b), anchors in usable.items()
+    ]
+    for (_, own0, depths0, k0, pose0), (_, own1, depths1, k1, pose1), anchors in pairs:
         used += 1
         points = (own0.keypoints.numpy(), own1.keypoints.numpy())
         labels = label_pair(*points, (own0.image_size, own1.image_size), anchors, settings)
@@ -126,25 +145,35 @@ def main() -> None:
     parser.add_argument("--features", default="sift")
     parser.add_argument("--scenes", type=Path, help="photos for synthetic scenes")
     parser.add_argument("--rgbd", type=Path, nargs="*", default=[])
-    parser.add_argument("--pairs", type=int, default=12)
+    parser.add_argument("--groups", type=int, default=8)
+    parser.add_argument("--views", type=int, default=4, help="views of a group")
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher = Teacher.named(args.teacher, args.teacher_features, max_keypoints=args.teacher_keypoints)
     theirs, own = teacher.extractor(), create_extractor(args.features, max_keypoints=2048, resize=None)
-    data = {"synthetic scenes": synthetic(args.scenes, args.pairs, theirs, own)} if args.scenes else {}
-    data |= {folder.name: measured(folder, args.pairs, theirs, own) for folder in args.rgbd}
+    size = args.groups, args.views
+    data = {"synthetic scenes": synthetic(args.scenes, *size, theirs, own)} if args.scenes else {}
+    data |= {folder.name: measured(folder, *size, theirs, own) for folder in args.rgbd}
     usual = TransferSettings()
-    variants = {"as it is": usual}
+    variants = {"with poses": (usual, True), "without poses": (usual, False)}
     fields = {
         "neighbours": (5, 12), "reach": (16.0, 64.0), "residual": (0.75, 3.0), "spread": (0.5, 2.0), "cycle": (1.0, 4.0)
     }  # fmt: skip
     for name, values in fields.items():
-        variants |= {f"{name} {value}": replace(usual, **{name: value}) for value in values}
-    for kind, pairs in data.items():
-        matched = [teacher.match(first[0], second[0]) for first, second in pairs]
-        for variant, settings in variants.items():
-            line = {"data": kind, "variant": variant} | figures(pairs, matched, settings)
+        variants |= {f"{name} {value}": (replace(usual, **{name: value}), True) for value in values}
+    for kind, groups in data.items():
+        taught = [taught_scene(teacher, group) for group in groups]
+        for variant, (settings, poses) in variants.items():
+            line = {"data": kind, "variant": variant} | figures(groups, taught, settings, poses=poses)
             print(json.dumps({k: round(v, 2) if isinstance(v, float) else v for k, v in line.items()}), flush=True)
+
+
+def taught_scene(teacher: Teacher, group: Group) -> SceneMatches:
+    """The teacher's matches of a group."""
+    features = {str(number): view[0] for number, view in enumerate(group[0])}
+    pairs = {(str(a), str(b)): teacher.match(features[str(a)], features[str(b)]) for a, b in group[1]}
+    enough = {pair: matches for pair, matches in pairs.items() if len(matches) >= TransferSettings().least_anchors}
+    return SceneMatches(features, enough, None)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,11 @@ from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import PRESETS, Size, preset
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
+from lumiglue.training.data.multiview import map_matches
 from lumiglue.training.data.synthetic_scenes import Rendering, SceneSettings, aim_camera, build_scene, depths_at, render
 from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 from lumiglue.training.data.teacher import Teacher
+from lumiglue.training.data.teaching import SceneMatches, scene_anchors
 from lumiglue.training.data.transfer import (
     Anchors,
     TransferSettings,
@@ -35,6 +37,7 @@ from lumiglue.training.labels import Labels, mutual_nearest
 from lumiglue.training.loop import train
 from lumiglue.training.loss import correspondence_loss, layer_scores
 from lumiglue.training.sampling import PairSampler
+from lumiglue.types import Features
 
 SIZE = (640, 480)
 SETTINGS = TransferSettings()
@@ -176,6 +179,65 @@ def test_photos_that_mostly_agree_overrule_one_match() -> None:
     pairs["a", "b"][[3, 4], 1] = [4, 3]
     kept = consistent_matches(keypoints, pairs, SETTINGS)
     assert {pair: len(matches) for pair, matches in kept.items()} == dict.fromkeys(pairs, 40) | {("a", "b"): 38}
+
+
+def wall_and_yard(count: int = 4) -> tuple[dict[str, Features], dict[tuple[str, str], np.ndarray], np.ndarray]:
+    """Photos of a wall and of a slope beside it, all matched; a tenth of the first pair's matches jump. Pixels of all points
+    in all photos."""
+    rng = np.random.default_rng(5)
+    flat = rng.uniform([-2, -2], [0, 2], (150, 2)), rng.uniform([0, -2], [2, 2], (100, 2))
+    world = np.concatenate([np.column_stack([flat[0], np.full(150, 8.0)]), np.column_stack([flat[1], 8 - flat[1][:, 0]])])
+    intrinsics = np.array([[600.0, 0, 319.5], [0, 600.0, 239.5], [0, 0, 1]])
+    seen, features = [], {}
+    for number in range(count):
+        angle = 0.12 * number
+        turn = np.array([[np.cos(angle), 0, np.sin(angle)], [0, 1, 0], [-np.sin(angle), 0, np.cos(angle)]])
+        camera = world @ turn.T + np.array([-0.9 * number, 0.1 * number, 0.05 * number])
+        pixels = camera @ intrinsics.T
+        seen.append(pixels[:, :2] / pixels[:, 2:])
+        noisy = torch.from_numpy(seen[-1] + rng.normal(0, 0.3, (len(world), 2))).float()
+        features[f"{number}.jpg"] = Features(keypoints=noisy, descriptors=torch.zeros(len(world), 4), image_size=SIZE)
+    rows = np.arange(len(world))
+    pairs = {pair: np.column_stack([rows, rows]) for pair in combinations(features, 2)}
+    first = pairs["0.jpg", "1.jpg"]
+    first[:25, 1] = first[:25, 1][::-1]
+    return features, pairs, np.array(seen)
+
+
+def test_poses_of_many_photos_replace_the_geometry_of_two() -> None:
+    """The model's epipolar lines pass through the true places, and the pair whose matches jumped gets the tracks."""
+    features, pairs, seen = wall_and_yard()
+    keypoints = {name: one.keypoints.numpy() for name, one in features.items()}
+    sizes = dict.fromkeys(features, SIZE)
+    (model,) = map_matches(keypoints, sizes, pairs)
+    assert set(model.projections) == set(features)
+    for a, b in combinations(range(4), 2):
+        matrix = model.fundamental(f"{a}.jpg", f"{b}.jpg")
+        lines = np.column_stack([seen[a], np.ones(len(seen[a]))]) @ matrix.T
+        off = (lines * np.column_stack([seen[b], np.ones(len(seen[b]))])).sum(1) / np.linalg.norm(lines[:, :2], axis=1)
+        assert np.median(np.abs(off)) < 0.5
+    revised = model.revise("0.jpg", "1.jpg", pairs["0.jpg", "1.jpg"])
+    assert len(revised) > 220
+    assert (revised[:, 0] == revised[:, 1]).mean() > 0.99
+    anchors = scene_anchors(SceneMatches(features, pairs, None), SETTINGS, poses=True)
+    assert set(anchors) == set(pairs)
+    assert all(usable.fundamental is not None for usable in anchors.values())
+
+
+def test_photos_of_a_plane_alone_get_no_poses() -> None:
+    """COLMAP has nothing to start from, and the labels are those without poses."""
+    features, pairs, _ = wall_and_yard()
+    plane = {name: one[torch.arange(150)] for name, one in features.items()}
+    pairs = {pair: matches[25:150] for pair, matches in pairs.items()}
+    scene = SceneMatches(plane, pairs, None)
+    with_poses, without = (scene_anchors(scene, SETTINGS, poses=poses) for poses in (True, False))
+    assert with_poses.keys() == without.keys() == pairs.keys()
+
+
+def test_two_photos_have_no_model() -> None:
+    features, pairs, _ = wall_and_yard(2)
+    keypoints = {name: one.keypoints.numpy() for name, one in features.items()}
+    assert map_matches(keypoints, dict.fromkeys(features, SIZE), pairs) == []
 
 
 def test_too_few_or_random_matches_give_no_anchors() -> None:
@@ -324,6 +386,17 @@ def test_other_features_take_the_same_matches_from_the_folder(
         assert first is not None
         assert second is not None
         assert (first.entries == second.entries).all()
+
+
+def test_the_record_of_a_dataset_says_whether_scenes_were_reconstructed(taught: Path, module_folder: Path) -> None:
+    out, photos = module_folder / "posed.h5", str(module_folder / "photos")
+    flags = ["--teacher", "sift", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
+    sizes = ["--workers", "1", "--max-keypoints", "300"]
+    assert main(["dataset", "teach", photos, "-o", str(out), "--poses", *sizes, *flags]) == 0
+    for path, poses in ((taught, False), (out, True)):
+        dataset = FeatureDataset(path)
+        assert dataset.plan["settings"]["poses"] is poses
+        assert len(dataset.pairs) == 6
 
 
 def test_a_folder_without_two_photos_is_refused(tmp_path: Path, save_photo: Callable[[str, np.ndarray], Path]) -> None:

@@ -220,6 +220,7 @@ def teach(
     teacher_keypoints: int = 2048,
     teacher_matches: Path | None = None,
     neighbours: int = 6,
+    poses: bool = False,
     flags: Annotated[DatasetFlags, arg(name="")] = TAUGHT,
 ) -> int:
     """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
@@ -232,6 +233,8 @@ def teach(
         teacher_keypoints: Largest number of the teacher's keypoints per photo.
         teacher_matches: Cache folder for the teacher's matches, which datasets of other features reuse.
         neighbours: Each photo is paired with this many of the most similar photos of its scene.
+        poses: Reconstruct scenes of three or more photos with COLMAP, and take the epipolar geometry and the tracks of the
+            model. Needs pycolmap.
         flags: Features, sizes, seed and processes.
     """
     from lumiglue.training.data.teacher import Teacher
@@ -239,6 +242,7 @@ def teach(
 
     matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=flags.usable_device)
     source = TaughtPhotos.of_folder(
-        photos, matcher, neighbours=neighbours, long_side=flags.long_side, seed=flags.seed, matches=teacher_matches
-    )
+        photos, matcher, neighbours=neighbours, long_side=flags.long_side, seed=flags.seed, matches=teacher_matches,
+        poses=poses,
+    )  # fmt: skip
     return flags.build(source, out, "scenes", lacks="have no overlapping pair")

@@ -25,7 +25,7 @@ from lumiglue.training.data.dataset import Kind, LabelledPair, View
 from lumiglue.training.data.homographies import photo_names, photos_sha256
 from lumiglue.training.data.taught import SparseAssignment
 from lumiglue.training.data.teacher import Teacher
-from lumiglue.training.data.transfer import TransferSettings, consistent_matches, find_anchors, label_pair
+from lumiglue.training.data.transfer import Anchors, TransferSettings, consistent_matches, find_anchors, label_pair
 from lumiglue.types import Features
 
 
@@ -56,6 +56,7 @@ class TaughtPhotos:
         long_side: Photos are shrunk to this long side, in pixels.
         seed: Seed of RANSAC.
         transfer: When a transferred keypoint counts.
+        poses: Whether scenes of three or more photos are reconstructed, which makes their labels surer; needs pycolmap.
         matches: Cache folder for the teacher's matches, which datasets of other features of the same photos reuse.
     """
 
@@ -66,6 +67,7 @@ class TaughtPhotos:
     long_side: int = 640
     seed: int = 0
     transfer: TransferSettings = field(default_factory=TransferSettings)
+    poses: bool = False
     matches: Path | None = None
 
     kind: Kind = field(default="taught", init=False)
@@ -87,6 +89,8 @@ class TaughtPhotos:
             raise InputError(f"neighbours is {self.neighbours}; give at least 1")
         if self.long_side < 64:
             raise InputError(f"long_side is {self.long_side}; give at least 64 pixels")
+        if self.poses:
+            import lumiglue.training.data.multiview  # noqa: F401  # says at once if pycolmap is missing
 
     @property
     def items(self) -> list[str]:
@@ -98,7 +102,7 @@ class TaughtPhotos:
         photos = [name for names in self.scenes.values() for name in names]
         return {
             "source": "taught", "teacher": self.teacher.plan(), "neighbours": self.neighbours, "seed": self.seed,
-            "long_side": self.long_side, "transfer": asdict(self.transfer),
+            "long_side": self.long_side, "transfer": asdict(self.transfer), "poses": self.poses,
             "photos_sha256": photos_sha256(self.root, photos),
         }  # fmt: skip
 
@@ -121,12 +125,7 @@ class TaughtPhotos:
         photos = dict(self._photos(self.scenes[scene]))
         own = extractor.name == self.teacher.features
         taught = self._match(scene, photos, assignments=own)
-        anchors = {}
-        keypoints = {name: features.keypoints.numpy() for name, features in taught.features.items()}
-        for (a, b), matches in consistent_matches(keypoints, taught.pairs, self.transfer).items():
-            usable = find_anchors(keypoints[a][matches[:, 0]], keypoints[b][matches[:, 1]], self.transfer, self.seed)
-            if usable is not None:
-                anchors[a, b] = usable
+        anchors = scene_anchors(taught, self.transfer, poses=self.poses, seed=self.seed)
         if not anchors:
             raise ImageError(f"no two photos of {scene} overlap")
         names = sorted({name for pair in anchors for name in pair})
@@ -191,6 +190,43 @@ class TaughtPhotos:
         from lumiglue.collection.retrieval import by_retrieval
 
         return by_retrieval(lambda name: features[name].descriptors.numpy(), names, self.neighbours)
+
+
+def scene_anchors(
+    scene: SceneMatches, settings: TransferSettings, *, poses: bool, seed: int = 0
+) -> dict[tuple[str, str], Anchors]:
+    """The reliable matches of a scene's pairs of photos.
+
+    Matches that the other photos contradict are left out. With `poses`, three or more photos that a reconstruction places
+    also take its tracks, and its epipolar geometry in place of that of the two photos.
+
+    Args:
+        scene: The teacher's matches.
+        settings: When a match counts.
+        poses: Whether to reconstruct the scene; needs pycolmap.
+        seed: Random seed.
+
+    Returns:
+        The anchors of each pair that has enough of them.
+    """
+    keypoints = {name: features.keypoints.numpy() for name, features in scene.features.items()}
+    pairs = consistent_matches(keypoints, scene.pairs, settings)
+    fundamentals = {}
+    if poses:
+        from lumiglue.training.data.multiview import map_matches
+
+        sizes = {name: features.image_size for name, features in scene.features.items()}
+        for model in reversed(map_matches(keypoints, sizes, pairs, seed)):  # the largest one has the last word
+            for pair, matches in pairs.items():
+                if model.projections.keys() >= set(pair):
+                    pairs[pair], fundamentals[pair] = model.revise(*pair, matches), model.fundamental(*pair)
+    anchors = {}
+    for (a, b), matches in pairs.items():
+        ends = keypoints[a][matches[:, 0]], keypoints[b][matches[:, 1]]
+        usable = find_anchors(*ends, settings, seed, fundamentals.get((a, b)))
+        if usable is not None:
+            anchors[a, b] = usable
+    return anchors
 
 
 def _select_assignment(scene: SceneMatches, pair: tuple[str, str], rows: tuple[np.ndarray, np.ndarray]) -> SparseAssignment:

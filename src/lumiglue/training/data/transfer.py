@@ -99,24 +99,45 @@ def consistent_matches(
 
 
 def find_anchors(
-    points0: Float[np.ndarray, "k 2"], points1: Float[np.ndarray, "k 2"], settings: TransferSettings, seed: int = 0
+    points0: Float[np.ndarray, "k 2"],
+    points1: Float[np.ndarray, "k 2"],
+    settings: TransferSettings,
+    seed: int = 0,
+    fundamental: Float[np.ndarray, "3 3"] | None = None,
 ) -> Anchors | None:
-    """Selects the matches that fit one epipolar geometry and their own neighbours; None if there are too few."""
+    """Selects the matches that fit one epipolar geometry and their own neighbours; None if there are too few.
+
+    Args:
+        points0: Pixels of the matches in the first photo.
+        points1: Pixels of the matches in the second photo.
+        settings: When matches count.
+        seed: Seed of RANSAC.
+        fundamental: The fundamental matrix, if poses are known; by default it is estimated from the matches.
+    """
     fewest = max(settings.least_anchors, settings.least_share * len(points0))
-    epipolar = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
-    inliers = epipolar.inliers.numpy()
-    if epipolar.matrix is None or inliers.sum() < fewest:
+    points0, points1 = (np.asarray(points, dtype=np.float64) for points in (points0, points1))
+    matrix = fundamental
+    if matrix is None:
+        epipolar = estimate("fundamental", points0, points1, threshold=settings.epipolar, seed=seed)
+        if epipolar.matrix is None:
+            return None
+        matrix, inliers = epipolar.matrix.numpy().astype(np.float64), epipolar.inliers.numpy()
+    else:
+        off = _off_line(points0, points1, matrix), _off_line(points1, points0, matrix.T)
+        inliers = np.maximum(*off) <= settings.epipolar
+    if inliers.sum() < fewest:
         return None
-    points0, points1 = (np.asarray(points, dtype=np.float64)[inliers] for points in (points0, points1))
-    plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
-    planar = int(plane.inliers.sum()) >= settings.planar_share * len(points0)
+    points0, points1 = points0[inliers], points1[inliers]
+    if fundamental is None:
+        plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
+        if int(plane.inliers.sum()) >= settings.planar_share * len(points0):
+            matrix = None
     consistent = np.ones(len(points0), dtype=bool)
     for ends in ((points0, points1), (points1, points0)):
         predicted, _, _ = _affine_predictions(ends[0], *ends, settings, leave_out_self=True)
         consistent &= np.linalg.norm(predicted - ends[1], axis=1) <= 2 * NEAR_PX
     if consistent.sum() < fewest:
         return None
-    matrix = None if planar else epipolar.matrix.numpy().astype(np.float64)
     return Anchors(points0[consistent], points1[consistent], matrix)
 
 
@@ -191,6 +212,12 @@ def label_pair(
     judged0 = reliable0 & _inside(in1, sizes[1]) | _out_of_sight(keypoints0, sizes[1], anchors)
     judged1 = reliable1 & _inside(in0, sizes[0]) | _out_of_sight(keypoints1, sizes[0], anchors.reversed())
     return PairLabels(near, np.nan_to_num(both, nan=np.inf), judged0, judged1, assignment)
+
+
+def _off_line(points0: np.ndarray, points1: np.ndarray, fundamental: np.ndarray) -> Float[np.ndarray, " n"]:
+    """Distances of the second photo's points from the epipolar lines of the first photo's, in pixels."""
+    lines = _homogeneous(points0) @ fundamental.T
+    return np.abs((lines * _homogeneous(points1)).sum(1)) / np.maximum(np.linalg.norm(lines[:, :2], axis=1), 1e-12)
 
 
 def _inside(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
