@@ -147,6 +147,7 @@ def main() -> None:
     parser.add_argument("--rgbd", type=Path, nargs="*", default=[])
     parser.add_argument("--groups", type=int, default=8)
     parser.add_argument("--views", type=int, default=4, help="views of a group")
+    parser.add_argument("--settings", action="store_true", help="also with other values of each setting")
     args = parser.parse_args()
     torch.set_num_threads(1)
     teacher = Teacher.named(args.teacher, args.teacher_features, max_keypoints=args.teacher_keypoints)
@@ -159,8 +160,8 @@ def main() -> None:
     fields = {
         "neighbours": (5, 12), "reach": (16.0, 64.0), "residual": (0.75, 3.0), "spread": (0.5, 2.0), "cycle": (1.0, 4.0)
     }  # fmt: skip
-    for name, values in fields.items():
-        variants |= {f"{name} {value}": (replace(usual, **{name: value}), True) for value in values}
+    for name, values in fields.items() if args.settings else ():
+        variants |= {f"{name} {value}": (replace(usual, **{name: value}), False) for value in values}
     for kind, groups in data.items():
         taught = [taught_scene(teacher, group) for group in groups]
         for variant, (settings, poses) in variants.items():
