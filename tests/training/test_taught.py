@@ -15,7 +15,10 @@ from lumiglue import InputError, LightGlue, TrainingError
 from lumiglue.cli import main
 from lumiglue.geometry.projective import transfer, transform
 from lumiglue.matcher.inputs import pack
+from lumiglue.matcher.lightglue import RotaryEncoding
 from lumiglue.matcher.models import PRESETS, Size, preset
+from lumiglue.matcher.packed import PackedPairs
+from lumiglue.training.compression import calibration_pairs, compare, held_out_pairs
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.multiview import map_matches
@@ -37,7 +40,9 @@ from lumiglue.training.labels import Labels, mutual_nearest
 from lumiglue.training.loop import train
 from lumiglue.training.loss import correspondence_loss, layer_scores
 from lumiglue.training.sampling import PairSampler
+from lumiglue.training.slicing import sliced
 from lumiglue.types import Features
+from lumiglue.weights.files import load_weights, pretrained_path
 
 SIZE = (640, 480)
 SETTINGS = TransferSettings()
@@ -530,8 +535,6 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
         weight_decay=0.0, precision="fp32",
     )  # fmt: skip
     list(train(taught, tmp_path / "run", settings))
-    from lumiglue.weights.files import load_weights, pretrained_path
-
     deep, shallow = load_weights(tmp_path / "run" / "weights.safetensors"), load_weights(pretrained_path("sift"))
     assert isinstance(deep, LightGlue)
     assert isinstance(shallow, LightGlue)
@@ -541,6 +544,75 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
     with torch.inference_mode():
         one, two = (layer_scores(model.heads[-1], list(model.states(packed))[-1], 1)[0] for model in (deep, shallow))
     assert torch.allclose(one, two, atol=1e-4)
+
+
+# -- slicing ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def calibration(taught: Path) -> list[PackedPairs]:
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    return [*calibration_pairs(FeatureDataset(taught), model, 200)[:8]]
+
+
+def test_a_sliced_matcher_is_like_the_wide_one(taught: Path, calibration: list[PackedPairs]) -> None:
+    """The wider, the more alike; a width that keeps most directions keeps most matches, with no training."""
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    small = {str(d): sliced(model, d, calibration) for d in (32, 120)}
+    assert [one.config.d for one in small.values()] == [32, 120]
+    found = compare(model, small, held_out_pairs(FeatureDataset(taught), model, 200)[:4])
+    assert found["120"].kept > 0.8
+    assert found["120"].shared > 0.8
+    assert found["32"].kept < found["120"].kept
+    assert found["32"].parameters < found["120"].parameters / 5
+
+
+def test_slicing_keeps_the_fixed_frequencies_of_orientation(calibration: list[PackedPairs]) -> None:
+    """Each plane's integer frequency is that of the plane whose learned ones it has."""
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    wide, narrow = model.position_encoding, sliced(model, 64, calibration[:2]).position_encoding
+    assert isinstance(wide, RotaryEncoding)
+    assert isinstance(narrow, RotaryEncoding)
+    same = (narrow.frequencies[:, None] == wide.frequencies[None]).all(2)
+    assert (same.sum(1) == 1).all()
+    assert torch.equal(wide.turns[same.float().argmax(1)], narrow.turns)
+
+
+@pytest.mark.parametrize("d", [0, -8, 12, 128, 256])
+def test_widths_that_cannot_be_sliced_are_refused(d: int) -> None:
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    with pytest.raises(TrainingError, match="give a multiple of 8 below 128"):
+        sliced(model, d, [])
+
+
+def test_compress_slices_heals_and_resumes(taught: Path, module_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The whole command; a second call takes what is there, and another number of pairs is another run."""
+    assert taught.exists()  # the photos
+    out = module_folder / "small.safetensors"
+    command = ["compress", "sift", str(module_folder / "photos"), "-o", str(out), "--width", "64", "--workers", "1"]
+    assert main([*command, "--pairs", "8", "--max-keypoints", "128"]) == 0
+    said = capsys.readouterr().out
+    assert "sliced: " in said
+    assert "healed: " in said
+    assert "of the original's matches" in said
+    small = load_weights(out)
+    assert isinstance(small, LightGlue)
+    assert (small.config.d, small.config.n_layers) == (64, 5)
+    assert (small.config.exit_ratio, small.config.prune_below) == (0.8, 0.2)
+    before = (out.stat().st_mtime_ns, (module_folder / "small.safetensors.run" / "sliced-64.safetensors").stat().st_mtime_ns)
+    assert main([*command, "--pairs", "8", "--max-keypoints", "128"]) == 0
+    assert (module_folder / "small.safetensors.run" / "sliced-64.safetensors").stat().st_mtime_ns == before[1]
+    assert main([*command, "--pairs", "9", "--max-keypoints", "128"]) == 2
+    assert main([*command[:-4], "--width", "100", "--pairs", "8", "--max-keypoints", "128"]) == 2
+
+
+def test_a_run_of_the_same_shape_needs_weights_to_start_from(taught: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="give start_from"):
+        list(train(taught, tmp_path / "run", TrainSettings(preset="same", pairs=2)))
 
 
 # -- lengths -----------------------------------------------------------------------------------------------------------

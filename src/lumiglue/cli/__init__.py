@@ -35,7 +35,7 @@ from lumiglue.cli.help import explained
 from lumiglue.cli.matching import demo, match, sample
 from lumiglue.cli.speed import bench
 from lumiglue.cli.terminal import err, out, say
-from lumiglue.cli.training import train
+from lumiglue.cli.training import compress, train
 from lumiglue.errors import LumiglueError
 from lumiglue.io.atomic import disk_is_full
 from lumiglue.system.extras import EXTRAS, remedy
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "dataset from-colmap": dataset_from_colmap,
     "dataset teach": teach,
     "train": train,
+    "compress": compress,
     "eval": evaluate,
     "eval homography": evaluate_homography,
     "eval pose": evaluate_pose,

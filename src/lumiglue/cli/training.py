@@ -1,4 +1,4 @@
-"""`lumiglue train`."""
+"""`lumiglue train` and `lumiglue compress`."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -95,6 +95,81 @@ def _train(
         err.print(f"stopped after step {done} of {settings.steps}; run the same command again to resume")
         return 130
     say(f"trained weights -> {out / 'weights.safetensors'}")
+    return 0
+
+
+def compress(
+    weights: Positional[str],
+    photos: Positional[Path],
+    out: Annotated[Path, arg(aliases=["-o"])],
+    width: int = 128,
+    pairs: int = 2000,
+    features: str | None = None,
+    max_keypoints: int = 1024,
+    neighbours: int = 6,
+    seed: int = 0,
+    workers: int = 0,
+) -> int:
+    """Make a LightGlue matcher narrower, and heal it on your own photos. Resumable.
+
+    Its states are sliced onto their main directions; then the original teaches the result. Prints how much of the
+    original's matches it keeps, and how much faster it is, before and after.
+
+    Args:
+        weights: The matcher to compress: a name, a .safetensors file, or a released LightGlue checkpoint.
+        photos: Folder of folders, each of which has overlapping photos of one scene.
+        out: The .safetensors file to write. OUT.run beside it has the dataset and the training run.
+        width: Channels of the states; the paper's model has 256.
+        pairs: Pairs of photos seen in training; 0 only slices.
+        features: Features of the matcher, if its file does not state them (a released checkpoint does not).
+        max_keypoints: Largest number of keypoints per photo.
+        neighbours: Each photo is paired with this many of the most similar photos of its scene.
+        seed: Seed of everything random.
+        workers: Number of processes that extract and match; 0 uses one per core.
+    """
+    from lumiglue.cli.dataset import DatasetFlags
+    from lumiglue.io.atomic import write_whole
+    from lumiglue.training.compression import calibration_pairs, compare, held_out_pairs
+    from lumiglue.training.data.dataset import FeatureDataset
+    from lumiglue.training.data.teacher import Teacher
+    from lumiglue.training.data.teaching import TaughtPhotos
+    from lumiglue.training.distributed import Processes
+    from lumiglue.training.slicing import check_width, sliced
+    from lumiglue.weights.files import load_weights, save_weights
+
+    teacher = Teacher.named(weights, features, max_keypoints=max_keypoints)
+    original = teacher.model()
+    check_width(original, width)
+    run = out.with_name(out.name + ".run")
+    run.mkdir(parents=True, exist_ok=True)
+    flags = DatasetFlags(features=teacher.features, max_keypoints=max_keypoints, long_side=640, seed=seed, workers=workers)
+    source = TaughtPhotos.of_folder(photos, teacher, neighbours=neighbours, long_side=flags.long_side, seed=seed)
+    flags.build(source, run / "taught.h5", "scenes", lacks="have no overlapping pair")
+    dataset, points = FeatureDataset(run / "taught.h5"), max_keypoints // 2
+    training, start = run / f"training-{width}", run / f"sliced-{width}.safetensors"
+    if not start.exists():
+        say(f"slicing {original.config.d} channels to {width}")
+        record = {"sliced_from": teacher.plan(), "width": width}
+        save_weights(sliced(original, width, calibration_pairs(dataset, original, points)), start, record)
+    stages, final = {"sliced": start}, start
+    if pairs:
+        settings = config.recipe(
+            "default", preset="same", start_from=str(start), pairs=pairs, confidence_pairs=max(pairs // 8, 1), batch_size=4,
+            lengths=(points, points, points, max_keypoints), learning_rate=5e-4, warmup_pairs=pairs // 10, ema=pairs / 8,
+            evaluate_every=max(pairs // 4, 1), checkpoint_every=100, seed=seed,
+        )  # fmt: skip
+        if (code := _train((run / "taught.h5",), training, None, settings, Processes())) != 0:
+            return code
+        stages["healed"] = final = training / "weights.safetensors"
+    write_whole(out, final.read_bytes())
+    small = {name: load_weights(path) for name, path in stages.items()}
+    found = compare(original, small, held_out_pairs(dataset, original, points))
+    before = sum(p.numel() for p in original.parameters())
+    say(f"{before / 1e6:.1f} M parameters -> {found['sliced'].parameters / 1e6:.1f} M; on held-out pairs:")
+    for name, like in found.items():
+        shares = f"{like.kept:.0%} of the original's matches, {like.shared:.0%} of its own are the original's"
+        say(f"{name}: {shares}, {like.faster:.1f} times as fast")
+    say(f"compressed weights -> {out}")
     return 0
 
 

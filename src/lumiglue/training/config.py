@@ -19,8 +19,8 @@ class TrainSettings:
         model: LightGlue, or SuperGlue to compare it with.
         ablation: LightGlue only: what to leave out, as in the paper's ablations; by default nothing.
         deep_supervision: LightGlue only: whether every layer learns from the labels, or the last layer alone.
-        preset: Size of the matcher: base, compact, or deep (as narrow as compact, with the 9 layers of base). Weights with
-            fewer layers are deepened.
+        preset: Size of the matcher: base, compact, deep (as narrow as compact, with the 9 layers of base), or same (that of
+            the weights to start from). Weights with fewer layers are deepened.
         encoding: Input of the rotary encoding; by default log scale and angle if the features have them, otherwise xy.
         start_from: Weights to fine-tune: a .safetensors file or the name of built-in ones; by default the matcher starts
             from random weights.

@@ -300,6 +300,10 @@ def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: 
     encoding = encoding or ("xy-logscale-angle" if oriented else "xy")
     if encoding != "xy" and not oriented:
         raise TrainingError(f"encoding {encoding!r} needs scales and orientations, which the datasets lack; use 'xy'")
+    if settings.preset == "same":
+        if not isinstance(start, LightGlue):
+            raise TrainingError("the preset same is the shape of the weights to start from; give start_from")
+        return replace(start.config, extractor=name, descriptor_dim=channels)
     config = replace(preset(settings.preset, name, channels, encoding), ablation=settings.ablation)
     if isinstance(start, LightGlue):
         config = replace(config, exit_ratio=start.config.exit_ratio, prune_below=start.config.prune_below)

@@ -43,11 +43,11 @@ class SceneModel:
 
     def revise(self, a: str, b: str, matches: Integer[np.ndarray, "k 2"]) -> Integer[np.ndarray, "l 2"]:
         """Matches of two of the photos: the tracks that both have, and of `matches` those whose ends are in no track."""
-        tracks = self.tracks[a], self.tracks[b]
-        free = (tracks[0][matches[:, 0]] < 0) & (tracks[1][matches[:, 1]] < 0)
-        known = [np.flatnonzero(side >= 0) for side in tracks]
-        _, *at = np.intersect1d(*(side[rows] for side, rows in zip(tracks, known, strict=True)), return_indices=True)
-        shared = np.column_stack([rows[index] for rows, index in zip(known, at, strict=True)])
+        track0, track1 = self.tracks[a], self.tracks[b]
+        free = (track0[matches[:, 0]] < 0) & (track1[matches[:, 1]] < 0)
+        known0, known1 = np.flatnonzero(track0 >= 0), np.flatnonzero(track1 >= 0)
+        _, at0, at1 = np.intersect1d(track0[known0], track1[known1], return_indices=True)
+        shared = np.column_stack([known0[at0], known1[at1]])
         return np.concatenate([shared, matches[free]])
 
 

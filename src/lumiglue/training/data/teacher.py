@@ -70,16 +70,20 @@ class Teacher:
         """The extractor of the teacher's features."""
         return create_extractor(self.features, device=self.device, max_keypoints=self.max_keypoints, resize=None)
 
+    def model(self) -> LightGlue:
+        """The matcher itself, on the device, in evaluation mode. Raises InputError if the file is no LightGlue."""
+        return _load(self.weights, self.features, self.device)
+
     def match(self, a: Features, b: Features) -> Integer[np.ndarray, "k 2"]:
         """Matches two photos, with early exit."""
-        model = _load(self.weights, self.features, self.device)
+        model = self.model()
         pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
         return model.match(pairs)[0].pairs.cpu().numpy()
 
     def assign(self, a: Features, b: Features) -> tuple[Integer[np.ndarray, "k 2"], SparseAssignment]:
         """Matches two photos with all layers: the matches, and the last layer's assignment without the entries below
         LEAST_P."""
-        model = _load(self.weights, self.features, self.device)
+        model = self.model()
         with torch.inference_mode():
             pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
             *_, x = model.states(pairs)
