@@ -608,6 +608,8 @@ def test_compress_slices_heals_and_resumes(taught: Path, module_folder: Path, ca
     assert (module_folder / "small.safetensors.run" / "sliced-64.safetensors").stat().st_mtime_ns == before[1]
     assert main([*command, "--pairs", "9", "--max-keypoints", "128"]) == 2
     assert main([*command[:-4], "--width", "100", "--pairs", "8", "--max-keypoints", "128"]) == 2
+    assert main(["compress", "sift", str(module_folder / "photos" / "alone"), "-o", str(module_folder / "no")]) == 2
+    assert not (module_folder / "no.run").exists()
 
 
 def test_a_run_of_the_same_shape_needs_weights_to_start_from(taught: Path, tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def dataset_from_colmap(
     min_angle: float = 2.0,
     max_edge: float = 0.05,
 ) -> int:
-    """Convert a COLMAP model and its photos to posed images: undistorted photos, poses, depth maps of the tracked points.
+    """Convert a COLMAP model and its photos to undistorted photos with poses and depth maps.
 
     Args:
         model: Folder with cameras, images and points3D, .bin or .txt.

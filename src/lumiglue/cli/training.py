@@ -110,7 +110,7 @@ def compress(
     seed: int = 0,
     workers: int = 0,
 ) -> int:
-    """Make a LightGlue matcher narrower, and heal it on your own photos. Resumable.
+    """Make a LightGlue narrower with your photos. Resumable.
 
     Its states are sliced onto their main directions; then the original teaches the result. Prints how much of the
     original's matches it keeps, and how much faster it is, before and after.
@@ -141,9 +141,9 @@ def compress(
     original = teacher.model()
     check_width(original, width)
     run = out.with_name(out.name + ".run")
-    run.mkdir(parents=True, exist_ok=True)
     flags = DatasetFlags(features=teacher.features, max_keypoints=max_keypoints, long_side=640, seed=seed, workers=workers)
     source = TaughtPhotos.of_folder(photos, teacher, neighbours=neighbours, long_side=flags.long_side, seed=seed)
+    run.mkdir(parents=True, exist_ok=True)
     flags.build(source, run / "taught.h5", "scenes", lacks="have no overlapping pair")
     dataset, points = FeatureDataset(run / "taught.h5"), max_keypoints // 2
     training, start = run / f"training-{width}", run / f"sliced-{width}.safetensors"
