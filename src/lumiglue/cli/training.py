@@ -129,13 +129,13 @@ def compress(
     """
     from lumiglue.cli.dataset import DatasetFlags
     from lumiglue.io.atomic import write_whole
-    from lumiglue.training.compression import calibration_pairs, compare, held_out_pairs
+    from lumiglue.training.compression import compare, sample_pairs
     from lumiglue.training.data.dataset import FeatureDataset
     from lumiglue.training.data.teacher import Teacher
     from lumiglue.training.data.teaching import TaughtPhotos
     from lumiglue.training.distributed import Processes
     from lumiglue.training.slicing import check_width, sliced
-    from lumiglue.weights.files import load_weights, save_weights
+    from lumiglue.weights.files import load_weights, read_metadata, save_weights
 
     teacher = Teacher.named(weights, features, max_keypoints=max_keypoints)
     original = teacher.model()
@@ -147,10 +147,10 @@ def compress(
     flags.build(source, run / "taught.h5", "scenes", lacks="have no overlapping pair")
     dataset, points = FeatureDataset(run / "taught.h5"), max_keypoints // 2
     training, start = run / f"training-{width}", run / f"sliced-{width}.safetensors"
-    if not start.exists():
+    record = {"sliced_from": teacher.plan(), "width": width, "photos_sha256": source.plan()["photos_sha256"]}
+    if not start.exists() or any(read_metadata(start)[1].get(key) != value for key, value in record.items()):
         say(f"slicing {original.config.d} channels to {width}")
-        record = {"sliced_from": teacher.plan(), "width": width}
-        save_weights(sliced(original, width, calibration_pairs(dataset, original, points)), start, record)
+        save_weights(sliced(original, width, sample_pairs(dataset, original, points, "training")), start, record)
     stages, final = {"sliced": start}, start
     if pairs:
         settings = config.recipe(
@@ -163,7 +163,7 @@ def compress(
         stages["healed"] = final = training / "weights.safetensors"
     write_whole(out, final.read_bytes())
     small = {name: load_weights(path) for name, path in stages.items()}
-    found = compare(original, small, held_out_pairs(dataset, original, points))
+    found = compare(original, small, sample_pairs(dataset, original, points, "validation"))
     before = sum(p.numel() for p in original.parameters())
     say(f"{before / 1e6:.1f} M parameters -> {found['sliced'].parameters / 1e6:.1f} M; on held-out pairs:")
     for name, like in found.items():

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -13,8 +14,7 @@ from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.sampling import PairSampler
 
-CALIBRATION_PAIRS = 24
-HELD_OUT_PAIRS = 12
+PAIRS = {"training": 48, "validation": 12}
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,22 @@ class Likeness:
     faster: float
 
 
-def calibration_pairs(dataset: FeatureDataset, model: LightGlue, points: int) -> list[PackedPairs]:
-    """Training pairs of a dataset, for `sliced`. Raises DatasetError if no pair has that many keypoints."""
-    sampler = PairSampler([dataset], model.config, split="training", seed=0, negative_pair_ratio=0.0)
-    return [sampler.batch(step, 1, points).pairs for step in range(CALIBRATION_PAIRS)]
+def sample_pairs(
+    dataset: FeatureDataset, model: LightGlue, points: int, split: Literal["training", "validation"]
+) -> list[PackedPairs]:
+    """Pairs of a dataset: of "training" for `sliced`, of "validation" for `compare`.
 
+    Args:
+        dataset: The dataset.
+        model: The matcher that they are for.
+        points: Keypoints per image.
+        split: Which of the dataset's pairs.
 
-def held_out_pairs(dataset: FeatureDataset, model: LightGlue, points: int) -> list[PackedPairs]:
-    """Pairs that training does not see. Raises DatasetError if no pair has that many keypoints."""
-    sampler = PairSampler([dataset], model.config, split="validation", seed=0, negative_pair_ratio=0.0)
-    return [sampler.batch(step, 1, points).pairs for step in range(HELD_OUT_PAIRS)]
+    Raises:
+        DatasetError: No pair has that many keypoints.
+    """
+    sampler = PairSampler([dataset], model.config, split=split, seed=0, negative_pair_ratio=0.0)
+    return [sampler.batch(step, 1, points).pairs for step in range(PAIRS[split])]
 
 
 def compare(original: LightGlue, small: Mapping[str, MatcherModel], pairs: Sequence[PackedPairs]) -> dict[str, Likeness]:

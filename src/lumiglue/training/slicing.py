@@ -69,9 +69,10 @@ class _Slicer:
         self.lengths = [batch.lengths for batch in pairs]
         starts = [wide.begin(batch) for batch in pairs]
         self.x, self.rotations = [list(part) for part in zip(*starts, strict=True)]
-        stages = zip(*([wide.begin(batch)[0], *wide.states(batch)] for batch in pairs), strict=True)
-        self.basis = _main_directions(torch.cat([x / x.norm() for x in map(torch.cat, stages)]), narrow.config.d)
-        self.planes = self._strongest_planes()
+        of_layers = zip(*([x, *wide.states(batch)] for x, batch in zip(self.x, pairs, strict=True)), strict=True)
+        states = [torch.cat(x) for x in of_layers]  # before the first layer, and after each
+        self.basis = _main_directions(torch.cat([x / x.norm() for x in states]), narrow.config.d)
+        self.planes = self._strongest_planes(states)
         self.y: list[Tensor] = []  # the narrow states
         self.narrow_rotations: list[tuple[Tensor, Tensor]] = []
 
@@ -146,19 +147,16 @@ class _Slicer:
         if number < len(self.wide.confidences):
             _fit_linear(self.narrow.confidences[number], y, self.wide.confidences[number](x))
 
-    def _strongest_planes(self) -> Int[Tensor, " planes"]:
+    def _strongest_planes(self, states: list[Tensor]) -> Int[Tensor, " planes"]:
         """Planes of the rotary encoding with the largest products of queries and keys, over all layers and heads."""
         wide, narrow = (model.position_encoding for model in (self.wide, self.narrow))
         assert isinstance(wide, RotaryEncoding)
         assert isinstance(narrow, RotaryEncoding)
         strength = torch.zeros(len(wide.frequencies))
-        for batch in self.pairs:
-            x = self.wide.begin(batch)[0]
-            for layer, after in zip(self.wide.layers, self.wide.states(batch), strict=True):
-                unit = layer.self_attention
-                squared = unit.qkv(x).unflatten(1, (3, unit.heads, 2, -1)).square().mean(0).sum(2)  # 3, h, planes
-                strength += (squared[0] * squared[1]).sqrt().sum(0)
-                x = after
+        for layer, x in zip(self.wide.layers, states[:-1], strict=True):
+            unit = layer.self_attention
+            squared = unit.qkv(x).unflatten(1, (3, unit.heads, 2, -1)).square().mean(0).sum(2)  # 3, h, planes
+            strength += (squared[0] * squared[1]).sqrt().sum(0)
         planes = torch.zeros(len(narrow.frequencies), dtype=torch.int64)
         turns = (
             (wide.turns, narrow.turns) if wide.periodic else (torch.zeros_like(wide.turns), torch.zeros_like(narrow.turns))

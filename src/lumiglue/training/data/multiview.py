@@ -1,7 +1,7 @@
 """Poses and tracks of a scene's photos from a teacher's matches, by COLMAP's incremental mapping.
 
-Two photos of a plane, or of a wall that repeats, cannot tell the right geometry from a wrong one; three or more can. Needs
-pycolmap (`pip install lumiglue[sfm]`).
+Two photos of a wall that repeats cannot tell the right geometry from a wrong one; three or more can. Needs pycolmap
+(`pip install lumiglue[sfm]`).
 """
 
 import tempfile

@@ -128,10 +128,11 @@ def find_anchors(
     if inliers.sum() < fewest:
         return None
     points0, points1 = points0[inliers], points1[inliers]
-    if fundamental is None:
-        plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
-        if int(plane.inliers.sum()) >= settings.planar_share * len(points0):
-            matrix = None
+    plane = estimate("homography", points0, points1, threshold=settings.epipolar, seed=seed)
+    if int(plane.inliers.sum()) >= settings.planar_share * len(
+        points0
+    ):  # even many photos of a plane leave focal lengths open
+        matrix = None
     consistent = np.ones(len(points0), dtype=bool)
     for ends in ((points0, points1), (points1, points0)):
         predicted, _, _ = _affine_predictions(ends[0], *ends, settings, leave_out_self=True)
