@@ -33,6 +33,10 @@ class TrainSettings:
         lengths: Replaces points and long_points: numbers of keypoints per image, one per step, in turn. Steps with more
             keypoints have fewer pairs; batch_size applies to the first number.
         distillation: Weight of the teacher's assignments in taught pairs, relative to their labels.
+        teacher: A name of weights or a file: a LightGlue for the same features, with as many layers and no narrower. The
+            matcher learns its assignments and follows its states. It runs in each step, too. By default there is none.
+        imitation: Weight of the teacher's states.
+        forced_pairs: Pairs at the start of stage 1 in which each unit is given the teacher's state before it.
         schedule: Learning rate schedule: half a cosine, or the paper's constant rate and exponential decay.
         learning_rate: Peak learning rate in stage 1.
         confidence_learning_rate: Peak learning rate in stage 2.
@@ -64,6 +68,9 @@ class TrainSettings:
     long_share: float = 0.2
     lengths: tuple[int, ...] | None = None
     distillation: float = 1.0
+    teacher: str | None = None
+    imitation: float = 1.0
+    forced_pairs: int = 0
     schedule: Schedule = "cosine"
     learning_rate: float = 1e-3
     confidence_learning_rate: float = 1e-2
@@ -87,7 +94,15 @@ class TrainSettings:
         for name in positive:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise TrainingError(f"{name} is {value}; it must be positive")
-        for name in ("pairs", "confidence_pairs", "warmup_pairs", "weight_decay", "distillation"):
+        for name in (
+            "pairs",
+            "confidence_pairs",
+            "warmup_pairs",
+            "weight_decay",
+            "distillation",
+            "imitation",
+            "forced_pairs",
+        ):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):
@@ -100,6 +115,10 @@ class TrainSettings:
             raise TrainingError(f"unknown model {self.model!r}; choose from {list(get_args(ModelName))}")
         if self.model != "lightglue" and (self.ablation or not self.deep_supervision):
             raise TrainingError(f"ablation and deep_supervision need the model lightglue; it is {self.model}")
+        if self.teacher is not None and (self.model != "lightglue" or self.ablation):
+            raise TrainingError("a teacher needs the model lightglue without an ablation")
+        if self.forced_pairs and self.teacher is None:
+            raise TrainingError(f"forced_pairs is {self.forced_pairs}; it needs a teacher")
         if self.schedule not in get_args(Schedule):
             raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
         if self.steps == 0:
@@ -139,6 +158,10 @@ class TrainSettings:
     def stage_at(self, step: int) -> int:
         """1 (correspondences) or 2 (exit classifier)."""
         return 1 if step < self.matcher_steps else 2
+
+    def forced_at(self, step: int) -> bool:
+        """Whether each unit is given the teacher's state before it."""
+        return self.pairs_before(step) < self.forced_pairs
 
     def points_at(self, step: int) -> int:
         """Keypoints per image of a step."""

@@ -14,6 +14,7 @@ from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.precision import faster_precision
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.distributed import Processes
+from lumiglue.training.imitation import StateTeacher
 
 
 class Learner:
@@ -24,13 +25,16 @@ class Learner:
         settings: How to train.
         parameters: Those of stage 1 and those of stage 2.
         optimizers: One per stage.
+        teacher: Whose states the matcher follows; None if there is none.
         ema: Running mean of the parameters of stage 1; None if there is none.
         step: Steps done.
         notes: What the run decided: the precision, and which weights were kept.
     """
 
-    def __init__(self, model: MatcherModel, settings: TrainSettings, device: torch.device) -> None:
-        self.model, self.settings = model.to(device), settings
+    def __init__(
+        self, model: MatcherModel, settings: TrainSettings, device: torch.device, teacher: StateTeacher | None = None
+    ) -> None:
+        self.model, self.settings, self.teacher = model.to(device), settings, teacher
         named = list(self.model.named_parameters())
         matcher = [p for name, p in named if not name.startswith("confidences.")]
         self.parameters = [matcher, [p for name, p in named if name.startswith("confidences.")]]
@@ -94,7 +98,8 @@ class Learner:
         """What a checkpoint stores."""
         optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
         tensors = {"model": self.model.state_dict(), "optimizers": optimizers, "ema": self.ema}
-        return tensors | {"step": self.step, "notes": self.notes}
+        teacher = {} if self.teacher is None else {"teacher": self.teacher.state()}
+        return tensors | teacher | {"step": self.step, "notes": self.notes}
 
     def load(self, state: dict[str, Any] | None, run: Path) -> None:
         """Restores a checkpoint of `run`, if there is one. Raises TrainingError if it does not fit this run."""
@@ -106,6 +111,8 @@ class Learner:
                 optimizer.load_state_dict(saved)
                 _check_optimizer(optimizer)
             self.ema, self.step, self.notes = state["ema"], state["step"], state["notes"]
+            if self.teacher is not None:
+                self.teacher.load(state["teacher"])
             self._check()
         except (LookupError, RuntimeError, ValueError, TypeError, AttributeError) as error:
             raise TrainingError(

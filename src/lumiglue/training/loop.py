@@ -20,8 +20,10 @@ from lumiglue.matcher.lightglue import LightGlue, LightGlueConfig
 from lumiglue.matcher.models import MatcherModel, ModelConfig, build, model_name, preset, superglue_preset
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.data.dataset import FeatureDataset
+from lumiglue.training.data.teacher import Teacher
 from lumiglue.training.deepening import deepened
 from lumiglue.training.distributed import Processes
+from lumiglue.training.imitation import StateTeacher, forced_states, unit_states
 from lumiglue.training.learner import Learner
 from lumiglue.training.loss import confidence_loss, matcher_loss
 from lumiglue.training.run_folder import RunFolder, read_checkpoint
@@ -93,11 +95,12 @@ def train(
     here, run = processes or Processes(), Path(run)
     settings = replace(settings, long_points=settings.late_points)  # settings.json has the number
     opened = _open_datasets([datasets] if isinstance(datasets, str | Path) else list(datasets))
-    learner = Learner(_build_model(settings, opened), settings, here.device)
+    model = _build_model(settings, opened)
     if here.device.type == "cuda":
         for dataset in opened:
             dataset.hold_on(here.device)  # the GPU then gathers the batches, faster than any disk
-    training, held_out = _samplers(opened, learner.model.config, settings, sampling_weights)
+    training, held_out = _samplers(opened, model.config, settings, sampling_weights)
+    learner = Learner(model, settings, here.device, _state_teacher(settings, model, training, here))
     for size in settings.batch_sizes:
         here.part_of(size)  # fails now, not in the middle of the run, if a batch cannot be divided
     batches = _batches(training, learner, here, ahead=here.device.type == "cuda")
@@ -159,10 +162,7 @@ def _gradient(learner: Learner, batch: Batch, stage: int, here: Processes, stop:
     settings, model = learner.settings, learner.model.train()
     with torch.autocast(here.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
         if stage == 1:
-            loss = matcher_loss(
-                model, batch.pairs, batch.labels(), batch.soft_labels(),
-                deep_supervision=settings.deep_supervision, distillation=settings.distillation,
-            )  # fmt: skip
+            loss = _matcher_loss(learner, batch)
         else:
             assert isinstance(model, LightGlue)
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
@@ -173,6 +173,22 @@ def _gradient(learner: Learner, batch: Batch, stage: int, here: Processes, stop:
     norm = nn.utils.clip_grad_norm_(learner.parameters[stage - 1], settings.clip)
     value, stopping = shared.tolist()
     return value, float(norm), stopping > 0
+
+
+def _matcher_loss(learner: Learner, batch: Batch) -> torch.Tensor:
+    """The loss of stage 1, and the distance to the states of the teacher, if there is one."""
+    settings, model, teacher = learner.settings, learner.model, learner.teacher
+    weights: dict[str, Any] = {"deep_supervision": settings.deep_supervision, "distillation": settings.distillation}
+    if teacher is None:
+        return matcher_loss(model, batch.pairs, batch.labels(), batch.soft_labels(), **weights)
+    assert isinstance(model, LightGlue)
+    lesson = teacher.lesson(batch.pairs)
+    forced = settings.forced_at(learner.step)
+    states = list(forced_states(model, batch.pairs, lesson) if forced else unit_states(model, batch.pairs))
+    loss = matcher_loss(model, batch.pairs, batch.labels(), lesson.soft, states=states[2::2], **weights)
+    given = lesson.states if forced else states
+    following = teacher.loss(states, lesson) + teacher.attention_loss(model, batch.pairs, given, lesson)
+    return loss + settings.imitation * following
 
 
 def _validate(
@@ -290,6 +306,24 @@ def _build_model(settings: TrainSettings, datasets: Sequence[FeatureDataset]) ->
     return start
 
 
+def _state_teacher(
+    settings: TrainSettings, student: MatcherModel, sampler: PairSampler, here: Processes
+) -> StateTeacher | None:
+    """The teacher that the settings name. Raises TrainingError if the matcher cannot follow it."""
+    if settings.teacher is None:
+        return None
+    assert isinstance(student, LightGlue)
+    features = student.config.extractor
+    teacher = Teacher.named(settings.teacher, features, device=str(here.device)).model()
+    if teacher.config.extractor not in ("", features):
+        raise TrainingError(
+            f"the teacher {settings.teacher} is for {teacher.config.extractor}, the datasets have {features}"
+        )
+    points = min(settings.all_points)
+    batches = [sampler.batch(step, max(1, 2048 // points), points, device=here.device).pairs for step in range(8)]
+    return StateTeacher.of(teacher, student, batches, fresh=settings.start_from is None)
+
+
 def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: MatcherModel | None) -> ModelConfig:
     """Config of the run's matcher. Raises TrainingError if the datasets lack what its encoding needs."""
     name, channels = datasets[0].extractor["name"], datasets[0].descriptor_dim
@@ -315,10 +349,9 @@ def _record(
 ) -> dict[str, Any]:
     """The content of settings.json. The paths of files may change between two starts of a run; their content may not."""
     record: dict[str, Any] = {"settings": asdict(settings), "config": asdict(config)}
-    del record["settings"]["start_from"]
-    if settings.start_from is not None:
-        sha256 = hashlib.sha256(resolve(settings.start_from).read_bytes()).hexdigest()
-        record["start_from"] = {"_weights": settings.start_from, "sha256": sha256}
+    for role in ("start_from", "teacher"):
+        if (name := record["settings"].pop(role)) is not None:
+            record[role] = {"_weights": name, "sha256": hashlib.sha256(resolve(name).read_bytes()).hexdigest()}
     record["datasets"] = [
         {
             "_path": str(dataset.path),

@@ -4,7 +4,7 @@ LightGlue: correspondences with deep supervision, then the confidence classifier
 assignment with its dustbins (Equation 11 of its paper).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
@@ -84,6 +84,7 @@ def matcher_loss(
     *,
     deep_supervision: bool = True,
     distillation: float = 1.0,
+    states: Iterable[Float[Tensor, "t d"]] | None = None,
 ) -> Float[Tensor, ""]:
     """The loss of stage 1.
 
@@ -97,6 +98,7 @@ def matcher_loss(
         soft: A teacher's assignments of some of the pairs, for LightGlue.
         deep_supervision: Whether all layers of LightGlue learn, or the last alone.
         distillation: Weight of the teacher's assignments relative to the labels of the same pairs.
+        states: LightGlue's states after each layer; None computes them.
     """
     if isinstance(model, SuperGlue):
         return dustbin_loss(log_partial_assignment(model, pairs, model.config.sinkhorn_iterations // 2), labels)
@@ -104,7 +106,7 @@ def matcher_loss(
         nothing = (torch.zeros_like(side) for side in (labels.unmatchable0, labels.unmatchable1))
         labels = Labels(labels.matches, *nothing)
     losses = []
-    for layer, (head, x) in enumerate(zip(model.heads, model.states(pairs), strict=True), start=1):
+    for layer, (head, x) in enumerate(zip(model.heads, states or model.states(pairs), strict=True), start=1):
         if not deep_supervision and layer < model.config.n_layers:
             continue
         scores = layer_scores(head, x, pairs.n_pairs)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from lumiglue.errors import TrainingError
@@ -17,10 +17,7 @@ from lumiglue.matcher.lightglue import CrossAttention, FeedForward, LightGlue, R
 from lumiglue.matcher.models import build
 from lumiglue.matcher.ops.attention import cross_attention, self_attention
 from lumiglue.matcher.packed import Lengths, PackedPairs
-
-_RIDGE = 1e-4  # relative to the mean squared input of a least-squares fit
-
-Basis = Float[Tensor, "wide narrow"]
+from lumiglue.training.subspace import fit_linear, main_directions, shared_directions
 
 
 def check_width(model: LightGlue, d: int) -> None:
@@ -71,7 +68,7 @@ class _Slicer:
         self.x, self.rotations = [list(part) for part in zip(*starts, strict=True)]
         of_layers = zip(*([x, *wide.states(batch)] for x, batch in zip(self.x, pairs, strict=True)), strict=True)
         states = [torch.cat(x) for x in of_layers]  # before the first layer, and after each
-        self.basis = _main_directions(torch.cat([x / x.norm() for x in states]), narrow.config.d)
+        self.basis = shared_directions(states, narrow.config.d)
         self.planes = self._strongest_planes(states)
         self.y: list[Tensor] = []  # the narrow states
         self.narrow_rotations: list[tuple[Tensor, Tensor]] = []
@@ -99,7 +96,7 @@ class _Slicer:
         kept = torch.cat([self.planes, self.planes + channels // 2])
         gain = (len(kept) / channels) ** 0.25
         values = torch.cat([wide.qkv(x).unflatten(1, (3 * heads, -1))[:, 2 * heads :] for x in self.x])
-        directions = torch.stack([_main_directions(values[:, head], len(kept)) for head in range(heads)])  # h, c, c'
+        directions = torch.stack([main_directions(values[:, head], len(kept)) for head in range(heads)])  # h, c, c'
         rows = torch.cat([gain * weight[:2][:, :, kept], (directions.mT @ weight[2])[None]])
         offsets = torch.cat([gain * bias[:2][:, :, kept], (directions.mT @ bias[2, ..., None]).squeeze(-1)[None]])
         _set(narrow.qkv, rows.flatten(0, 2) @ self.basis, offsets.flatten())
@@ -124,7 +121,7 @@ class _Slicer:
         directions = {}
         for name, linear, scale in (("qk", wide.qk, gain), ("v", wide.v, 1.0)):
             outputs = linear(every).unflatten(1, (heads, -1))
-            main = torch.stack([_main_directions(outputs[:, head], few) for head in range(heads)])
+            main = torch.stack([main_directions(outputs[:, head], few) for head in range(heads)])
             rows = main.mT @ linear.weight.unflatten(0, (heads, -1))
             offsets = main.mT @ linear.bias.unflatten(0, (heads, -1))[..., None]
             _set(getattr(narrow, name), scale * rows.flatten(0, 1) @ self.basis, scale * offsets.flatten())
@@ -139,13 +136,13 @@ class _Slicer:
         wide, narrow = self.wide.heads[number], self.narrow.heads[number]
         x, y = torch.cat(self.x), torch.cat(self.y)
         features = wide.features(x)
-        targets = features @ _main_directions(features, y.shape[1])
-        _fit_linear(narrow.projection, y, targets * y.shape[1] ** 0.25)
+        targets = features @ main_directions(features, y.shape[1])
+        fit_linear(narrow.projection, y, targets * y.shape[1] ** 0.25)
         assert wide.matchability is not None
         assert narrow.matchability is not None
-        _fit_linear(narrow.matchability, y, wide.matchability(x))
+        fit_linear(narrow.matchability, y, wide.matchability(x))
         if number < len(self.wide.confidences):
-            _fit_linear(self.narrow.confidences[number], y, self.wide.confidences[number](x))
+            fit_linear(self.narrow.confidences[number], y, self.wide.confidences[number](x))
 
     def _strongest_planes(self, states: list[Tensor]) -> Int[Tensor, " planes"]:
         """Planes of the rotary encoding with the largest products of queries and keys, over all layers and heads."""
@@ -175,7 +172,7 @@ class _Slicer:
         messages: list[Tensor],
     ) -> None:
         """The output of attention, and the first half of the MLP with its most important hidden units."""
-        main = _main_directions(torch.cat(messages), len(narrow.out.weight))
+        main = main_directions(torch.cat(messages), len(narrow.out.weight))
         rows = torch.einsum("ohc,hcn->ohn", wide.out.weight.unflatten(1, (len(values), -1)), values).flatten(1)
         _set(narrow.out, main.T @ rows, main.T @ wide.out.bias)
         first, norm, gelu, last = wide.ffn
@@ -199,7 +196,7 @@ class _Slicer:
         hidden = [_hidden(narrow.ffn, torch.cat([y, m], dim=1)) for y, m in zip(self.y, messages, strict=True)]
         last = narrow.ffn[3]
         assert isinstance(last, nn.Linear)
-        _fit_linear(last, torch.cat(hidden), torch.cat(self.x) @ self.basis - torch.cat(self.y))
+        fit_linear(last, torch.cat(hidden), torch.cat(self.x) @ self.basis - torch.cat(self.y))
         self.y = [y + last(h) for y, h in zip(self.y, hidden, strict=True)]
 
 
@@ -217,23 +214,6 @@ def _attend_cross(unit: CrossAttention, x: Tensor, lengths: Lengths) -> Tensor:
 def _hidden(ffn: FeedForward, inside: Tensor) -> Tensor:
     first, norm, gelu, _ = ffn
     return gelu(norm(first(inside)))
-
-
-def _main_directions(points: Float[Tensor, "n wide"], count: int) -> Basis:
-    """Orthonormal directions with most of the squared length of the points, from the largest."""
-    wide = points.double()
-    return torch.linalg.eigh(wide.T @ wide).eigenvectors[:, -count:].flip(1).float()
-
-
-def _fit_linear(linear: nn.Linear, inputs: Float[Tensor, "n a"], targets: Float[Tensor, "n b"]) -> None:
-    """Sets a linear map to the ridge regression of targets on inputs."""
-    x, y = inputs.double(), targets.double()
-    centre, mean = x.mean(0), y.mean(0)
-    x, y = x - centre, y - mean
-    gram = x.T @ x
-    gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
-    weight = torch.linalg.solve(gram, x.T @ y).T
-    _set(linear, weight.float(), (mean - weight @ centre).float())
 
 
 def _set(module: nn.Linear | nn.LayerNorm, weight: Tensor, bias: Tensor) -> None:
