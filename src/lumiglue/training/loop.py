@@ -186,6 +186,8 @@ def _matcher_loss(learner: Learner, batch: Batch) -> torch.Tensor:
     forced = settings.forced_at(learner.step)
     states = list(forced_states(model, batch.pairs, lesson) if forced else unit_states(model, batch.pairs))
     loss = matcher_loss(model, batch.pairs, batch.labels(), lesson.soft, states=states[2::2], **weights)
+    if not settings.imitation:
+        return loss
     given = lesson.states if forced else states
     following = teacher.loss(states, lesson) + teacher.attention_loss(model, batch.pairs, given, lesson)
     return loss + settings.imitation * following
