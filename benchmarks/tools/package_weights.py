@@ -75,7 +75,8 @@ def write_checksums(folder: Path) -> None:
 def without_paths(value: Any) -> Any:
     """A record without the paths of the machine that made it."""
     if isinstance(value, dict):
-        return {key: without_paths(item) for key, item in value.items() if not key.startswith("_") and key != "start_from"}
+        path = {key for key in ("start_from", "teacher") if isinstance(value.get(key), str)}
+        return {key: without_paths(item) for key, item in value.items() if not key.startswith("_") and key not in path}
     return [without_paths(item) for item in value] if isinstance(value, list) else value
 
 

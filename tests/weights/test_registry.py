@@ -158,6 +158,7 @@ def test_names_of_weights_and_features_go_together(tmp_path: Path, publish: Call
         ({"features": "aliked", "weights": "aliked-compact"}, "aliked-n16rot"),
         ({"weights": "aliked-compact"}, "aliked-n16rot"),
         ({"weights": "aliked-n16-compact"}, "aliked-n16"),
+        ({"weights": "aliked-n16-deep"}, "aliked-n16"),
         ({"weights": "xfeat-lighterglue"}, "xfeat"),
         ({"features": "xfeat"}, "xfeat"),
         ({"weights": "sift-lightglue"}, "sift"),

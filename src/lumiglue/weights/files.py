@@ -95,6 +95,7 @@ BUILT_IN = {
     "sift-clean": "sift-compact-clean.safetensors",  # trained with openly licensed photos only
     "aliked-compact": "aliked-compact.safetensors",
     "aliked-n16-compact": "aliked-n16-compact.safetensors",
+    "aliked-n16-deep": "aliked-n16-deep.safetensors",
 }
 
 
