@@ -251,6 +251,7 @@ def test_teachers_that_do_not_fit(dataset: Path, tmp_path: Path, changes: dict[s
         ({"teacher": "x.safetensors", "imitation": -1.0}, "imitation is -1.0; it must not be negative"),
         ({"teacher": "x.safetensors", "model": "superglue"}, "a teacher needs the model lightglue without an ablation"),
         ({"teacher": "x.safetensors", "ablation": "no-matchability"}, "without an ablation"),
+        ({"teacher": "x.safetensors", "compile": True}, "compile has no effect with a teacher"),
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, object], message: str) -> None:

@@ -117,6 +117,8 @@ class TrainSettings:
             raise TrainingError(f"ablation and deep_supervision need the model lightglue; it is {self.model}")
         if self.teacher is not None and (self.model != "lightglue" or self.ablation):
             raise TrainingError("a teacher needs the model lightglue without an ablation")
+        if self.teacher is not None and self.compile:
+            raise TrainingError("compile has no effect with a teacher, whose units run one by one; leave one of them out")
         if self.forced_pairs and self.teacher is None:
             raise TrainingError(f"forced_pairs is {self.forced_pairs}; it needs a teacher")
         if self.schedule not in get_args(Schedule):
