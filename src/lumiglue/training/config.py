@@ -94,15 +94,8 @@ class TrainSettings:
         for name in positive:
             if (value := getattr(self, name)) is not None and not value > 0:
                 raise TrainingError(f"{name} is {value}; it must be positive")
-        for name in (
-            "pairs",
-            "confidence_pairs",
-            "warmup_pairs",
-            "weight_decay",
-            "distillation",
-            "imitation",
-            "forced_pairs",
-        ):
+        counts = ("pairs", "confidence_pairs", "warmup_pairs", "forced_pairs")
+        for name in (*counts, "weight_decay", "distillation", "imitation"):
             if getattr(self, name) < 0:
                 raise TrainingError(f"{name} is {getattr(self, name)}; it must not be negative")
         if self.lengths is not None and (not self.lengths or min(self.lengths) < 1):

@@ -17,11 +17,10 @@ from lumiglue.errors import TrainingError
 from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import LightGlue, rotate
 from lumiglue.matcher.packed import PackedPairs
+from lumiglue.training.data.teacher import LEAST_P
 from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.loss import layer_scores
 from lumiglue.training.subspace import Basis, directions_of, fit_linear, shared_directions
-
-LEAST_P = 1e-3  # smaller entries of the teacher's assignment teach nothing
 
 
 def unit_states(model: LightGlue, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
@@ -154,13 +153,8 @@ def attention_logits(
         qk = unit.qkv(before_self).float().unflatten(1, (3 * unit.heads, -1))[:, : 2 * unit.heads]
         q, k = rotate(qk, *rotation).unflatten(0, (segments, -1)).transpose(1, 2).chunk(2, dim=1)  # 2P, h, n, c
         yield q @ k.mT / q.shape[-1] ** 0.5
-        key = (
-            partners.qk(before_cross)
-            .float()
-            .unflatten(0, (segments, -1))
-            .unflatten(-1, (partners.heads, -1))
-            .transpose(1, 2)
-        )
+        key = partners.qk(before_cross).float().unflatten(0, (segments, -1))
+        key = key.unflatten(-1, (partners.heads, -1)).transpose(1, 2)
         yield key @ key.unflatten(0, (-1, 2)).flip(1).flatten(0, 1).mT / key.shape[-1] ** 0.5
 
 

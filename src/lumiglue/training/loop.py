@@ -323,7 +323,7 @@ def _state_teacher(
         )
     points = min(settings.all_points)
     batches = [sampler.batch(step, max(1, 2048 // points), points, device=here.device).pairs for step in range(8)]
-    return StateTeacher.of(teacher, student, batches, fresh=settings.start_from is None)
+    return StateTeacher.of(teacher, student.to(here.device), batches, fresh=settings.start_from is None)
 
 
 def _config(settings: TrainSettings, datasets: Sequence[FeatureDataset], start: MatcherModel | None) -> ModelConfig:
