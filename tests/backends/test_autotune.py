@@ -70,6 +70,29 @@ def test_the_precision_is_measured_once_a_machine(opened: list[str], monkeypatch
     assert default_precision(cpu) == "bf16"
 
 
+def test_the_precision_is_that_of_any_number_of_threads(opened: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matches depend on it: a process with one thread and one with two must not differ."""
+    cpu, before = torch.device("cpu"), torch.get_num_threads()
+    during: list[int] = []
+
+    def seconds(dtype: torch.dtype) -> float:
+        during.append(torch.get_num_threads())
+        return {torch.bfloat16: 1.0, torch.float32: 2.0}[dtype]
+
+    monkeypatch.setattr(autotune_module, "multiplies_tiles", lambda: False)
+    monkeypatch.setattr(precision, "multiplies_tiles", lambda: False)
+    monkeypatch.setattr(precision, "product_seconds", seconds)
+    try:
+        torch.set_num_threads(2)
+        assert default_precision(cpu) == "bf16"
+        assert torch.get_num_threads() == 2
+        torch.set_num_threads(1)
+        assert default_precision(cpu) == "bf16"
+    finally:
+        torch.set_num_threads(before)
+    assert during == [1, 1]  # measured once, on one thread
+
+
 def layers_dtype(pipeline: Pipeline) -> torch.dtype:
     """Of the layers that it runs: a copy in bfloat16, or those of the matcher."""
     layers = pipeline.matcher if pipeline._layers is None else pipeline._layers

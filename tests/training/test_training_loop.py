@@ -112,6 +112,9 @@ def same_weights(one: Path, two: Path) -> bool:
 # -- settings ---------------------------------------------------------------------------------------------------------
 
 
+OF_A_TEACHER = {"teacher", "imitation", "forced_pairs"}
+
+
 def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values: dict[str, Any] = {
         "model": "lightglue", "ablation": "no-matchability", "deep_supervision": False, "preset": "base", "encoding": "xy",
@@ -123,7 +126,10 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     }  # fmt: skip
     expected = TrainSettings(**values)
     usual = asdict(TrainSettings())
-    assert {name for name, value in asdict(expected).items() if value == usual[name]} == {"model"}
+    unchanged = {name for name, value in asdict(expected).items() if value == usual[name]}
+    assert unchanged == {"model", *OF_A_TEACHER}
+    with_teacher = {"teacher": "sift", "imitation": 0.75, "forced_pairs": 14}  # which excludes an ablation and compile
+    assert with_teacher.keys() == OF_A_TEACHER
     received: list[TrainSettings] = []
 
     def run(_: object, __: object, settings: TrainSettings, **___: object) -> Iterator[TrainProgress]:
@@ -139,6 +145,9 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
             flags += [f"--{name.replace('_', '-')}", *map(str, value if isinstance(value, tuple) else (value,))]
         assert main(["train", "dataset.h5", "-o", str(tmp_path), *flags]) == 0
         assert received.pop() == replace(expected, **{name: usual[name] for name in left_out})
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in with_teacher.items()]
+    assert main(["train", "dataset.h5", "-o", str(tmp_path), *flags]) == 0
+    assert received.pop() == TrainSettings(**with_teacher)
 
 
 def test_cosine_schedule() -> None:

@@ -41,7 +41,8 @@ def autotune(makers: Mapping[Name, Callable[[], Match]], config: LightGlueConfig
     """
     if len(makers) == 1:
         return next(iter(makers))
-    file, key = cache_folder() / "backends.json", _key([config.__class__.__name__, asdict(config), *about, sorted(makers)])
+    everything = [config.__class__.__name__, asdict(config), *about, sorted(makers)]
+    file, key = cache_folder() / "backends.json", _key(everything, torch.get_num_threads())
     cached = _read(file)
     for name in makers:
         if name == cached.get(key):
@@ -57,11 +58,12 @@ def autotune(makers: Mapping[Name, Callable[[], Match]], config: LightGlueConfig
 def default_precision(device: torch.device) -> Precision:
     """bf16 if the device multiplies it faster (`faster_precision`), else fp32.
 
-    A machine is measured once and the answer is cached, so that its matches are the same each time.
+    A machine is measured once, on one thread, and the answer is cached, so that its matches are the same each time, with any
+    number of threads.
     """
     if device.type != "cpu" or multiplies_tiles():
         return faster_precision(device)
-    file, key = cache_folder() / "backends.json", _key(["precision"])
+    file, key = cache_folder() / "backends.json", _key(["precision"], threads=None)
     cached = _read(file)
     for precision in get_args(Precision):
         if precision == cached.get(key):
@@ -102,9 +104,9 @@ def random_features(n: int, channels: int, seed: int, extractor: str = "") -> Fe
     )
 
 
-def _key(about: Sequence[object]) -> str:
+def _key(about: Sequence[object], threads: int | None) -> str:
     versions = [_version(name) for name in ("torch", "onnxruntime", "openvino", "lumiglue")]
-    everything: list[Any] = [machine(), torch.get_num_threads(), versions, *about]
+    everything: list[Any] = [machine(), threads, versions, *about]
     return hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
 
 
