@@ -35,7 +35,7 @@ class TrainSettings:
         distillation: Weight of the teacher's assignments in taught pairs, relative to their labels.
         teacher: A name of weights or a file: a LightGlue for the same features, with as many layers and no narrower. The
             matcher learns its assignments and follows its states. It runs in each step, too. By default there is none.
-        imitation: Weight of the teacher's states.
+        imitation: Weight of the teacher's states and attention; 0 leaves its assignments alone.
         forced_pairs: Pairs at the start of stage 1 in which each unit is given the teacher's state before it.
         schedule: Learning rate schedule: half a cosine, or the paper's constant rate and exponential decay.
         learning_rate: Peak learning rate in stage 1.

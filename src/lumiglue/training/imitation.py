@@ -1,8 +1,8 @@
-"""Imitation: a student follows the states of a wider matcher, unit by unit.
+"""Imitation: a student follows the states and the attention of a wider matcher, unit by unit.
 
-The states of a trained matcher lie near a subspace. The student's states are to be their coordinates in it: after each unit
-(the self-attention, then the cross-attention of a layer) there is a target for every channel of every point, while an
-assignment gives one label per point.
+A unit is the self-attention or the cross-attention of a layer. The states of a trained matcher lie near a subspace; the
+student's states are to be their coordinates in it. So after each unit there is a target for every channel of every point,
+while an assignment gives one label per point. Each head is also to attend where the teacher's does.
 """
 
 import math
