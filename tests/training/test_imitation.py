@@ -118,6 +118,24 @@ def test_attention_elsewhere_costs(pairs: list[PackedPairs]) -> None:
         assert float(same.attention_loss(other, pairs[0], lesson.states, lesson)) > 0.01
 
 
+def test_the_first_points_attend_alone_to_all(pairs: list[PackedPairs], monkeypatch: pytest.MonkeyPatch) -> None:
+    """So many queries that a step compares cost a share of the time, and the logits are those of these points."""
+    model, other = wide_model(), wide_model(seed=1)
+    with torch.no_grad():
+        states = list(unit_states(model, pairs[0]))
+        for few, every in zip(
+            attention_logits(model, pairs[0], states, 5), attention_logits(model, pairs[0], states), strict=True
+        ):
+            assert few.shape[-2:] == (5, 24)
+            torch.testing.assert_close(few, every[:, :, :5], rtol=0, atol=1e-5)
+        same = StateTeacher(model, torch.eye(64), torch.ones(7, 64))
+        lesson = same.lesson(pairs[0])
+        monkeypatch.setattr("lumiglue.training.imitation.QUERIES", 5)
+        five = float(same.attention_loss(other, pairs[0], lesson.states, lesson))
+        monkeypatch.setattr("lumiglue.training.imitation.QUERIES", 24)
+        assert five != pytest.approx(float(same.attention_loss(other, pairs[0], lesson.states, lesson)), rel=1e-3)
+
+
 def test_forced_units_do_not_see_the_errors_before_them(pairs: list[PackedPairs], teacher: StateTeacher) -> None:
     student = student_model()
     lesson = teacher.lesson(pairs[0])

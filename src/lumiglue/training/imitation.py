@@ -22,6 +22,9 @@ from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.loss import layer_scores
 from lumiglue.training.subspace import Basis, directions_of, fit_linear, shared_directions
 
+# Points of an image whose attention is compared in a step. The attention of all points of an image grows with their square.
+QUERIES = 128
+
 
 def unit_states(model: LightGlue, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
     """The states before the first layer, and after each self-attention and each cross-attention."""
@@ -125,9 +128,10 @@ class StateTeacher:
     def attention_loss(
         self, student: LightGlue, pairs: PackedPairs, states: Sequence[Float[Tensor, "t narrow"]], lesson: Lesson
     ) -> Float[Tensor, ""]:
-        """Mean divergence of the student's attention from the teacher's, head by head.
+        """Mean divergence of the student's attention from the teacher's, head by head, over `QUERIES` points of each image.
 
-        A message says little about where attention should have been; this does.
+        A message says little about where attention should have been; this does. The points are the first ones: a sampled
+        batch has them in random order.
 
         Args:
             student: The student.
@@ -135,27 +139,35 @@ class StateTeacher:
             states: What the student's units are given: its own states, or those of the lesson.
             lesson: What the teacher shows.
         """
-        theirs = attention_logits(self.model, pairs, lesson.wide)
+        theirs = attention_logits(self.model, pairs, lesson.wide, QUERIES)
         losses = []
-        for target, own in zip(theirs, attention_logits(student, pairs, states), strict=True):
+        for target, own in zip(theirs, attention_logits(student, pairs, states, QUERIES), strict=True):
             log_p = target.log_softmax(-1)
             losses.append((log_p.exp() * (log_p - own.log_softmax(-1))).sum(-1).mean())
         return torch.stack(losses).mean()
 
 
 def attention_logits(
-    model: LightGlue, pairs: PackedPairs, states: Sequence[Float[Tensor, "t d"]]
-) -> Iterator[Float[Tensor, "s h n n"]]:
-    """What each unit takes the softmax of, over the last axis, for all 2P images. `states` are those of `unit_states`."""
+    model: LightGlue, pairs: PackedPairs, states: Sequence[Float[Tensor, "t d"]], queries: int | None = None
+) -> Iterator[Float[Tensor, "s h q n"]]:
+    """What each unit takes the softmax of, over the last axis, for all 2P images.
+
+    Args:
+        model: The matcher.
+        pairs: P pairs of segments of equal length n.
+        states: Those of `unit_states`.
+        queries: Only that many of each image's points, the first ones, attend; None for all.
+    """
     rotation, segments = model.begin(pairs)[1], 2 * pairs.n_pairs
     for layer, before_self, before_cross in zip(model.layers, states[:-1:2], states[1::2], strict=True):
         unit, partners = layer.self_attention, layer.cross_attention
         qk = unit.qkv(before_self).float().unflatten(1, (3 * unit.heads, -1))[:, : 2 * unit.heads]
         q, k = rotate(qk, *rotation).unflatten(0, (segments, -1)).transpose(1, 2).chunk(2, dim=1)  # 2P, h, n, c
-        yield q @ k.mT / q.shape[-1] ** 0.5
+        yield q[:, :, :queries] @ k.mT / q.shape[-1] ** 0.5
         key = partners.qk(before_cross).float().unflatten(0, (segments, -1))
         key = key.unflatten(-1, (partners.heads, -1)).transpose(1, 2)
-        yield key @ key.unflatten(0, (-1, 2)).flip(1).flatten(0, 1).mT / key.shape[-1] ** 0.5
+        partner = key.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)
+        yield key[:, :, :queries] @ partner.mT / key.shape[-1] ** 0.5
 
 
 def forced_states(student: LightGlue, pairs: PackedPairs, lesson: Lesson) -> Iterator[Float[Tensor, "t d"]]:
