@@ -1,11 +1,12 @@
 """The figures that need a GPU, in one command of half an hour: tests, speed, a trained matcher.
 
     python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --minutes 15
+    python benchmarks/speed/on_gpu.py -o OUT --datasets taught.h5 homographies.h5 --teacher aliked-lightglue --minutes 8
     python benchmarks/speed/on_gpu.py -o OUT --datasets homographies.h5 scenes.h5 --dry-run  # on a CPU, at toy size
 
 Each step writes a log to OUT; a step that fails does not stop the next one, and OUT/summary.txt has the exit codes. Training
-first runs some steps to measure the pairs per second, then fits the recipe `gpu_30min` into the minutes. Its weights
-are written in pieces of at most 15 MiB: cat OUT/weights.* > weights.safetensors
+first runs some steps to measure the pairs per second, then fits a recipe into the minutes: `gpu_30min`, or `student` if
+there is a teacher. Its weights are written in pieces of at most 15 MiB: cat OUT/weights.* > weights.safetensors
 """
 
 import argparse
@@ -30,12 +31,14 @@ class Job:
         out: Folder of the logs.
         datasets: Datasets for training.
         minutes: Length of the training.
+        teacher: A matcher whose states the trained one follows; None if there is none.
         dry_run: On the CPU, at toy size.
     """
 
     out: Path
     datasets: tuple[str, ...]
     minutes: float
+    teacher: str | None
     dry_run: bool
 
     def tests(self) -> None:
@@ -61,21 +64,14 @@ class Job:
         """Trains on as many pairs as fit."""
         if not self.datasets:
             raise SystemExit("training needs --datasets")
-        recipe = ("--recipe", "gpu_30min")
-        if self.dry_run:
-            recipe += (
-                "--preset",
-                "compact",
-                "--batch-size",
-                "4",
-                "--points",
-                "64",
-                "--long-points",
-                "64",
-                "--compile",
-                "False",
-            )
-        batch = 4 if self.dry_run else 128
+        batch = 4 if self.dry_run else 128 if self.teacher is None else 16
+        if self.teacher is None:
+            small = ("--preset", "compact", "--points", "64", "--long-points", "64", "--compile", "False")
+            recipe, forced = ("--recipe", "gpu_30min", *(small if self.dry_run else ())), 0.0
+        else:
+            lengths = ("64",) if self.dry_run else ("512", "512", "1024")
+            recipe, forced = ("--recipe", "student", "--teacher", self.teacher, "--lengths", *lengths), 0.2
+        recipe = (*recipe, "--batch-size", str(batch))
         trial = ("--pairs", str(30 * batch), "--confidence-pairs", "0", "--evaluate-every", str(10**9))
         self._run("train-trial", "lumiglue", "train", *self.datasets, "-o", str(self.out / "trial"), *recipe, *trial)
         lines = [json.loads(line) for line in (self.out / "trial" / "metrics.jsonl").read_text().splitlines()]
@@ -83,6 +79,7 @@ class Job:
         pairs = max(batch, round(0.9 * 60 * self.minutes * rate) // batch * batch)
         self._say(f"{rate:.1f} pairs/s in the trial, so {pairs} pairs in {self.minutes:g} minutes")
         length = ("--pairs", str(pairs), "--confidence-pairs", str(max(batch, pairs // 40)))
+        length += ("--forced-pairs", str(round(forced * pairs)), "--warmup-pairs", str(pairs // 30))
         every = ("--evaluate-every", str(max(batch, pairs // 12)), "--checkpoint-every", str(max(batch, pairs // 12)))
         run = self.out / "run"
         self._run("train", "lumiglue", "train", *self.datasets, "-o", str(run), *recipe, *length, *every)
@@ -113,11 +110,12 @@ def main() -> None:
     parser.add_argument("-o", "--out", type=Path, required=True)
     parser.add_argument("--datasets", nargs="*", default=[])
     parser.add_argument("--minutes", type=float, default=15.0)
+    parser.add_argument("--teacher", help="weights of a matcher whose states the trained one follows")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--dry-run", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
-    job = Job(options.out, tuple(options.datasets), options.minutes, options.dry_run)
+    job = Job(options.out, tuple(options.datasets), options.minutes, options.teacher, options.dry_run)
     for step in options.steps:
         getattr(job, step)()
 

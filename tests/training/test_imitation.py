@@ -12,7 +12,7 @@ from helpers import draw_photo, make_model
 from lumiglue import LightGlue, Sift, TrainingError
 from lumiglue.matcher.models import PRESETS, Size
 from lumiglue.matcher.packed import PackedPairs
-from lumiglue.training.config import TrainSettings
+from lumiglue.training.config import TrainSettings, recipe
 from lumiglue.training.data.build import DatasetSettings, build_dataset
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.homographies import PhotoViews
@@ -227,6 +227,13 @@ def test_training_brings_the_states_nearer(dataset: Path, pairs: list[PackedPair
         after, before = (float(teacher.loss(list(unit_states(m, pairs[0])), lesson)) for m in (trained, fresh))
     assert after < 0.8  # a constant has 1
     assert after < before / 2
+
+
+def test_the_recipe_needs_no_flag_but_takes_another_teacher() -> None:
+    settings = recipe("student")
+    assert settings.teacher == "aliked-lightglue"
+    assert [settings.forced_at(step) for step in (0, 3_999, 4_000)] == [True, True, False]
+    assert recipe("student", teacher="x.safetensors", pairs=100) == replace(settings, teacher="x.safetensors", pairs=100)
 
 
 def test_a_stopped_run_keeps_its_directions(dataset: Path, tmp_path: Path, weights: str) -> None:

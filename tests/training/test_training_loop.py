@@ -176,7 +176,7 @@ def test_recipes() -> None:
     assert recipe("standard") == TrainSettings()
     for name in RECIPES:
         config = preset(recipe(name).preset, "sift", 128, "xy")
-        assert config.n_layers == (9 if name in ("default", "gpu_30min", "paper") else 5)
+        assert config.n_layers == (9 if name in ("default", "student", "gpu_30min", "paper") else 5)
     gpu = recipe("gpu_30min")
     n = gpu.points
     forward = 2.5e6 * 9 * 2 * n + 14 * 9 * 256 * n**2
