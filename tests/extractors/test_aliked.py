@@ -98,6 +98,20 @@ def test_blank_tiny_and_long_images_are_legal(random_weights: Path, shape: tuple
     assert min(shape) > 4 or len(features) == 0  # a maximum needs its neighbours
 
 
+@pytest.mark.parametrize("resize", [None, 100])
+def test_given_keypoints_are_described_like_its_own(random_weights: Path, resize: int | None) -> None:
+    extractor = Aliked(model=SMALL, weights=random_weights, max_keypoints=60, resize=resize)
+    features = extractor(PHOTO)
+    described = extractor.describe(PHOTO, features.keypoints)
+    torch.testing.assert_close(described, features.descriptors, rtol=0, atol=2e-4)
+    assert not described.is_inference()
+    elsewhere = extractor.describe(PHOTO, features.keypoints + 3)
+    assert float((elsewhere - features.descriptors).norm(dim=1).median()) > 0.005
+    assert extractor.describe(PHOTO, torch.zeros(0, 2)).shape == (0, CONFIGS[SMALL].dim)
+    with pytest.raises(InputError, match="the image has 9 x 3 pixels; a descriptor needs 4 x 4"):
+        extractor.describe(PHOTO[:3, :9], torch.zeros(1, 2))
+
+
 def test_threshold_drops_the_weak_ones(random_weights: Path) -> None:
     settings = {"model": SMALL, "weights": random_weights, "max_keypoints": 60}
     features = Aliked(**settings)(PHOTO)

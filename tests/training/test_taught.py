@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from helpers import draw_photo, make_model
-from lumiglue import InputError, LightGlue, TrainingError
+from lumiglue import InputError, LightGlue, Sift, TrainingError
 from lumiglue.cli import main
+from lumiglue.extractors.networks import Aliked
 from lumiglue.geometry.projective import transfer, transform
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import RotaryEncoding
@@ -42,7 +43,7 @@ from lumiglue.training.loss import correspondence_loss, layer_scores
 from lumiglue.training.sampling import PairSampler
 from lumiglue.training.slicing import sliced
 from lumiglue.types import Features
-from lumiglue.weights.files import load_weights, pretrained_path
+from lumiglue.weights.files import load_weights, pretrained_path, save_weights
 
 SIZE = (640, 480)
 SETTINGS = TransferSettings()
@@ -391,6 +392,61 @@ def test_other_features_take_the_same_matches_from_the_folder(
         assert first is not None
         assert second is not None
         assert (first.entries == second.entries).all()
+
+
+def test_the_teacher_assigns_keypoints_of_other_features(
+    taught: Path, module_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its network describes them: what it is asked to assign is the dataset's keypoints, and its answer is stored."""
+    asked: list[tuple[Features, Features]] = []
+    sift, matcher = Sift(max_keypoints=400, resize=None), load_weights(pretrained_path("sift"))
+
+    def detect(_: Aliked, image: np.ndarray) -> Features:
+        return sift(image)
+
+    def describe(_: Aliked, image: np.ndarray, keypoints: torch.Tensor) -> torch.Tensor:
+        assert image.shape[:2] == (320, 420)
+        return torch.cat([keypoints, torch.zeros(len(keypoints), 62)], dim=1)
+
+    def match(_: Teacher, a: Features, b: Features) -> np.ndarray:
+        return matcher.match(pack([(a, b)], matcher.config))[0].pairs.numpy()
+
+    def assign(_: Teacher, a: Features, b: Features) -> tuple[np.ndarray, SparseAssignment]:
+        asked.append((a, b))
+        sides = (np.full(len(side), 0.25, np.float32) for side in (a, b))
+        return np.zeros((0, 2), np.int64), SparseAssignment(np.array([[5, 7]]), np.array([-0.5], np.float32), *sides)
+
+    monkeypatch.setattr(Aliked, "__call__", detect)
+    monkeypatch.setattr(Aliked, "describe", describe)
+    monkeypatch.setattr(Teacher, "match", match)
+    monkeypatch.setattr(Teacher, "assign", assign)
+    weights = module_folder / "aliked.safetensors"
+    save_weights(make_model(extractor="aliked-t16", descriptor_dim=64, d=64), weights, {})
+    photos, out = str(module_folder / "photos"), module_folder / "assigned.h5"
+    flags = ["--teacher", str(weights), "--teacher-keypoints", "400", "--features", "sift", "--max-keypoints", "300"]
+    assert main(["dataset", "teach", photos, "-o", str(out), "--workers", "1", "--assignments", *flags]) == 0
+    dataset = FeatureDataset(out)
+    assert dataset.taught is not None
+    assert dataset.plan["settings"]["assignments"] is True
+    assert len(asked) == len(dataset.pairs) == 6
+    for number, ((a, b), views) in enumerate(zip(asked, dataset.pairs, strict=True)):
+        assert a.extractor == b.extractor == "aliked-t16"
+        for side, view in zip((a, b), views, strict=True):
+            stored = torch.from_numpy(np.asarray(dataset.view(int(view))["keypoints"])).float()
+            torch.testing.assert_close(side.keypoints, stored, rtol=0, atol=0.05)
+            torch.testing.assert_close(side.descriptors[:, :2], side.keypoints)
+        assignment = dataset.taught.labels(number).assignment
+        assert assignment is not None
+        assert assignment.entries.tolist() == [[5, 7]]
+        assert float(assignment.matchability0.max()) == 0.25
+
+
+def test_features_that_describe_no_given_keypoints_are_refused(
+    taught: Path, module_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = str(module_folder / "photos"), str(module_folder / "refused.h5")
+    assert main(["dataset", "teach", photos, "-o", out, "--teacher", "sift", "--features", "sift", "--assignments"]) == 2
+    assert "sift cannot describe the keypoints of other features; use a teacher for ALIKED" in capsys.readouterr().err
 
 
 def test_the_record_of_a_dataset_says_whether_scenes_were_reconstructed(taught: Path, module_folder: Path) -> None:

@@ -221,6 +221,7 @@ def teach(
     teacher_matches: Path | None = None,
     neighbours: int = 6,
     poses: bool = False,
+    assignments: bool = False,
     flags: Annotated[DatasetFlags, arg(name="")] = TAUGHT,
 ) -> int:
     """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
@@ -235,6 +236,8 @@ def teach(
         neighbours: Each photo is paired with this many of the most similar photos of its scene.
         poses: Reconstruct scenes of three or more photos with COLMAP, and take the epipolar geometry and the tracks of the
             model. Needs pycolmap.
+        assignments: Let ALIKED describe the keypoints of your features, and the teacher assign them; training distils this.
+            The teacher's own features have its assignments anyway.
         flags: Features, sizes, seed and processes.
     """
     from lumiglue.training.data.teacher import Teacher
@@ -243,6 +246,6 @@ def teach(
     matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=flags.usable_device)
     source = TaughtPhotos.of_folder(
         photos, matcher, neighbours=neighbours, long_side=flags.long_side, seed=flags.seed, matches=teacher_matches,
-        poses=poses,
+        poses=poses, assignments=assignments,
     )  # fmt: skip
     return flags.build(source, out, "scenes", lacks="have no overlapping pair")

@@ -108,6 +108,11 @@ class AlikedNetwork(nn.Module):
         descriptors = self.desc_head(partial(self.features_at, pyramid), keypoints, pyramid.size)
         return keypoints, scores, descriptors
 
+    def describe(self, image: Float[Tensor, "1 3 h w"], keypoints: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
+        """Unit descriptors of given keypoints, in pixels."""
+        pyramid = self.pyramid(image)
+        return self.desc_head(partial(self.features_at, pyramid), keypoints, pyramid.size)
+
     def pyramid(self, image: Float[Tensor, "1 3 h w"]) -> Pyramid:
         """The maps of an image (section III-A)."""
         height, width = image.shape[2:]

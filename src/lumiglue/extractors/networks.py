@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from lumiglue.errors import InputError, WeightsError
@@ -93,15 +93,20 @@ class NetworkExtractor(ABC):
             nothing = torch.zeros(0, 2), torch.zeros(0), torch.zeros(0, self.descriptor_dim)
             return self._features(*nothing, (width, height), torch.ones(2))
         with one_thread_at_a_time(self.device):
-            with _loading:  # one of two threads loads the network, the other waits for it
-                network = _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
-            pixels = torch.from_numpy(np.array(small)).to(self.device).permute(2, 0, 1)[None].float() / 255
+            network, pixels = self._network(), self._pixels(small)
             with torch.inference_mode():
                 output = self.run(network, pixels)
             # Clones made outside inference mode are ordinary tensors, which autograd and in-place code accept.
             keypoints, scores, descriptors = (tensor.cpu().float().clone() for tensor in output)
         scale = torch.tensor([width / small.shape[1], height / small.shape[0]])
         return self._features(keypoints, scores, descriptors, (width, height), scale)
+
+    def _network(self) -> Any:
+        with _loading:  # one of two threads loads the network, the other waits for it
+            return _load(type(self), self._build_arguments(), self.model, self._weights_file(), str(self.device))
+
+    def _pixels(self, image: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.array(image)).to(self.device).permute(2, 0, 1)[None].float() / 255
 
     def _features(
         self, keypoints: Tensor, scores: Tensor, descriptors: Tensor, size: tuple[int, int], scale: Tensor
@@ -181,8 +186,36 @@ class Aliked(NetworkExtractor):
         with _full_precision(pixels.device):
             keypoints, scores, descriptors = network(pixels, self.max_keypoints or _MOST)
         strong = scores > (self.detection_threshold or 0.0)
-        shift = pixels.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
-        return keypoints[strong] - shift, scores[strong], descriptors[strong]
+        return keypoints[strong] - self._shift(pixels), scores[strong], descriptors[strong]
+
+    def describe(self, image: UInt8[np.ndarray, "h w 3"], keypoints: Float[Tensor, "n 2"]) -> Float[Tensor, "n d"]:
+        """Describes given keypoints, such as those of another detector.
+
+        Args:
+            image: h x w x 3, RGB.
+            keypoints: n x 2, in pixels of the image.
+
+        Returns:
+            n x d unit descriptors.
+
+        Raises:
+            InputError: The image has a side of less than 4 pixels.
+            WeightsError: The network's weights are not found or do not fit.
+        """
+        small = resize_long_side(image, self.resize)
+        if min(small.shape[:2]) < 4:
+            raise InputError(f"the image has {small.shape[1]} x {small.shape[0]} pixels; a descriptor needs 4 x 4")
+        scale = keypoints.new_tensor([small.shape[1] / image.shape[1], small.shape[0] / image.shape[0]])
+        with one_thread_at_a_time(self.device):
+            network, pixels = self._network(), self._pixels(small)
+            with torch.inference_mode(), _full_precision(pixels.device):
+                at = ((keypoints + 0.5) * scale - 0.5).to(pixels)
+                descriptors = network.describe(pixels, at + self._shift(pixels))
+            return descriptors.cpu().clone()
+
+    def _shift(self, like: Tensor) -> Tensor:
+        """How far the network's keypoints are from the structure."""
+        return like.new_tensor(_ALIKED_SHIFTS.get(self.model, (0.0, 0.0)))
 
     def _build_arguments(self) -> tuple[Any, ...]:
         return (self.model,)

@@ -73,7 +73,7 @@ class PairLabels:
         distances: Their distance in pixels, the larger one of the two images; infinite if they cannot match.
         judged0: Keypoints of the first image whose position in the second is known, or known to be outside it.
         judged1: The same for the second image.
-        assignment: The teacher's assignment, if the features are the teacher's.
+        assignment: The teacher's assignment of these keypoints, if it could see them.
     """
 
     near: Integer[np.ndarray, "k 2"]

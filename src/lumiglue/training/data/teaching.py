@@ -1,7 +1,8 @@
 """Taught datasets: overlapping photos without known geometry, which a teacher labels for any features.
 
 In each scene (a folder) the teacher matches pairs of photos with its own features. `transfer` then labels the keypoints of
-the features to train for. If these are the teacher's own, its assignments are stored as well.
+the features to train for. If these are the teacher's own, its assignments are stored as well. ALIKED can also describe the
+keypoints of other features, and a teacher for ALIKED assign them.
 """
 
 import hashlib
@@ -18,6 +19,7 @@ import torch
 
 from lumiglue.errors import ImageError, InputError
 from lumiglue.extractors import Extractor
+from lumiglue.extractors.networks import Aliked
 from lumiglue.images import read_image, resize_long_side
 from lumiglue.io.atomic import replacing
 from lumiglue.training.data.build import strongest
@@ -57,6 +59,7 @@ class TaughtPhotos:
         seed: Seed of RANSAC.
         transfer: When a transferred keypoint counts.
         poses: Whether scenes of three or more photos are reconstructed, which makes their labels surer; needs pycolmap.
+        assignments: Whether the teacher also assigns the keypoints of other features, described by its own network.
         matches: Cache folder for the teacher's matches, which datasets of other features of the same photos reuse.
     """
 
@@ -68,6 +71,7 @@ class TaughtPhotos:
     seed: int = 0
     transfer: TransferSettings = field(default_factory=TransferSettings)
     poses: bool = False
+    assignments: bool = False
     matches: Path | None = None
 
     kind: Kind = field(default="taught", init=False)
@@ -89,6 +93,11 @@ class TaughtPhotos:
             raise InputError(f"neighbours is {self.neighbours}; give at least 1")
         if self.long_side < 64:
             raise InputError(f"long_side is {self.long_side}; give at least 64 pixels")
+        if self.assignments and not isinstance(self.teacher.extractor(), Aliked):
+            raise InputError(
+                f"{self.teacher.features} cannot describe the keypoints of other features; use a teacher for ALIKED or "
+                "leave out assignments"
+            )
         if self.poses:
             import lumiglue.training.data.multiview  # noqa: F401  # says at once if pycolmap is missing
 
@@ -103,7 +112,7 @@ class TaughtPhotos:
         return {
             "source": "taught", "teacher": self.teacher.plan(), "neighbours": self.neighbours, "seed": self.seed,
             "long_side": self.long_side, "transfer": asdict(self.transfer), "poses": self.poses,
-            "photos_sha256": photos_sha256(self.root, photos),
+            "assignments": self.assignments, "photos_sha256": photos_sha256(self.root, photos),
         }  # fmt: skip
 
     def pairs(self) -> None:
@@ -134,16 +143,33 @@ class TaughtPhotos:
             detected = taught.features[name] if own else extractor(photos[name])
             rows[name] = strongest(detected, np.ones(len(detected), dtype=bool), max_keypoints)
             features[name] = detected[torch.from_numpy(rows[name])]
+        redescribed = self._redescribe(photos, features) if self.assignments and not own else None
         pairs = []
         for (a, b), usable in anchors.items():
-            first, second = features[a], features[b]
+            first, second, assignment = features[a], features[b], None
+            if own:
+                assignment = _select_assignment(taught, (a, b), (rows[a], rows[b]))
+            elif redescribed:
+                _, assignment = self.teacher.assign(redescribed[a], redescribed[b])
             labels = label_pair(
                 first.keypoints.numpy(), second.keypoints.numpy(), (first.image_size, second.image_size), usable,
-                self.transfer, _select_assignment(taught, (a, b), (rows[a], rows[b])) if own else None,
+                self.transfer, assignment,
             )  # fmt: skip
             overlap = min(float(labels.judged0.mean()), float(labels.judged1.mean()))
             pairs.append((names.index(a), names.index(b), overlap, labels))
         return names, [View(scene, features[name]) for name in names], pairs
+
+    def _redescribe(self, photos: Mapping[str, np.ndarray], features: Mapping[str, Features]) -> dict[str, Features]:
+        """The keypoints of other features with the teacher's descriptors."""
+        extractor = self.teacher.extractor()
+        assert isinstance(extractor, Aliked)
+        return {
+            name: Features(
+                keypoints=detected.keypoints, descriptors=extractor.describe(photos[name], detected.keypoints),
+                image_size=detected.image_size, extractor=extractor.name,
+            )
+            for name, detected in features.items()
+        }  # fmt: skip
 
     def _photos(self, names: tuple[str, ...]) -> Iterator[tuple[str, np.ndarray]]:
         """Those that can be read."""
