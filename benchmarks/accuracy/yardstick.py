@@ -107,6 +107,11 @@ def held_out() -> dict[str, list[str]]:
 # -- features and matches on disk -------------------------------------------------------------------------------------
 
 
+def file_name(features: str) -> str:
+    """Names of features as a part of a file's name; those of a class of one's own are PATH.py:CLASS."""
+    return Path(features).name.replace(":", "-")
+
+
 class FeatureCache:
     """Features of the images of a folder, extracted once and kept in CACHE/EXTRACTOR.h5."""
 
@@ -121,7 +126,7 @@ class FeatureCache:
         if not todo:
             return
         self.cache.mkdir(parents=True, exist_ok=True)
-        file = self.cache / f"{extractor}.h5"
+        file = self.cache / f"{file_name(extractor)}.h5"
         made = create_extractor(extractor, max_keypoints=KEYPOINTS, resize=LONG_SIDE.get(extractor))
         for step in extract_in_parts(self.folder, todo, made, file, note=NOTE, workers=1):
             print(f"{extractor}: {step.done} of {step.total} images", flush=True)
@@ -681,8 +686,9 @@ def _mark(image: np.ndarray, point: np.ndarray, colour: tuple[int, ...], text: s
 def matcher(features: str, weights: Path | None, settings: MatchSettings) -> Matcher:
     """Weights of ours, the package's by default, or a released checkpoint (.pth, .pt)."""
     file = pretrained_path(features) if weights is None else weights
-    model = import_released(file, features) if file.suffix in (".pth", ".pt") else load_weights(file)
-    pipeline = Pipeline(create_extractor(features), model, settings)
+    extractor = create_extractor(features)
+    model = import_released(file, extractor.name) if file.suffix in (".pth", ".pt") else load_weights(file)
+    pipeline = Pipeline(extractor, model, settings)
     return lambda a, b: pipeline.match_features([(a, b)])[0]
 
 
@@ -702,7 +708,7 @@ def measure(args: argparse.Namespace) -> None:
         match = matcher(args.features, args.weights, settings) if ours else BASELINES[method]
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
-        file = ScoresFile(args.out / f"{args.features}-{count}-{name}.csv", record, len(protocol.seeds))
+        file = ScoresFile(args.out / f"{file_name(args.features)}-{count}-{name}.csv", record, len(protocol.seeds))
         scored = score_features(
             file.missing(pairs), lambda image, _, n=count: cache.features(args.features, image, n), {name: match}, protocol
         )
