@@ -13,6 +13,7 @@ import torch
 from helpers import draw_photo, make_model
 from lumiglue import InputError, LightGlue, Sift, TrainingError
 from lumiglue.cli import main
+from lumiglue.errors import ImageError
 from lumiglue.extractors.networks import Aliked
 from lumiglue.geometry.projective import transfer, transform
 from lumiglue.matcher.inputs import pack
@@ -26,7 +27,7 @@ from lumiglue.training.data.multiview import map_matches
 from lumiglue.training.data.synthetic_scenes import Rendering, SceneSettings, aim_camera, build_scene, depths_at, render
 from lumiglue.training.data.taught import NEAR_PX, PairLabels, SparseAssignment
 from lumiglue.training.data.teacher import Teacher
-from lumiglue.training.data.teaching import SceneMatches, scene_anchors
+from lumiglue.training.data.teaching import SceneMatches, TaughtPhotos, scene_anchors
 from lumiglue.training.data.transfer import (
     Anchors,
     TransferSettings,
@@ -439,6 +440,32 @@ def test_the_teacher_assigns_keypoints_of_other_features(
         assert assignment is not None
         assert assignment.entries.tolist() == [[5, 7]]
         assert float(assignment.matchability0.max()) == 0.25
+
+
+def test_a_photo_without_keypoints_belongs_to_no_pair(
+    taught: Path, module_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The teacher matches it, but the features to train for find nothing in it."""
+    usual, seen = Sift.__call__, []
+
+    def blind(extractor: Sift, image: np.ndarray) -> Features:
+        seen.append(image)
+        return usual(extractor, image)[: 0 if len(seen) == 2 else None]
+
+    photos = TaughtPhotos.of_folder(
+        module_folder / "photos", Teacher.named("sift", max_keypoints=400), matches=module_folder / "matches"
+    )
+    extractor = Sift(max_keypoints=300, resize=None)
+    monkeypatch.setattr(Sift, "__call__", blind)
+    monkeypatch.setattr(Sift, "name", "other")
+    names, views, pairs = photos.labelled_photos(photos.items.index("scene-0"), extractor, 300)
+    assert len(seen) == 3
+    assert names == ["scene-0/0.png", "scene-0/2.png"]
+    assert all(len(view.features) for view in views)
+    assert [pair[:2] for pair in pairs] == [(0, 1)]
+    monkeypatch.setattr(Sift, "__call__", lambda extractor, image: usual(extractor, image)[:0])
+    with pytest.raises(ImageError, match="no two photos of scene-0 that overlap have keypoints"):
+        photos.labelled_photos(photos.items.index("scene-0"), extractor, 300)
 
 
 def test_features_that_describe_no_given_keypoints_are_refused(

@@ -137,12 +137,15 @@ class TaughtPhotos:
         anchors = scene_anchors(taught, self.transfer, poses=self.poses, seed=self.seed)
         if not anchors:
             raise ImageError(f"no two photos of {scene} overlap")
-        names = sorted({name for pair in anchors for name in pair})
         features, rows = {}, {}
-        for name in names:
+        for name in sorted({name for pair in anchors for name in pair}):
             detected = taught.features[name] if own else extractor(photos[name])
             rows[name] = strongest(detected, np.ones(len(detected), dtype=bool), max_keypoints)
             features[name] = detected[torch.from_numpy(rows[name])]
+        anchors = {pair: usable for pair, usable in anchors.items() if all(len(features[name]) for name in pair)}
+        if not anchors:
+            raise ImageError(f"no two photos of {scene} that overlap have keypoints")
+        names = sorted({name for pair in anchors for name in pair})
         redescribed = self._redescribe(photos, features) if self.assignments and not own else None
         pairs = []
         for (a, b), usable in anchors.items():
