@@ -4,7 +4,7 @@
         --features benchmarks/accuracy/aliked_at_sift.py:AlikedAtSift --weights RELEASED/aliked_lightglue.pth \\
         --name released --methods lumiglue
 
-It is the bound of a student for SIFT that learns its assignments (`lumiglue dataset teach --assignments`).
+This is the teacher that a student for SIFT has with `lumiglue dataset teach --assignments`.
 """
 
 import numpy as np

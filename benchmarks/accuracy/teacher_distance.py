@@ -58,7 +58,7 @@ def main() -> None:
             lesson = teacher.lesson(batch)
             forced.append(distances(teacher, forced_states(student, batch, lesson), lesson))
             own.append(distances(teacher, unit_states(student, batch), lesson))
-            attention.append(float(teacher.attention_loss(student, batch, lesson.states, lesson)))
+            attention.append(float(teacher.attention_loss(student, batch, lesson.states, lesson, queries=None)))
     print(line_of("given the teacher's states", forced))
     print(line_of("from its own states", own))
     print(f"attention: {sum(attention) / len(attention):.2f} nats")

@@ -118,8 +118,7 @@ def test_attention_elsewhere_costs(pairs: list[PackedPairs]) -> None:
         assert float(same.attention_loss(other, pairs[0], lesson.states, lesson)) > 0.01
 
 
-def test_the_first_points_attend_alone_to_all(pairs: list[PackedPairs], monkeypatch: pytest.MonkeyPatch) -> None:
-    """So many queries that a step compares cost a share of the time, and the logits are those of these points."""
+def test_the_attention_of_some_points_is_a_part_of_all(pairs: list[PackedPairs]) -> None:
     model, other = wide_model(), wide_model(seed=1)
     with torch.no_grad():
         states = list(unit_states(model, pairs[0]))
@@ -130,10 +129,11 @@ def test_the_first_points_attend_alone_to_all(pairs: list[PackedPairs], monkeypa
             torch.testing.assert_close(few, every[:, :, :5], rtol=0, atol=1e-5)
         same = StateTeacher(model, torch.eye(64), torch.ones(7, 64))
         lesson = same.lesson(pairs[0])
-        monkeypatch.setattr("lumiglue.training.imitation.QUERIES", 5)
-        five = float(same.attention_loss(other, pairs[0], lesson.states, lesson))
-        monkeypatch.setattr("lumiglue.training.imitation.QUERIES", 24)
-        assert five != pytest.approx(float(same.attention_loss(other, pairs[0], lesson.states, lesson)), rel=1e-3)
+        few, most, every = (
+            float(same.attention_loss(other, pairs[0], lesson.states, lesson, queries)) for queries in (5, 24, None)
+        )
+        assert most == pytest.approx(every)
+        assert few != pytest.approx(every, rel=1e-3)
 
 
 def test_forced_units_do_not_see_the_errors_before_them(pairs: list[PackedPairs], teacher: StateTeacher) -> None:

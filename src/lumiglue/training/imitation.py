@@ -22,7 +22,7 @@ from lumiglue.training.distillation import SoftLabels
 from lumiglue.training.loss import layer_scores
 from lumiglue.training.subspace import Basis, directions_of, fit_linear, shared_directions
 
-# Points of an image whose attention is compared in a step. The attention of all points of an image grows with their square.
+# Points of an image whose attention is compared in a step; the attention of all would take time with their square.
 QUERIES = 128
 
 
@@ -126,22 +126,28 @@ class StateTeacher:
         return torch.stack([((x.float() - target) / deviation).square().mean() for x, target, deviation in pairs]).mean()
 
     def attention_loss(
-        self, student: LightGlue, pairs: PackedPairs, states: Sequence[Float[Tensor, "t narrow"]], lesson: Lesson
+        self,
+        student: LightGlue,
+        pairs: PackedPairs,
+        states: Sequence[Float[Tensor, "t narrow"]],
+        lesson: Lesson,
+        queries: int | None = QUERIES,
     ) -> Float[Tensor, ""]:
-        """Mean divergence of the student's attention from the teacher's, head by head, over `QUERIES` points of each image.
+        """Mean divergence of the student's attention from the teacher's, head by head, in nats.
 
-        A message says little about where attention should have been; this does. The points are the first ones: a sampled
-        batch has them in random order.
+        A message says little about where attention should have been; this does.
 
         Args:
             student: The student.
             pairs: The pairs of the lesson.
             states: What the student's units are given: its own states, or those of the lesson.
             lesson: What the teacher shows.
+            queries: How many points of each image to compare, the first ones, which are random in a sampled batch; None for
+                all.
         """
-        theirs = attention_logits(self.model, pairs, lesson.wide, QUERIES)
+        theirs = attention_logits(self.model, pairs, lesson.wide, queries)
         losses = []
-        for target, own in zip(theirs, attention_logits(student, pairs, states, QUERIES), strict=True):
+        for target, own in zip(theirs, attention_logits(student, pairs, states, queries), strict=True):
             log_p = target.log_softmax(-1)
             losses.append((log_p.exp() * (log_p - own.log_softmax(-1))).sum(-1).mean())
         return torch.stack(losses).mean()
