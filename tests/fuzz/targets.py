@@ -484,7 +484,7 @@ def released_structure(data: bytes, folder: Path) -> None:
 
 
 def _learner() -> Learner:
-    settings = TrainSettings(precision="fp32")
+    settings = TrainSettings(precision="fp32", optimizer="muon")
     return Learner(LightGlue(SMALL), settings, torch.device("cpu"))
 
 
@@ -503,7 +503,7 @@ def checkpoint_structure(data: bytes, folder: Path) -> None:
     draw, learner = Draw(data), _learner()
     for parameter in learner.parameters[0]:
         parameter.grad = torch.ones_like(parameter)
-    learner.optimizers[0].step()
+    learner.update(1, 1e-3)
     state: Any = learner.state()
     for _ in range(1 + draw.byte() % 3):
         node = state

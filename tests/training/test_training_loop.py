@@ -28,7 +28,7 @@ from lumiglue.matcher import precision
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.models import PRESETS, Size, build, preset
 from lumiglue.training import loop
-from lumiglue.training.config import RECIPES, TrainSettings, recipe
+from lumiglue.training.config import RECIPES, OptimizerName, TrainSettings, recipe
 from lumiglue.training.data.build import DatasetSettings, build_dataset
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.data.homographies import PhotoViews
@@ -121,7 +121,8 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         "start_from": "sift", "pairs": 32, "confidence_pairs": 16, "batch_size": 8, "points": 64, "long_points": 96,
         "long_share": 0.5, "lengths": (32, 64), "distillation": 0.25, "schedule": "paper", "learning_rate": 0.1,
         "confidence_learning_rate": 0.2, "warmup_pairs": 6,
-        "weight_decay": 0.3, "clip": 0.4, "negative_pair_ratio": 0.6, "ema": 7.0, "precision": "fp32", "compile": True,
+        "optimizer": "muon", "weight_decay": 0.3,
+        "clip": 0.4, "negative_pair_ratio": 0.6, "ema": 7.0, "precision": "fp32", "compile": True,
         "evaluate_every": 9, "checkpoint_every": 10, "draw_every": 11, "keep_every": 12, "seed": 13,
     }  # fmt: skip
     expected = TrainSettings(**values)
@@ -207,6 +208,7 @@ def test_points_replace_the_lengths_of_a_recipe() -> None:
         ({"learning_rate": math.nan}, "learning_rate is nan"),
         ({"warmup_pairs": -1}, "must not be negative"),
         ({"negative_pair_ratio": 1.0}, "negative_pair_ratio is 1.0; give at least 0 and less than 1"),
+        ({"optimizer": "sgd"}, r"unknown optimizer 'sgd'; choose from \['adamw', 'muon'\]"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from"),
         ({"pairs": 0, "confidence_pairs": 0, "start_from": "sift"}, "nothing to train"),
     ],
@@ -244,6 +246,43 @@ def test_training_learns_and_its_weights_match_photos(dataset: Path, tmp_path: P
     assert same.sum() > 20
     assert same.mean() > 0.9
     assert len(draw_learning_curves(tmp_path / "run" / "metrics.jsonl").axes) == 3
+
+
+def test_muon_moves_matrices_along_all_of_their_directions_alike() -> None:
+    """Even if some are weak in the gradient; other parameters are AdamW's, and move as they do with it alone."""
+    learners = [
+        Learner(make_model(), replace(TINY, optimizer=optimizer, weight_decay=0.0), torch.device("cpu"))
+        for optimizer in ("adamw", "muon")
+    ]
+    before = {name: parameter.detach().clone() for name, parameter in learners[0].model.named_parameters()}
+    generator = torch.Generator().manual_seed(0)
+    for name, *parameters in zip(before, *(learner.model.parameters() for learner in learners), strict=True):
+        gradient = torch.randn(before[name].shape, generator=generator)
+        if gradient.ndim == 2:
+            u, s, v = torch.linalg.svd(gradient, full_matrices=False)
+            gradient = u @ torch.diag(torch.linspace(1.0, 0.1, len(s))) @ v
+        for parameter in parameters:
+            parameter.grad = gradient.clone()
+    for learner in learners:
+        learner.update(1, 1e-2)
+    adamw, muon = (dict(learner.model.named_parameters()) for learner in learners)
+    matrices = [name for name in before if not torch.equal(adamw[name], muon[name])]
+    assert len(matrices) > 10
+    for name in matrices:
+        step, gradient = (muon[name] - before[name]).detach(), muon[name].grad
+        assert gradient is not None
+        spreads = [float(values.max() / values.min()) for values in map(torch.linalg.svdvals, (step, gradient))]
+        assert spreads[0] < 3 < 5 < spreads[1], name  # as Newton-Schulz leaves them
+        assert float(step.square().mean().sqrt()) == pytest.approx(2e-3, rel=0.3)  # AdamW's usual step at this rate
+    alone = [name for name in before if before[name].ndim != 2 or 1 in before[name].shape or "frequencies" in name]
+    assert not set(alone) & set(matrices)
+    assert set(alone) | set(matrices) == set(before)
+
+
+def test_muon_needs_a_pytorch_that_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(TrainingError, match=r"muon needs PyTorch 2\.9 or newer; this is "):
+        Learner(make_model(), replace(TINY, optimizer="muon"), torch.device("cpu"))
 
 
 def test_the_running_mean_is_the_sum_it_claims_to_be() -> None:
@@ -452,9 +491,12 @@ def test_tensorboard_has_the_figures_of_the_log(dataset: Path, tmp_path: Path) -
 RICH = replace(TINY, ema=16.0, negative_pair_ratio=0.2)  # everything that has a state of its own
 
 
-def test_a_stopped_run_goes_on_to_the_same_losses(datasets: list[Path], tmp_path: Path, start: str) -> None:
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_stopped_run_goes_on_to_the_same_losses(
+    datasets: list[Path], tmp_path: Path, start: str, optimizer: OptimizerName
+) -> None:
     """Closed between checkpoints, as if killed; asked to stop; then to the end: as in one go."""
-    rich = replace(RICH, start_from=start)
+    rich = replace(RICH, start_from=start, optimizer=optimizer)
     whole = losses(finish(train(datasets, tmp_path / "whole", rich, sampling_weights=[1, 2])))
     steps = train(datasets, tmp_path / "cut", rich, sampling_weights=[1, 2])
     first = [next(steps).loss for _ in range(3)]

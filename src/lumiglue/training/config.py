@@ -9,6 +9,7 @@ from lumiglue.matcher.settings import Ablation, Encoding
 
 Schedule = Literal["cosine", "paper"]
 ModelName = Literal["lightglue", "superglue"]
+OptimizerName = Literal["adamw", "muon"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,9 @@ class TrainSettings:
         learning_rate: Peak learning rate in stage 1.
         confidence_learning_rate: Peak learning rate in stage 2.
         warmup_pairs: Pairs over which the learning rate rises to its peak in stage 1.
-        weight_decay: AdamW's weight decay in stage 1.
+        optimizer: That of stage 1: AdamW, or Muon for matrices and AdamW for all else. At the same learning rate Muon's
+            steps are as long as AdamW's.
+        weight_decay: Weight decay in stage 1.
         clip: Largest norm of a step's gradient.
         negative_pair_ratio: Fraction of negative pairs: two views of different scenes.
         ema: Half-life, in pairs, of a running mean of the weights, which replaces them after stage 1 if it validates better.
@@ -75,6 +78,7 @@ class TrainSettings:
     learning_rate: float = 1e-3
     confidence_learning_rate: float = 1e-2
     warmup_pairs: int = 2_000
+    optimizer: OptimizerName = "adamw"
     weight_decay: float = 0.01
     clip: float = 1.0
     negative_pair_ratio: float = 0.05
@@ -114,6 +118,8 @@ class TrainSettings:
             raise TrainingError("compile has no effect with a teacher, whose units run one by one; leave one of them out")
         if self.forced_pairs and self.teacher is None:
             raise TrainingError(f"forced_pairs is {self.forced_pairs}; it needs a teacher")
+        if self.optimizer not in get_args(OptimizerName):
+            raise TrainingError(f"unknown optimizer {self.optimizer!r}; choose from {list(get_args(OptimizerName))}")
         if self.schedule not in get_args(Schedule):
             raise TrainingError(f"unknown schedule {self.schedule!r}; choose from {list(get_args(Schedule))}")
         if self.steps == 0:

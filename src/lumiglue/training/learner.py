@@ -1,8 +1,9 @@
 """The state of a training run: the matcher, its optimisers and the running mean of its weights."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Learner:
         model: The matcher.
         settings: How to train.
         parameters: Those of stage 1 and those of stage 2.
-        optimizers: One per stage.
+        optimizers: Those of stage 1 and those of stage 2.
         teacher: Whose states the matcher follows; None if there is none.
         ema: Running mean of the parameters of stage 1; None if there is none.
         step: Steps done.
@@ -38,22 +39,19 @@ class Learner:
         named = list(self.model.named_parameters())
         matcher = [p for name, p in named if not name.startswith("confidences.")]
         self.parameters = [matcher, [p for name, p in named if name.startswith("confidences.")]]
-        stages = ((settings.learning_rate, settings.weight_decay), (settings.confidence_learning_rate, 0.0))
-        self.optimizers = [
-            torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
-            for parameters, (rate, decay) in zip(self.parameters, stages, strict=True)
-            if parameters
-        ]
+        self.optimizers = [_optimizers(named, settings), []]
+        if self.parameters[1]:
+            self.optimizers[1].append(_adamw(self.parameters[1], settings.confidence_learning_rate, 0.0))
         self.ema = [p.detach().clone() for p in matcher] if settings.ema is not None and settings.pairs else None
         self.step = 0
         self.notes: dict[str, Any] = {}
 
     def update(self, stage: int, rate: float) -> None:
-        """Does one step of a stage's optimiser."""
-        optimizer = self.optimizers[stage - 1]
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
+        """Does one step of a stage's optimisers."""
+        for optimizer in self.optimizers[stage - 1]:
+            for group in optimizer.param_groups:
+                group["lr"] = rate
+            optimizer.step()
         if self.ema is not None and self.settings.ema is not None:
             forget = 1 - 0.5 ** (self.settings.batch_size_at(self.step) / self.settings.ema)
             for mean, parameter in zip(self.ema, self.parameters[0], strict=True):
@@ -96,7 +94,7 @@ class Learner:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint stores."""
-        optimizers = [optimizer.state_dict() for optimizer in self.optimizers]
+        optimizers = [optimizer.state_dict() for optimizer in chain(*self.optimizers)]
         tensors = {"model": self.model.state_dict(), "optimizers": optimizers, "ema": self.ema}
         teacher = {} if self.teacher is None else {"teacher": self.teacher.state()}
         return tensors | teacher | {"step": self.step, "notes": self.notes}
@@ -107,7 +105,7 @@ class Learner:
             return
         try:
             self.model.load_state_dict(state["model"])
-            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            for optimizer, saved in zip(chain(*self.optimizers), state["optimizers"], strict=True):
                 optimizer.load_state_dict(saved)
                 _check_optimizer(optimizer)
             self.ema, self.step, self.notes = state["ema"], state["step"], state["notes"]
@@ -133,16 +131,46 @@ class Learner:
             raise ValueError("the weights contain NaN or infinity")
 
 
+def _optimizers(named: Iterable[tuple[str, torch.nn.Parameter]], settings: TrainSettings) -> list[torch.optim.Optimizer]:
+    """The optimisers of stage 1. Muon is for matrices that multiply states; AdamW has all else.
+
+    Raises:
+        TrainingError: PyTorch has no Muon.
+    """
+    if settings.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
+        raise TrainingError(f"the optimizer muon needs PyTorch 2.9 or newer; this is {torch.__version__}")
+    rate, decay = settings.learning_rate, settings.weight_decay
+    matrices, others = [], []
+    for name, parameter in named:
+        if name.startswith("confidences."):
+            continue
+        wide = name.endswith(".weight") and parameter.ndim == 2 and min(parameter.shape) > 1
+        (matrices if wide and settings.optimizer == "muon" else others).append(parameter)
+    optimizers: list[torch.optim.Optimizer] = [_adamw(others, rate, decay)]
+    if matrices:
+        # With steps as large as AdamW's, both optimisers share one learning rate.
+        optimizers.append(torch.optim.Muon(matrices, rate, decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def _adamw(parameters: Sequence[torch.nn.Parameter], rate: float, decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, rate, weight_decay=decay, fused=True)
+
+
 def _check_optimizer(optimizer: torch.optim.Optimizer) -> None:
     """Raises ValueError if the loaded state does not fit the parameters, which would otherwise fail at the first step."""
     for group in optimizer.param_groups:
         for key, default in optimizer.defaults.items():
+            if key == "differentiable" and key not in group:  # Muon gets this default when it is loaded, and never reads it
+                continue
             value = group[key]
             same_type = type(value) is type(default) or (isinstance(value, float | int) and isinstance(default, float | int))
-            if not same_type or (isinstance(value, tuple) and not all(isinstance(n, float) and 0 <= n < 1 for n in value)):
+            decays = value if key == "betas" and isinstance(value, tuple) else ()
+            if not same_type or not all(isinstance(decay, float) and 0 <= decay < 1 for decay in decays):
                 raise ValueError(f"the optimiser's {key} is {value!r}")
         for parameter in group["params"]:
-            state = optimizer.state.get(parameter, {})
-            shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
-            if state and {key: value.shape for key, value in state.items()} != shapes:
+            shapes = {key: value.shape for key, value in optimizer.state.get(parameter, {}).items()}
+            of_adamw = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+            expected = of_adamw if isinstance(optimizer, torch.optim.AdamW) else {"momentum_buffer": parameter.shape}
+            if shapes and shapes != expected:
                 raise ValueError("the optimiser's state is not of this matcher")

@@ -166,7 +166,8 @@ def _gradient(learner: Learner, batch: Batch, stage: int, here: Processes, stop:
         else:
             assert isinstance(model, LightGlue)
             loss = confidence_loss(model, batch.pairs, average=lambda counts: here.average([counts]))
-    learner.optimizers[stage - 1].zero_grad(set_to_none=True)
+    for optimizer in learner.optimizers[stage - 1]:
+        optimizer.zero_grad(set_to_none=True)
     loss.backward()
     shared = torch.stack([loss.detach(), loss.new_tensor(float(stop))])
     here.average([*(p.grad for p in learner.parameters[stage - 1] if p.grad is not None), shared])
