@@ -280,10 +280,11 @@ def default() -> TrainSettings:
 
 
 def student() -> TrainSettings:
-    """`deep`, from random weights to a student of the released LightGlue on ALIKED: the runs of `aliked-n16-deep` in one.
+    """`deep`, from random weights to a student of the released LightGlue on ALIKED.
 
-    A step has one pair, which has a target for every channel of every point. In the first fifth each unit is given the
-    teacher's state. About four hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet.
+    It is the runs of `aliked-n16-deep` in one, but for the last, which used Muon. A step has one pair, which has a
+    target for every channel of every point. In the first fifth each unit is given the teacher's state. About four hours
+    on two cores with AVX512-BF16, by the speed of those runs; not run whole yet.
     """
     return TrainSettings(
         preset="deep", teacher="aliked-lightglue", pairs=20_000, forced_pairs=4_000, confidence_pairs=400, batch_size=1,
