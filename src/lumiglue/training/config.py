@@ -282,14 +282,15 @@ def default() -> TrainSettings:
 def student() -> TrainSettings:
     """`deep`, from random weights to a student of the released LightGlue on ALIKED.
 
-    It is the runs of `aliked-n16-deep` in one, but for the last, which used Muon. A step has one pair, which has a
-    target for every channel of every point. In the first fifth each unit is given the teacher's state. About four hours
-    on two cores with AVX512-BF16, by the speed of those runs; not run whole yet.
+    It is the runs of `aliked-n16-deep` in one, with the optimiser and the weight of the teacher of the last ones. A step
+    has one pair, which has a target for every channel of every point. In the first fifth each unit is given the teacher's
+    state. About four hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet. Muon needs
+    PyTorch 2.9.
     """
     return TrainSettings(
         preset="deep", teacher="aliked-lightglue", pairs=20_000, forced_pairs=4_000, confidence_pairs=400, batch_size=1,
-        lengths=(256, 512, 512, 1024), warmup_pairs=100, negative_pair_ratio=0.03, ema=200.0, evaluate_every=2_000,
-        checkpoint_every=200, keep_every=4_000,
+        lengths=(256, 512, 512, 1024), imitation=8.0, optimizer="muon", warmup_pairs=100, negative_pair_ratio=0.03,
+        ema=200.0, evaluate_every=2_000, checkpoint_every=200, keep_every=4_000,
     )  # fmt: skip
 
 

@@ -138,7 +138,7 @@ def _optimizers(named: Iterable[tuple[str, torch.nn.Parameter]], settings: Train
         TrainingError: PyTorch has no Muon.
     """
     if settings.optimizer == "muon" and not hasattr(torch.optim, "Muon"):
-        raise TrainingError(f"the optimizer muon needs PyTorch 2.9 or newer; this is {torch.__version__}")
+        raise TrainingError(f"the optimizer muon needs PyTorch 2.9 or newer; this is {torch.__version__}; use adamw")
     rate, decay = settings.learning_rate, settings.weight_decay
     matrices, others = [], []
     for name, parameter in named:
