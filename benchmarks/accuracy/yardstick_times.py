@@ -25,6 +25,8 @@ from lumiglue.weights.registry import resolve
 def named_matcher(text: str, features: str) -> tuple[str, Matcher]:
     """NAME=WEIGHTS, or NAME=WEIGHTS:full for all layers of all points."""
     name, _, weights = text.partition("=")
+    if not weights:
+        raise SystemExit(f"{text!r} is not NAME=WEIGHTS")
     weights, full = weights.removesuffix(":full"), weights.endswith(":full")
     settings = MatchSettings(exit_ratio=0, prune_below=0) if full else MatchSettings()
     return name, matcher(features, resolve(weights), settings)
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--features", default="aliked-n16")
-    parser.add_argument("--matchers", nargs="+", required=True, help="NAME=WEIGHTS[:full], at least one")
+    parser.add_argument("--matchers", nargs="+", required=True, help="NAME=WEIGHTS[:full]; ratios are to the first")
     parser.add_argument("--max-keypoints", nargs="+", type=int, default=[1024, 2048])
     parser.add_argument("--pairs", type=int, default=60, help="of the yardstick's, a fair sample")
     parser.add_argument("--threads", type=int, default=1)

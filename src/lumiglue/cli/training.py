@@ -43,7 +43,7 @@ def train(
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and more.
         sampling_weights: How often each dataset is sampled, one number per dataset; equal by default.
         recipe: standard (about 80 minutes on two CPU cores), default (150,000 pairs, up to 2,048 points: days on a CPU
-            core), student (four hours on two, follows the teacher `aliked-lightglue`), laptop (43 minutes on one),
+            core), student (five hours on two, follows the teacher `aliked-lightglue`), laptop (43 minutes on one),
             comparison (a short one, used for every matcher in docs/paper.md), gpu_30min, or paper (the paper's).
         settings: Values that differ from the recipe.
     """

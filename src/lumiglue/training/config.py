@@ -284,7 +284,7 @@ def student() -> TrainSettings:
 
     It is the runs of `aliked-n16-deep` in one, with the optimiser and the weight of the teacher of the last ones. A step
     has one pair, which has a target for every channel of every point. In the first fifth each unit is given the teacher's
-    state. About four hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet. Muon needs
+    state. About five hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet. Muon needs
     PyTorch 2.9.
     """
     return TrainSettings(
