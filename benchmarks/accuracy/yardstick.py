@@ -58,6 +58,7 @@ from lumiglue.training.data.homographies import ViewSettings, rng_for, sample_vi
 from lumiglue.training.data.overlap import DepthCamera, overlap_matrix
 from lumiglue.types import Features
 from lumiglue.weights.files import load_weights, pretrained_path
+from lumiglue.weights.registry import resolve
 from lumiglue.weights.released import import_released
 
 CLASSES = ("planar", "outdoor", "indoor", "rotation-scale", "low-light", "repeats", "little-overlap")
@@ -702,10 +703,10 @@ def measure(args: argparse.Namespace) -> None:
     for count, method in itertools.product(args.max_keypoints, args.methods):
         ours = method.startswith("lumiglue")
         name = (args.name or method) + ("-full" if args.name and method.endswith("-full") else "") if ours else method
-        weights = str(args.weights) if ours and args.weights else None
+        weights = args.weights if ours else None
         adaptive = MatchSettings(exit_ratio=args.exit_ratio, prune_below=args.prune_below)
         settings = MatchSettings(exit_ratio=0, prune_below=0) if method.endswith("-full") else adaptive
-        match = matcher(args.features, args.weights, settings) if ours else BASELINES[method]
+        match = matcher(args.features, weights and resolve(weights), settings) if ours else BASELINES[method]
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
         file = ScoresFile(args.out / f"{file_name(args.features)}-{count}-{name}.csv", record, len(protocol.seeds))
@@ -792,7 +793,7 @@ def main() -> None:
     measured.add_argument("--cache", type=Path, required=True, help="features, extracted once")
     measured.add_argument("--features", default="sift")
     measured.add_argument("--methods", nargs="+", default=["nn", "ratio-0.85", "lumiglue"], help="as in lumiglue eval")
-    measured.add_argument("--weights", type=Path, help="of lumiglue and lumiglue-full; a .pth or .pt is a released file")
+    measured.add_argument("--weights", help="of lumiglue and lumiglue-full: a name, a file, or a released .pth or .pt")
     measured.add_argument("--name", help="what these weights are called in the tables")
     measured.add_argument("--max-keypoints", type=int, nargs="+", default=[1024, 2048])
     measured.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of RANSAC")
