@@ -2,10 +2,12 @@
 
     python benchmarks/tools/carry_over.py sift --from sift.h5 --to aliked.h5 -o start.safetensors
     lumiglue train aliked.h5 -o run --start-from start.safetensors
+    python benchmarks/tools/carry_over.py aliked-n16-deep --photos PHOTOS --to rotated.h5 -o start.safetensors
 
 The projection is the linear map after which the new descriptors have the mean and covariance of the old states, principal
-direction by principal direction; it needs no correspondences. Both datasets should show similar photos. If the new features
-have no scale and orientation, the rotary frequencies of x and y are kept.
+direction by principal direction; it needs no correspondences. Both datasets should show similar photos. With `--photos`, the
+old features describe the new keypoints as well (ALIKED can), and the projection is the one of least squares. If the new
+features have no scale and orientation, the rotary frequencies of x and y are kept.
 """
 
 import argparse
@@ -17,6 +19,10 @@ import torch
 from torch import Tensor
 
 from lumiglue.errors import InputError
+from lumiglue.extractors import create_extractor
+from lumiglue.extractors.networks import Aliked
+from lumiglue.images import read_image
+from lumiglue.io.listing import list_images
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.weights.files import load_weights, save_weights
@@ -24,6 +30,7 @@ from lumiglue.weights.registry import resolve
 
 SAMPLE = 40_000  # keypoints
 SMALLEST = 1e-3  # eigenvalues of the new descriptors are at least this fraction of the largest
+PER_PHOTO = 512  # keypoints described by both features
 
 
 def some_descriptors(dataset: FeatureDataset) -> Tensor:
@@ -42,10 +49,38 @@ def aligning_map(descriptors: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
     return weight, states.mean(0) - weight @ descriptors.mean(0)
 
 
+def least_squares_map(descriptors: Tensor, states: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias that bring descriptors (n x a) nearest to the states of the same keypoints (n x d)."""
+    centred = descriptors - descriptors.mean(0)
+    weight = torch.linalg.lstsq(centred, states - states.mean(0)).solution.T
+    missed = (states - states.mean(0) - centred @ weight.T).var(0).sum() / states.var(0).sum()
+    print(f"{1 - float(missed):.0%} of the variance of the old states is kept")
+    return weight, states.mean(0) - weight @ descriptors.mean(0)
+
+
+def described_twice(photos: Path, old: str, new: str) -> tuple[Tensor, Tensor]:
+    """Old and new descriptors of the new features' keypoints."""
+    detector, describer = create_extractor(new, max_keypoints=PER_PHOTO), create_extractor(old)
+    if not isinstance(describer, Aliked):
+        raise InputError(f"{old} describes its own keypoints only; leave out --photos, and give a dataset with --from")
+    before, after = [], []
+    for path in list_images(photos):
+        image = read_image(path)
+        features = detector(image)
+        before.append(describer.describe(image, features.keypoints))
+        after.append(features.descriptors)
+    return torch.cat(before), torch.cat(after)
+
+
 @torch.no_grad()
-def carried_over(model: LightGlue, before: FeatureDataset, after: FeatureDataset) -> LightGlue:
-    """A matcher of the features of `after` with the layers of `model`, whose features `before` has."""
-    if before.extractor["name"] != model.config.extractor:
+def carried_over(model: LightGlue, before: FeatureDataset | Path, after: FeatureDataset) -> LightGlue:
+    """The layers of `model` for the features of `after`. `before` has the model's features, or is a folder of photos."""
+    if isinstance(before, Path):
+        old, new = described_twice(before, model.config.extractor, after.extractor["name"])
+        weight, bias = least_squares_map(new, model.input_projection(old))
+    elif before.extractor["name"] == model.config.extractor:
+        weight, bias = aligning_map(some_descriptors(after), model.input_projection(some_descriptors(before)))
+    else:
         raise InputError(f"{before.path} has features {before.extractor['name']}, the weights {model.config.extractor}")
     encoding = model.config.encoding if after.has_orientation else "xy"
     new = LightGlue(
@@ -54,7 +89,6 @@ def carried_over(model: LightGlue, before: FeatureDataset, after: FeatureDataset
             project_input=True,
         )
     )  # fmt: skip
-    weight, bias = aligning_map(some_descriptors(after), model.input_projection(some_descriptors(before)))
     kept = {name: value for name, value in model.state_dict().items() if not name.startswith("input_projection.")}
     frequencies = kept["position_encoding.frequencies"]
     kept["position_encoding.frequencies"] = frequencies[:, : new.state_dict()["position_encoding.frequencies"].shape[1]]
@@ -65,14 +99,16 @@ def carried_over(model: LightGlue, before: FeatureDataset, after: FeatureDataset
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", help="a name or a .safetensors file")
-    parser.add_argument("--from", dest="before", type=Path, required=True, help="dataset of the weights' features")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--from", dest="before", type=Path, help="dataset of the weights' features")
+    source.add_argument("--photos", type=Path, help="photos whose keypoints both features describe")
     parser.add_argument("--to", dest="after", type=Path, required=True, help="dataset of the new features")
     parser.add_argument("-o", "--out", type=Path, required=True)
     args = parser.parse_args()
     model = load_weights(resolve(args.weights)).float()
     if not isinstance(model, LightGlue):
         parser.error(f"{args.weights} is a {type(model).__name__}; use a LightGlue")
-    new = carried_over(model, FeatureDataset(args.before), FeatureDataset(args.after))
+    new = carried_over(model, args.photos or FeatureDataset(args.before), FeatureDataset(args.after))
     save_weights(new, args.out, {"carried_over_from": args.weights})
     print(f"{args.out}: {new.config}")
 
