@@ -148,7 +148,7 @@ def test_the_image_stands_for_its_size_and_empty_images_are_legal(tmp_path: Path
     assert empty["matches0"].tolist() == [[-1] * 40]
     assert empty["matches1"].shape == (1, 0)
     assert empty["stop"] == 0
-    model = torch.nn.ModuleDict({"matcher": LightGlue("aliked", weights="aliked-compact")})  # is a module like any other
+    model = torch.nn.ModuleDict({"matcher": LightGlue("aliked", weights="aliked-n16rot-deep")})  # is a module like any other
     assert sum(p.numel() for p in model.parameters()) > 10**6
     assert not model["matcher"].training
 

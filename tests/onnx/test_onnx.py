@@ -205,7 +205,7 @@ def test_threads_share_a_matcher(runtime: Runtime) -> None:
 
 def test_opencv_matches_with_the_file(tmp_path: Path) -> None:
     """OpenCV scales x and y each by its own half size; told a square image, it feeds what LightGlue wants."""
-    model, file = load_weights(pretrained_path("aliked-compact")), tmp_path / "opencv.onnx"
+    model, file = load_weights(pretrained_path("aliked-n16rot-deep")), tmp_path / "opencv.onnx"
     assert isinstance(model, LightGlue)
     a = make_features(220, 0, dim=128)
     b = make_features(180, 1, dim=128, like=a)
@@ -220,7 +220,7 @@ def test_opencv_matches_with_the_file(tmp_path: Path) -> None:
     assert len(scores) > 50
 
 
-@pytest.mark.parametrize(("name", "dim"), [("aliked-compact", 128), ("sift", 128)])
+@pytest.mark.parametrize(("name", "dim"), [("aliked-n16rot-deep", 128), ("sift", 128)])
 def test_colmaps_layout(tmp_path: Path, name: str, dim: int) -> None:
     """Names, ranks and types as COLMAP 4 checks them when it loads a LightGlue file, and what it reads from the outputs."""
     model, file = load_weights(pretrained_path(name)), tmp_path / "colmap.onnx"

@@ -79,7 +79,7 @@ def test_built_in_weights_are_whole_and_documented(name: str) -> None:
     path = pretrained_path(name)
     config, metadata = read_metadata(path)
     n16 = dict.fromkeys(("aliked-n16-compact", "aliked-n16-deep"), "aliked-n16")
-    features = {"sift": "sift", "sift-clean": "sift", "aliked-compact": "aliked-n16rot"} | n16
+    features = {"sift": "sift", "sift-clean": "sift", "aliked-n16rot-deep": "aliked-n16rot"} | n16
     assert config.extractor == features[name]
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["training_data"]

@@ -32,7 +32,7 @@ MODELS = {
     "sift-clean": "sift",
     "aliked-n16-compact": "aliked-n16",
     "aliked-n16-deep": "aliked-n16",
-    "aliked-compact": "aliked-n16rot",
+    "aliked-n16rot-deep": "aliked-n16rot",
     "aliked-lightglue": "aliked-n16",
     "disk-lightglue": "disk",
     "xfeat-lighterglue": "xfeat",

@@ -93,7 +93,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Matche
 BUILT_IN = {
     "sift": "sift-compact.safetensors",
     "sift-clean": "sift-compact-clean.safetensors",  # trained with openly licensed photos only
-    "aliked-compact": "aliked-compact.safetensors",
+    "aliked-n16rot-deep": "aliked-n16rot-deep.safetensors",
     "aliked-n16-compact": "aliked-n16-compact.safetensors",
     "aliked-n16-deep": "aliked-n16-deep.safetensors",
 }

@@ -134,7 +134,7 @@ DEFAULT_WEIGHTS = {
     "sift": "sift",
     "aliked": "aliked-lightglue",
     "aliked-n16": "aliked-lightglue",
-    "aliked-n16rot": "aliked-compact",
+    "aliked-n16rot": "aliked-n16rot-deep",
     "disk": "disk-lightglue",
     "xfeat": "xfeat-lighterglue",
     "superpoint": "superpoint-lightglue",
