@@ -46,6 +46,7 @@ def test_loading_leaves_the_random_state_alone(tmp_path: Path) -> None:
 
 def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     (tmp_path / "noise.safetensors").write_bytes(b"\x00" * 40)
+    torch.save({"x": torch.zeros(1)}, tmp_path / "released.pth")
     save_file({"x": torch.zeros(1)}, tmp_path / "other.safetensors")
     save_weights(make_model(), tmp_path / "cut.safetensors", {})
     data = (tmp_path / "cut.safetensors").read_bytes()
@@ -59,6 +60,7 @@ def test_weights_that_do_not_fit_are_refused(tmp_path: Path) -> None:
         ("other.safetensors", "not a Lumiglue weights file"),
         ("cut.safetensors", "cannot be read as safetensors"),
         ("partial.safetensors", "does not fit its own config"),
+        ("released.pth", "PyTorch checkpoint; convert it with .* import .*released.pth -o released.safetensors`"),
     ]:
         with pytest.raises(WeightsError, match=message) as caught:
             load_weights(tmp_path / name)

@@ -50,6 +50,9 @@ def read_metadata(path: str | Path) -> tuple[ModelConfig, dict[str, Any]]:
         with safetensors.safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
     except Exception as error:  # safetensors raises SafetensorError, OSError and ValueError on damaged files
+        if path.suffix in (".pth", ".pt"):
+            convert = f"convert it with `lumiglue weights import {path} -o {path.stem}.safetensors`"
+            raise WeightsError(f"this is a PyTorch checkpoint; {convert}") from None
         raise WeightsError(f"{path} cannot be read as safetensors ({reason(error)}); copy or convert it again") from None
     name = header.get("format", "").removeprefix(FORMAT)
     if name not in CONFIGS:
