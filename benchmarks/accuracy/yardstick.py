@@ -45,6 +45,7 @@ from lumiglue.collection.hloc import FeaturesFile
 from lumiglue.evaluation.baselines import BASELINES, Matcher, mutual_nearest_neighbours
 from lumiglue.evaluation.classes import FEWEST_SCENES, Figure, by_class, figures
 from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.evaluation.run import matcher_of
 from lumiglue.evaluation.scores import ScoresFile, read_record, read_scores
 from lumiglue.evaluation.scoring import PairScore, Protocol, score_features, summarise
 from lumiglue.evaluation.synthetic import shrunk, turned
@@ -684,13 +685,12 @@ def _mark(image: np.ndarray, point: np.ndarray, colour: tuple[int, ...], text: s
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def matcher(features: str, weights: Path | None, settings: MatchSettings) -> Matcher:
+def pipeline_of(features: str, weights: Path | None, settings: MatchSettings) -> Pipeline:
     """Weights of ours, the package's by default, or a released checkpoint (.pth, .pt)."""
     file = pretrained_path(features) if weights is None else weights
     extractor = create_extractor(features)
     model = import_released(file, extractor.name) if file.suffix in (".pth", ".pt") else load_weights(file)
-    pipeline = Pipeline(extractor, model, settings)
-    return lambda a, b: pipeline.match_features([(a, b)])[0]
+    return Pipeline(extractor, model, settings)
 
 
 def measure(args: argparse.Namespace) -> None:
@@ -706,9 +706,12 @@ def measure(args: argparse.Namespace) -> None:
         weights = args.weights if ours else None
         adaptive = MatchSettings(exit_ratio=args.exit_ratio, prune_below=args.prune_below)
         settings = MatchSettings(exit_ratio=0, prune_below=0) if method.endswith("-full") else adaptive
-        match = matcher(args.features, weights and resolve(weights), settings) if ours else BASELINES[method]
+        pipeline = pipeline_of(args.features, weights and resolve(weights), settings) if ours else None
+        match = BASELINES[method] if pipeline is None else matcher_of(pipeline)
         record = {"folder": str(args.folder), "features": args.features, "max_keypoints": count, "method": name}
         record |= {"weights": weights, "protocol": asdict(protocol)}
+        if pipeline is not None:  # the file that `weights` names may be another one the next time
+            record["matcher"] = {"settings": str(pipeline.settings), "fingerprint": pipeline.fingerprint()}
         file = ScoresFile(args.out / f"{file_name(args.features)}-{count}-{name}.csv", record, len(protocol.seeds))
         scored = score_features(
             file.missing(pairs), lambda image, _, n=count: cache.features(args.features, image, n), {name: match}, protocol

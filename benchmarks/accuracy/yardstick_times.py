@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from yardstick import FeatureCache, matcher
+from yardstick import FeatureCache, pipeline_of
 
 from lumiglue.evaluation.baselines import Matcher
 from lumiglue.evaluation.pairs import read_pairs
+from lumiglue.evaluation.run import matcher_of
 from lumiglue.matcher.settings import MatchSettings
 from lumiglue.training.data.homographies import rng_for
 from lumiglue.weights.registry import resolve
@@ -29,7 +30,7 @@ def named_matcher(text: str, features: str) -> tuple[str, Matcher]:
         raise SystemExit(f"{text!r} is not NAME=WEIGHTS")
     weights, full = weights.removesuffix(":full"), weights.endswith(":full")
     settings = MatchSettings(exit_ratio=0, prune_below=0) if full else MatchSettings()
-    return name, matcher(features, resolve(weights), settings)
+    return name, matcher_of(pipeline_of(features, resolve(weights), settings))
 
 
 def main() -> None:

@@ -21,8 +21,10 @@ from lumiglue.evaluation.report import Run, examples
 from lumiglue.evaluation.scores import ScoresFile, read_scores
 from lumiglue.evaluation.scoring import PairScore, Protocol, intervals, score_pairs, summarise
 from lumiglue.geometry.robust import homography_by_dlt, relative_pose, relative_pose_opencv
+from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.training.data.homographies import ViewSettings, sample_view, warp
 from lumiglue.training.data.synthetic_scenes import Camera, SceneSettings, aim_camera, build_scene, render
+from lumiglue.weights.files import load_weights, pretrained_path, save_weights
 
 GENTLE = ViewSettings(any_roll=0, roll=5, tilt=20, zoom=(0.9, 1.1), shift=0.05)
 
@@ -311,6 +313,32 @@ def test_python_evaluates_as_the_command_does(hpatches: Path, tmp_path: Path, ca
     assert again == read_scores(out)
     with pytest.raises(InputError, match="has results of another protocol, set or matcher"):
         lumiglue.evaluate(hpatches, pipeline, pairs=pairs, methods=["lumiglue", "nn"], seeds=seeds, out=out)
+
+
+def test_scores_of_weights_that_were_trained_further_are_not_those_of_before(
+    hpatches: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    """The same path to other weights, or to the same with other thresholds of their own, is another matcher."""
+    weights, out = tmp_path / "weights.safetensors", tmp_path / "scores.csv"
+    command = ["eval", "homography", str(hpatches), "--max-keypoints", "100", "--weights", str(weights)]
+    command += ["--methods", "lumiglue", "--out", str(out)]
+    model = load_weights(pretrained_path("sift"))
+    assert isinstance(model, LightGlue)
+    save_weights(model, weights, {})
+    assert main(command) == 0
+    before = out.read_bytes()
+    assert main(command) == 0  # nothing has changed: resumed
+    assert out.read_bytes() == before
+    stricter = LightGlue(replace(model.config, exit_ratio=0.99))
+    stricter.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        next(model.parameters()).mul_(1.01)
+    for other in (stricter, model):
+        save_weights(other, weights, {})
+        capsys.readouterr()
+        assert main(command) == 2
+        assert "has results of another protocol, set or matcher" in capsys.readouterr().err
+    assert out.read_bytes() == before
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

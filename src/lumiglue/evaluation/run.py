@@ -66,14 +66,14 @@ def evaluate(
         seeds: Seeds of RANSAC.
         out: A .csv file for the scores, with a .json of the protocol beside it. If it exists, what it has is not measured
             again.
-        matching: How `pipeline` was made, as JSON values, for the .json; None records its features, weights and settings.
+        matching: How `pipeline` was made, as JSON values, for the .json; None records the sizes of its extractor.
         progress: Called with the pairs that are done and their number, at first for those that `out` has.
 
     Returns:
         One score for each pair, method, threshold and seed.
 
     Raises:
-        InputError: the pairs, a method or `out` cannot be used.
+        InputError: the pairs, a method or `out` cannot be used, or `out` has results of other features, weights or settings.
     """
     folder = Path(folder)
     pairs = only_groups(read_pairs(folder) if pairs is None else pairs, groups)
@@ -83,8 +83,8 @@ def evaluate(
     file, scores, missing = None, [], pairs
     if out is not None:
         record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(named)}
-        record["features"] = pipeline.extractor.name
-        record["matching"] = _record(pipeline) if matching is None else dict(matching)
+        record |= _record(pipeline)
+        record["matching"] = _sizes(pipeline) if matching is None else dict(matching)
         file = ScoresFile(out, record, len(named) * len(protocol.factors) * len(protocol.seeds))
         scores, missing = list(file.scores), file.missing(pairs)
     done = len(pairs) - len(missing)
@@ -103,10 +103,14 @@ def evaluate(
 
 
 def _record(pipeline: Pipeline) -> dict[str, Any]:
-    extractor = pipeline.extractor
-    limits = {name: getattr(extractor, name) for name in ("max_keypoints", "resize", "tile") if hasattr(extractor, name)}
+    """What identifies the features and the matcher; a file's name does not, since the file may be another one today."""
     matcher = {"settings": str(pipeline.settings), "fingerprint": pipeline.fingerprint(), "precision": pipeline.precision}
-    return {"features": extractor.name, "extractor": extractor.config(), **limits, **matcher}
+    return {"features": pipeline.extractor.name, "extractor": pipeline.extractor.config(), "matcher": matcher}
+
+
+def _sizes(pipeline: Pipeline) -> dict[str, Any]:
+    extractor = pipeline.extractor
+    return {name: getattr(extractor, name) for name in ("max_keypoints", "resize", "tile") if hasattr(extractor, name)}
 
 
 def redraw(folder: str | Path, pipeline: Pipeline, match: Matcher) -> Callable[[Example], Figure]:
