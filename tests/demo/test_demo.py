@@ -453,7 +453,7 @@ def test_the_sliders_start_at_the_thresholds_of_the_weights() -> None:
 
     own = Pipeline.pretrained("sift").settings
     assert own_thresholds("sift") == (own.exit_ratio, own.prune_below) != (0.95, 0.01)
-    assert own_thresholds("aliked-n16-deep") == (0.95, 0.05)
+    assert own_thresholds("aliked-n16-deep") == (0.98, 0.02)
 
 
 def test_flags_are_checked(capsys: pytest.CaptureFixture[str]) -> None:
