@@ -175,7 +175,7 @@ def test_the_papers_schedule() -> None:
 
 def test_recipes() -> None:
     assert recipe("standard") == TrainSettings()
-    for name in RECIPES:
+    for name in sorted(RECIPES.keys() - {"finetune"}):  # that has no shape of its own
         config = preset(recipe(name).preset, "sift", 128, "xy")
         assert config.n_layers == (9 if name in ("default", "student", "gpu_30min", "paper") else 5)
     gpu = recipe("gpu_30min")
@@ -185,6 +185,18 @@ def test_recipes() -> None:
     assert gpu.pairs / 2500 == 25 * 60
     with pytest.raises(TrainingError, match="unknown recipe 'fast'; choose from"):
         recipe("fast")
+
+
+def test_fine_tuning_keeps_the_shape_and_the_thresholds_of_its_start(dataset: Path, tmp_path: Path) -> None:
+    settings = recipe("finetune", pairs=8, confidence_pairs=4, lengths=(24,), evaluate_every=8)
+    with pytest.raises(TrainingError, match="shape of the weights to start from; give start_from"):
+        finish(train(dataset, tmp_path / "alone", settings))
+    start = make_model(d=32, n_layers=3, extractor="sift", descriptor_dim=128, exit_ratio=0.7, prune_below=0.1)
+    save_weights(start, tmp_path / "start.safetensors", {})
+    finish(train(dataset, tmp_path / "run", replace(settings, start_from=str(tmp_path / "start.safetensors"))))
+    tuned = load_weights(tmp_path / "run" / "weights.safetensors")
+    assert tuned.config == start.config
+    assert any(not torch.equal(a, b) for a, b in zip(start.parameters(), tuned.parameters(), strict=True))
 
 
 def test_points_replace_the_lengths_of_a_recipe() -> None:

@@ -29,7 +29,7 @@ def train(
     datasets: Positional[tuple[Path, ...]],
     out: Annotated[Path, arg(aliases=["-o"])],
     sampling_weights: tuple[float, ...] | None = None,
-    recipe: Literal["default", "student", "standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
+    recipe: Literal["default", "finetune", "student", "standard", "laptop", "comparison", "gpu_30min", "paper"] = "standard",
     *,
     settings: Annotated[Any, OmitArgPrefixes, arg(constructor=explained_fields(_optional(config.TrainSettings)))],
 ) -> int:
@@ -43,8 +43,9 @@ def train(
         out: Folder of the run: metrics.jsonl, curves.png, checkpoint.pt, weights.safetensors, and more.
         sampling_weights: How often each dataset is sampled, one number per dataset; equal by default.
         recipe: standard (about 80 minutes on two CPU cores), default (150,000 pairs, up to 2,048 points: days on a CPU
-            core), student (five hours on two, follows the teacher `aliked-lightglue`), laptop (43 minutes on one),
-            comparison (a short one, used for every matcher in docs/paper.md), gpu_30min, or paper (the paper's).
+            core), finetune (an hour on one, for `--start-from`), student (five hours on two, follows the teacher
+            `aliked-lightglue`), laptop (43 minutes on one), comparison (a short one, used for every matcher in
+            docs/paper.md), gpu_30min, or paper (the paper's).
         settings: Values that differ from the recipe.
     """
     from lumiglue.training.distributed import join_processes

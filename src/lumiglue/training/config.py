@@ -282,10 +282,10 @@ def default() -> TrainSettings:
 def student() -> TrainSettings:
     """`deep`, from random weights to a student of the released LightGlue on ALIKED.
 
-    It is the runs of `aliked-n16-deep` in one, with the optimiser and the weight of the teacher of the last ones. A step
-    has one pair, which has a target for every channel of every point. In the first fifth each unit is given the teacher's
-    state. About five hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet. Muon needs
-    PyTorch 2.9.
+    It is the runs of `aliked-n16-deep` with a teacher in one, with the optimiser and the weight of the teacher of the last
+    of them. A step has one pair, which has a target for every channel of every point. In the first fifth each unit is given
+    the teacher's state. About five hours on two cores with AVX512-BF16, by the speed of those runs; not run whole yet. Muon
+    needs PyTorch 2.9.
     """
     return TrainSettings(
         preset="deep", teacher="aliked-lightglue", pairs=20_000, forced_pairs=4_000, confidence_pairs=400, batch_size=1,
@@ -294,7 +294,20 @@ def student() -> TrainSettings:
     )  # fmt: skip
 
 
-RECIPES = {recipe.__name__: recipe for recipe in (default, student, standard, laptop, comparison, gpu_30min, paper)}
+def finetune() -> TrainSettings:
+    """More pairs for weights that work (`start_from`), or that `benchmarks/tools/carry_over.py` fitted to other features.
+
+    The last runs of `aliked-n16-deep` and `aliked-n16rot-deep` had these settings: an hour for 9 layers on one core with
+    AVX512-BF16. Muon needs PyTorch 2.9.
+    """
+    return TrainSettings(
+        preset="same", pairs=4_000, confidence_pairs=400, batch_size=4, lengths=(512, 512, 1024), optimizer="muon",
+        learning_rate=8e-4, warmup_pairs=60, negative_pair_ratio=0.03, ema=150.0, evaluate_every=800, checkpoint_every=100,
+    )  # fmt: skip
+
+
+_ALL = (default, finetune, student, standard, laptop, comparison, gpu_30min, paper)
+RECIPES = {recipe.__name__: recipe for recipe in _ALL}
 
 
 def recipe(name: str, **changes: Any) -> TrainSettings:
