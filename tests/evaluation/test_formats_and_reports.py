@@ -339,6 +339,10 @@ def test_scores_of_weights_that_were_trained_further_are_not_those_of_before(
         assert main(command) == 2
         assert "has results of another protocol, set or matcher" in capsys.readouterr().err
     assert out.read_bytes() == before
+    report = ["eval", "report", str(out), "-o", str(tmp_path / "page.html"), "--pictures"]
+    assert main([*report, "1"]) == 2  # it would draw other matches than those that were scored
+    assert "the weights or the features of the first run have changed since" in capsys.readouterr().err
+    assert main([*report, "0"]) == 0
 
 
 # -- report -----------------------------------------------------------------------------------------------------------

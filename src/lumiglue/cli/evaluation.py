@@ -177,12 +177,18 @@ def report(
 
 
 def _drawer(record: dict[str, Any], method: str, done: "Callable[[], None]") -> "Callable[[Example], Figure]":
-    """Draws a pair as its run matched it. Raises InputError where the run did not record how."""
-    from lumiglue.evaluation.run import methods_of, redraw
+    """Draws a pair as its run matched it. Raises InputError where the run did not record how, or that has changed since."""
+    from lumiglue.evaluation.run import identity_of, methods_of, redraw
 
     if "weights" not in record.get("matching", {}):
         raise InputError("the first run has no .json of `lumiglue eval` that records how it matched; give --pictures 0")
     pipeline = PipelineFlags(**record["matching"]).pipeline()
+    today = identity_of(pipeline)
+    today["matcher"]["precision"] = record.get("matcher", {}).get("precision")  # other processors draw with another one
+    if any(record.get(name, value) != value for name, value in today.items()):
+        raise InputError(
+            "the weights or the features of the first run have changed since; measure again or give --pictures 0"
+        )
     again = redraw(Path(record["folder"]), pipeline, methods_of(pipeline, [method])[method])
 
     def draw(example: "Example") -> "Figure":

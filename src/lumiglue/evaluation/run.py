@@ -1,6 +1,7 @@
 """Evaluation in one call: methods over the pairs of a folder, with a file of scores that an interrupted run resumes."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -83,7 +84,7 @@ def evaluate(
     file, scores, missing = None, [], pairs
     if out is not None:
         record = {"folder": str(folder.absolute()), "protocol": dataclasses.asdict(protocol), "methods": list(named)}
-        record |= _record(pipeline)
+        record |= identity_of(pipeline)
         record["matching"] = _sizes(pipeline) if matching is None else dict(matching)
         file = ScoresFile(out, record, len(named) * len(protocol.factors) * len(protocol.seeds))
         scores, missing = list(file.scores), file.missing(pairs)
@@ -102,10 +103,12 @@ def evaluate(
     return scores
 
 
-def _record(pipeline: Pipeline) -> dict[str, Any]:
-    """What identifies the features and the matcher; a file's name does not, since the file may be another one today."""
+def identity_of(pipeline: Pipeline) -> dict[str, Any]:
+    """The features and the matcher as JSON values. Weights are identified by checksum: a file of the same name may be
+    another one today."""
     matcher = {"settings": str(pipeline.settings), "fingerprint": pipeline.fingerprint(), "precision": pipeline.precision}
-    return {"features": pipeline.extractor.name, "extractor": pipeline.extractor.config(), "matcher": matcher}
+    identity = {"features": pipeline.extractor.name, "extractor": pipeline.extractor.config(), "matcher": matcher}
+    return json.loads(json.dumps(identity))
 
 
 def _sizes(pipeline: Pipeline) -> dict[str, Any]:
