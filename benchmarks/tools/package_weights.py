@@ -15,6 +15,7 @@ from lumiglue.evaluation.scores import read_scores
 from lumiglue.evaluation.scoring import summarise
 from lumiglue.io.download import file_sha256
 from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.training.averaging import mean_of
 from lumiglue.weights.files import BUILT_IN, load_weights, pretrained_path, read_metadata, save_weights
 
 
@@ -48,22 +49,15 @@ def main() -> None:
     )
     target = pretrained_path(options.name)
     target.parent.mkdir(exist_ok=True)
-    model = mean_of(options.weights).half()
+    models = [load_weights(file) for file in options.weights]
+    assert all(isinstance(model, LightGlue) for model in models)
+    model = mean_of([model for model in models if isinstance(model, LightGlue)]).half()
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
     given = {name: getattr(options, name) for name in ("exit_ratio", "prune_below")}
     model.config = replace(model.config, **{name: value for name, value in given.items() if value is not None})
     save_weights(model, target, record)
     write_checksums(target.parent)
     print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): {record['metrics']}")
-
-
-def mean_of(files: list[Path]) -> LightGlue:
-    """A matcher with the mean of several weights of one shape."""
-    models = [load_weights(file) for file in files]
-    states = [model.state_dict() for model in models]
-    models[0].load_state_dict({name: sum(state[name] for state in states) / len(states) for name in states[0]})
-    assert isinstance(models[0], LightGlue)
-    return models[0]
 
 
 def write_checksums(folder: Path) -> None:

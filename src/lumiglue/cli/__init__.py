@@ -18,7 +18,14 @@ import tyro
 
 from lumiglue import __version__
 from lumiglue.cli import terminal
-from lumiglue.cli.checkpoints import download_weights, export_onnx, import_weights, list_weights, show_weights
+from lumiglue.cli.checkpoints import (
+    average_weights,
+    download_weights,
+    export_onnx,
+    import_weights,
+    list_weights,
+    show_weights,
+)
 from lumiglue.cli.collections import export_colmap, features, localize, matches, pairs, sfm
 from lumiglue.cli.completion import completion
 from lumiglue.cli.dataset import dataset_from_colmap, dataset_homographies, dataset_posed, dataset_scenes, teach
@@ -68,6 +75,7 @@ COMMANDS: dict[str, Callable[..., int]] = {
     "weights list": list_weights,
     "weights download": download_weights,
     "weights import": import_weights,
+    "weights mean": average_weights,
     "weights show": show_weights,
     "demo": demo,
     "doctor": doctor,
