@@ -81,8 +81,8 @@ def test_built_in_weights_are_whole_and_documented(name: str) -> None:
     path = pretrained_path(name)
     config, metadata = read_metadata(path)
     n16 = dict.fromkeys(("aliked-n16-compact", "aliked-n16-deep"), "aliked-n16")
-    features = {"sift": "sift", "sift-clean": "sift", "aliked-n16rot-deep": "aliked-n16rot"} | n16
-    assert config.extractor == features[name]
+    sift = dict.fromkeys(("sift", "sift-deep", "sift-clean"), "sift")
+    assert config.extractor == (sift | n16 | {"aliked-n16rot-deep": "aliked-n16rot"})[name]
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["training_data"]
     stages = [metadata["recipe"], metadata.get("before", {}).get("recipe", {})]  # the last may train the exits alone

@@ -29,6 +29,7 @@ from lumiglue.weights.registry import needed_files, resolve
 # What can be chosen: the weights, and the features that they were trained for.
 MODELS = {
     "sift": "sift",
+    "sift-deep": "sift",
     "sift-clean": "sift",
     "aliked-n16-compact": "aliked-n16",
     "aliked-n16-deep": "aliked-n16",
