@@ -265,7 +265,7 @@ def test_bash_completes_commands_flags_and_choices(tmp_path: Path, capsys: pytes
     path.write_text(capsys.readouterr().out)
     assert complete(path, "ma") == ["match", "matches"]
     assert complete(path, "eval", "ho") == ["homography"]
-    assert complete(path, "weights", "") == ["list", "download", "import", "show"]
+    assert complete(path, "weights", "") == ["list", "download", "import", "mean", "show"]
     assert complete(path, "match", "a.jpg", "b.jpg", "--geo") == ["--geometry"]
     assert complete(path, "match", "--geometry", "") == ["fundamental", "homography", "essential", "none"]
     assert complete(path, "eval", "homography", "x", "--thr") == ["--thresholds"]

@@ -75,7 +75,7 @@ def import_weights(checkpoint: Positional[Path], out: Annotated[Path, arg(aliase
 
 
 def average_weights(weights: Positional[tuple[str, ...]], out: Annotated[Path, arg(aliases=["-o"])]) -> int:
-    """Write the mean of several weights that were trained from one start. It often matches better than each of them.
+    """Average weights that were trained from one start. The mean often matches better than each of them.
 
     Args:
         weights: Two or more .safetensors files or names; those of fewer layers are deepened first. The last one gives the

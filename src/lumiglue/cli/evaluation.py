@@ -156,7 +156,7 @@ def report(
     against: str = "nn",
     pictures: int = 3,
 ) -> int:
-    """Write one self-contained HTML page of evaluations: tables, error curves, speed, and the most interesting pairs.
+    """Write one HTML page of evaluations: tables, error curves, speed, interesting pairs. It needs no other file.
 
     Args:
         runs: .csv files of `lumiglue eval --out`. With two or more, pairs are compared with those of the second.
