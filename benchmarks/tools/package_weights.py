@@ -49,9 +49,9 @@ def main() -> None:
     )
     target = pretrained_path(options.name)
     target.parent.mkdir(exist_ok=True)
-    models = [load_weights(file) for file in options.weights]
-    assert all(isinstance(model, LightGlue) for model in models)
-    model = mean_of([model for model in models if isinstance(model, LightGlue)]).half()
+    models = [model for file in options.weights if isinstance(model := load_weights(file), LightGlue)]
+    assert len(models) == len(options.weights)
+    model = mean_of(models).half()
     model.config = replace(model.config, extractor=options.features or model.config.extractor)
     given = {name: getattr(options, name) for name in ("exit_ratio", "prune_below")}
     model.config = replace(model.config, **{name: value for name, value in given.items() if value is not None})

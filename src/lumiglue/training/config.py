@@ -297,8 +297,8 @@ def student() -> TrainSettings:
 def finetune() -> TrainSettings:
     """More pairs for weights that work (`start_from`), or that `benchmarks/tools/carry_over.py` fitted to other features.
 
-    The last runs of `aliked-n16-deep` and `aliked-n16rot-deep` had these settings: an hour for 9 layers on one core with
-    AVX512-BF16. Muon needs PyTorch 2.9.
+    A run of `aliked-n16-deep` and the first of `aliked-n16rot-deep` had these settings: an hour for 9 layers on one core
+    with AVX512-BF16. Muon needs PyTorch 2.9.
     """
     return TrainSettings(
         preset="same", pairs=4_000, confidence_pairs=400, batch_size=4, lengths=(512, 512, 1024), optimizer="muon",
