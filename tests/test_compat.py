@@ -95,14 +95,14 @@ def test_matches_are_the_pipelines() -> None:
     pipeline = Pipeline.pretrained("sift", max_keypoints=256, precision="fp32")
     a, b = (pipeline.extract(draw_photo(seed)) for seed in (1, 2))
     pairs = [(a, b), (b, a), (a, a)]
-    matcher = LightGlue("sift", weights="sift")
+    matcher = LightGlue("sift", weights="sift-deep")
     for i, (f, g) in enumerate(pairs):
         got, (want,) = ask(matcher, [f], [g]), pipeline.match_features([(f, g)])
         assert torch.equal(got["matches"][0], want.pairs), i
         assert_close(got["scores"][0], want.scores, rtol=0, atol=1e-5)
         assert torch.equal(got["matches0"][0], want.matches0(len(f)))
         assert got["stop"] == want.stop_layer
-    full = LightGlue("sift", weights="sift", depth_confidence=-1, width_confidence=-1)
+    full = LightGlue("sift", weights="sift-deep", depth_confidence=-1, width_confidence=-1)
     (want,) = pipeline.with_settings(FULL).match_features([(a, b)])
     assert torch.equal(ask(full, [a], [b])["matches"][0], want.pairs)
 
@@ -128,7 +128,7 @@ def test_the_half_pixel_between_conventions_changes_nothing() -> None:
     """Only differences of positions enter, so it is the same whether (0, 0) is the top-left pixel's centre or corner."""
     pipeline = Pipeline.pretrained("sift", max_keypoints=256)
     a, b = (batch([pipeline.extract(draw_photo(seed))]) for seed in (1, 2))
-    matcher = LightGlue("sift", weights="sift")
+    matcher = LightGlue("sift", weights="sift-deep")
     moved = [{**image, "keypoints": image["keypoints"] + 0.5} for image in (a, b)]
     want, got = matcher({"image0": a, "image1": b}), matcher({"image0": moved[0], "image1": moved[1]})
     assert torch.equal(got["matches0"], want["matches0"])
@@ -136,7 +136,7 @@ def test_the_half_pixel_between_conventions_changes_nothing() -> None:
 
 
 def test_the_image_stands_for_its_size_and_empty_images_are_legal(tmp_path: Path) -> None:
-    matcher = LightGlue("sift", weights="sift")
+    matcher = LightGlue("sift", weights="sift-deep")
     a, b = (make_features(n, n, dim=128) for n in (40, 30))
     by_size = ask(matcher, [a], [b])
     image = {name: value for name, value in batch([a]).items() if name != "image_size"} | {
@@ -158,8 +158,8 @@ def test_bfloat16_stays_close() -> None:
     a = make_features(50, 1, dim=128)
     b = make_features(50, 2, dim=128, like=a)
     exact, blurred = (
-        ask(LightGlue("sift", weights="sift"), [a], [b]),
-        ask(LightGlue("sift", weights="sift", mp=True), [a], [b]),
+        ask(LightGlue("sift", weights="sift-deep"), [a], [b]),
+        ask(LightGlue("sift", weights="sift-deep", mp=True), [a], [b]),
     )
     assert int((exact["matches0"] >= 0).sum()) > 10
     assert_close(exact["matching_scores0"], blurred["matching_scores0"], rtol=0, atol=0.1)
@@ -173,10 +173,10 @@ def test_errors_name_the_remedy(tmp_path: Path, unchecked: None) -> None:
     with pytest.raises(WeightsError, match="does not exist"):
         LightGlue("superpoint", weights=tmp_path / "none.pth")
     with pytest.raises(InputError, match="the weights are for 'sift' features, not for 'aliked'"):
-        LightGlue("aliked", weights="sift")
+        LightGlue("aliked", weights="sift-deep")
     with pytest.raises(InputError, match="n_layers is 9; these weights have 1 to 5"):
-        LightGlue("sift", weights="sift", n_layers=9)
-    matcher = LightGlue("sift", weights="sift")
+        LightGlue("sift", weights="sift-compact", n_layers=9)
+    matcher = LightGlue("sift", weights="sift-deep")
     a = batch([make_features(20, 0, dim=128)])
     for wrong, message in (
         ({"image_size": None}, "neither 'image_size'"),

@@ -4,7 +4,7 @@ of a folder with a known pose or homography; every AUC is the mean over several 
 One seed is not enough to see half a point: on a hard pair the pose changes from seed to seed on the same matches. Errors
 of full depth are measured once for all files of one matcher, so give files that differ in their classifiers alone.
 
-python benchmarks/accuracy/exits.py EVAL --weights sift run/weights.safetensors --max-keypoints 2048 \\
+python benchmarks/accuracy/exits.py EVAL --weights sift-compact run/weights.safetensors --max-keypoints 2048 \\
     --groups oxford homogr strecha fox
 """
 

@@ -2,7 +2,7 @@
 given, weights on held-out pairs.
 
 python benchmarks/accuracy/nearest_in_dataset.py orb.h5 sift.h5
-python benchmarks/accuracy/nearest_in_dataset.py repeating.h5 --weights sift run/weights.safetensors
+python benchmarks/accuracy/nearest_in_dataset.py repeating.h5 --weights sift-compact run/weights.safetensors
 """
 
 import argparse

@@ -78,7 +78,10 @@ class Setup:
 
 
 SETUPS = (
-    Setup(features="sift", matcher="sift", baselines=("nn", "ratio-0.8", "ratio-0.85", "ratio-0.9", "adalam"), nested=True),
+    Setup(
+        features="sift", matcher="sift-compact", baselines=("nn", "ratio-0.8", "ratio-0.85", "ratio-0.9", "adalam"),
+        nested=True,
+    ),
     Setup(features="aliked-n16rot", matcher="aliked-n16rot-deep", network="aliked-n16rot.pth"),
     Setup(
         features="aliked-n16", matcher="aliked-lightglue", network="aliked-n16.pth", checkpoint="aliked_lightglue.pth"

@@ -1,6 +1,6 @@
 """Starting weights for new features from a matcher of other features: its layers, and a new input projection.
 
-    python benchmarks/tools/carry_over.py sift --from sift.h5 --to aliked.h5 -o start.safetensors
+    python benchmarks/tools/carry_over.py sift-compact --from sift.h5 --to aliked.h5 -o start.safetensors
     lumiglue train aliked.h5 -o run --start-from start.safetensors
     python benchmarks/tools/carry_over.py aliked-n16-deep --photos PHOTOS --to rotated.h5 -o start.safetensors
 

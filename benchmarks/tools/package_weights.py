@@ -24,7 +24,7 @@ def main() -> None:
     parser.add_argument(
         "weights", type=Path, nargs="+", help="run/weights.safetensors of `lumiglue train`; several: their mean"
     )
-    parser.add_argument("--name", default="sift", choices=sorted(BUILT_IN))
+    parser.add_argument("--name", required=True, choices=sorted(BUILT_IN))
     parser.add_argument("--data", required=True, help="one sentence: which photos, under which licences")
     parser.add_argument("--hours", type=float, required=True, help="wall time of the training, and on what machine")
     parser.add_argument("--machine", required=True)

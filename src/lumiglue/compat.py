@@ -31,7 +31,7 @@ class LightGlue(nn.Module):
     Args:
         features: The features that the weights are for: "superpoint", "disk", "aliked", "sift", "doghardnet" or "xfeat",
             whose published weights are downloaded on first use. None (any of the right number of channels) needs `weights`.
-        weights: Other weights: a name ("sift", "aliked-n16rot-deep": the small ones in the package), a Lumiglue file, or a
+        weights: Other weights: a name ("sift-deep", "aliked-n16rot-deep": small ones in the package), a Lumiglue file, or a
             published checkpoint (.pth or .safetensors, read without unpickling objects).
         depth_confidence: A pair stops once this fraction of its points is confident; -1 is off. None takes that of the
             weights, which is 0.95 for all published ones.

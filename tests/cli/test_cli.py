@@ -284,7 +284,7 @@ def test_threads_wait_politely_unless_told_otherwise(settings: dict[str, str], s
     assert run.stdout.split()[-1] == spins
 
 
-@pytest.mark.parametrize("words", [["--help"], ["match", "--help"], ["weights", "show", "sift"]])
+@pytest.mark.parametrize("words", [["--help"], ["match", "--help"], ["weights", "show", "sift-deep"]])
 def test_a_reader_that_has_seen_enough_is_no_error(words: list[str]) -> None:
     """As in `lumiglue match --help | head -1`."""
     with subprocess.Popen(

@@ -107,9 +107,9 @@ def test_what_is_broken_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     folder = tmp_path / "cache"
     folder.mkdir()
     (folder / f"{'0' * 16}-w.safetensors").write_bytes(b"cut")
-    damaged = _write(tmp_path / "sift-compact.safetensors", pretrained_path("sift").read_bytes()[:-1] + b"\x00")
-    real = pretrained_path
-    monkeypatch.setattr("lumiglue.weights.files.pretrained_path", lambda name: damaged if name == "sift" else real(name))
+    damaged = _write(tmp_path / "sift-compact.safetensors", pretrained_path("sift-compact").read_bytes()[:-1] + b"\x00")
+    paths = {name: pretrained_path(name) for name in BUILT_IN} | {"sift-compact": damaged}
+    monkeypatch.setattr("lumiglue.weights.files.pretrained_path", paths.__getitem__)
     monkeypatch.setenv("LUMIGLUE_ALIKED", str(tmp_path / "gone"))
     monkeypatch.setattr(diagnosis, "_processor", lambda: 1 / 0)
     monkeypatch.setattr(diagnosis, "MIN_MATCHES", 10**6)
@@ -117,7 +117,7 @@ def test_what_is_broken_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
     printed = capsys.readouterr().err.splitlines()
     for words in (
         "error: processor: ZeroDivisionError: division by zero",
-        "error: the built-in weights sift (sift-compact.safetensors) are damaged; reinstall Lumiglue",
+        "error: the built-in weights sift-compact (sift-compact.safetensors) are damaged; reinstall Lumiglue",
         f"{'0' * 16}-w.safetensors in {folder} is damaged; delete it",
         f"error: LUMIGLUE_ALIKED names {tmp_path / 'gone'}, which does not exist",
         "error: the self-test found",
@@ -138,7 +138,7 @@ def test_with_a_broken_pytorch_the_rest_is_said(tmp_path: Path) -> None:
 
 
 def test_the_list_of_checksums_is_of_the_files_in_the_package() -> None:
-    folder = pretrained_path("sift").parent
+    folder = pretrained_path("sift-compact").parent
     assert built_in_checksums() == {path.name: file_sha256(path) for path in sorted(folder.glob("*.safetensors"))}
 
 

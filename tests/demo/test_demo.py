@@ -231,7 +231,7 @@ def test_no_file_of_the_server_can_be_read(client: Any, folder: Path, photos: li
         assert "secret" not in reply.text.replace("secret.txt", "")
     photo = str(photos[0][0])  # lies on the server's disk, and was not sent
     config = client.get("/config").json()
-    usual: list[Any] = [None, None, "sift", "none", 128, 0.1, 0.95, 0.01, "score"]
+    usual: list[Any] = [None, None, "sift-deep", "none", 128, 0.1, 0.95, 0.01, "score"]
     click = next(d for d in config["dependencies"] if len(d["inputs"]) == len(usual))
     for number, (place, path) in enumerate(
         [
@@ -345,7 +345,7 @@ def test_page_matches_draws_and_hands_out(page: Any, photos: list[Photos], expec
     page.wait_for_selector("#layer-picture img[src*='layer-1.jpg']")
     shown(page, "#layer-picture")
     rows = page.locator("#layer-numbers tbody tr").all_inner_texts()
-    assert len(rows) == 5
+    assert len(rows) == 9
     last = rows[mine.matches.stop_layer - 1].split("\t")
     assert (last[1], last[-1]) == (str(len(mine)), "done")
     assert all("did not run" in row for row in rows[mine.matches.stop_layer :])
@@ -445,14 +445,14 @@ def test_the_page_of_the_documentation_says_how(
     exec(code.replace("http://127.0.0.1:7860", server), {})
     matches, inliers, stop_layer, layers = map(int, re.findall(r"\d+", capsys.readouterr().out))
     assert matches >= inliers > 10
-    assert stop_layer == layers == 5
+    assert stop_layer == layers <= 9
 
 
 def test_the_sliders_start_at_the_thresholds_of_the_weights() -> None:
     from lumiglue.demo.matching import own_thresholds
 
     own = Pipeline.pretrained("sift").settings
-    assert own_thresholds("sift") == (own.exit_ratio, own.prune_below) != (0.95, 0.01)
+    assert own_thresholds("sift-deep") == (own.exit_ratio, own.prune_below) != (0.95, 0.01)
     assert own_thresholds("aliked-n16-deep") == (0.98, 0.02)
 
 

@@ -95,10 +95,10 @@ def test_command_measures_and_goes_on(tmp_path: Path, capsys: pytest.CaptureFixt
     ]
     assert main(command) == 0
     printed = capsys.readouterr().out
-    own = load_weights(pretrained_path("sift")).own_settings
+    own = load_weights(pretrained_path("sift-deep")).own_settings
     assert f"by difficulty: {settings_name(own)} compared with full depth" in printed
     scores = read_scores(out)
     assert {s.method for s in scores} == {"nn", *sweep(own, [0.5], [0.0])}
-    assert all(s.stop_layer == 5 for s in scores if s.method == FULL_DEPTH)
+    assert all(s.stop_layer == 9 for s in scores if s.method == FULL_DEPTH)
     assert main(command) == 0
     assert read_scores(out) == scores  # nothing was measured again

@@ -322,7 +322,7 @@ def test_scores_of_weights_that_were_trained_further_are_not_those_of_before(
     weights, out = tmp_path / "weights.safetensors", tmp_path / "scores.csv"
     command = ["eval", "homography", str(hpatches), "--max-keypoints", "100", "--weights", str(weights)]
     command += ["--methods", "lumiglue", "--out", str(out)]
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     save_weights(model, weights, {})
     assert main(command) == 0

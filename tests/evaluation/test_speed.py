@@ -119,10 +119,10 @@ def test_what_is_not_known_is_refused() -> None:
 
 def test_trained_weights_are_timed_in_float32_wherever_photos_are_matched_in_less(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lumiglue.pipeline.construction.default_precision", lambda device: "bf16")
-    model, pairs, note = speed.trained_job("sift", 64)
+    model, pairs, note = speed.trained_job("sift-compact", 64)
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert len(pairs) == 1
-    assert "sift, adaptive, 64 x 64 points" in note
+    assert "sift-compact, adaptive, 64 x 64 points" in note
 
 
 def test_a_batch_has_unequal_pairs() -> None:
@@ -150,4 +150,4 @@ def test_the_command_prints_times_ratios_and_memory(
     assert rows["lumiglue"][2].strip() == "1.00 (1.00 to 1.00)"
     assert all(float(row[0]) > 0 and float(row[5]) >= 0 for row in rows.values())
     assert main(["bench", "--adaptive", "--sizes", "200", "--rounds", "1"]) == 0
-    assert "sift, adaptive, 200 x 200 points" in capsys.readouterr().out
+    assert "sift-deep, adaptive, 200 x 200 points" in capsys.readouterr().out

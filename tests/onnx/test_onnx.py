@@ -87,7 +87,7 @@ def test_ablations_that_are_layers() -> None:
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_the_default_weights_on_real_photos(photos: list[tuple[Features, Features]], runtime: Runtime) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     for settings in (MatchSettings(), FULL, MatchSettings(exit_ratio=0.9, prune_below=0.1)):
         actual = OnnxMatcher(model, runtime).match_features(photos, settings)
@@ -98,7 +98,7 @@ def test_the_default_weights_on_real_photos(photos: list[tuple[Features, Feature
 
 @pytest.mark.parametrize(("precision", "least"), [("fp16", 0.995), ("int8", 0.95)])
 def test_low_precision(photos: list[tuple[Features, Features]], tmp_path: Path, precision: str, least: float) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     file = tmp_path / "low.onnx"
     export_onnx(model, tmp_path / "full.onnx")
@@ -136,7 +136,7 @@ def test_a_batch_equals_its_pairs(
 
 
 def test_a_batch_of_real_photos(photos: list[tuple[Features, Features]], batch_of_random: Callable[..., Path]) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     a, b = photos[0]
     batch = [*photos, (a[:0], b), (a, b[:0])]
@@ -178,7 +178,7 @@ def test_batches_have_like_sizes_and_bounded_memory(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_batch_in_low_precision(photos: list[tuple[Features, Features]], tmp_path: Path) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     export_onnx(model, tmp_path / "half.onnx", OnnxSettings(layout="batch", precision="fp16"))
     export_onnx(model, tmp_path / "alone.onnx", OnnxSettings(precision="fp16"))
@@ -220,7 +220,7 @@ def test_opencv_matches_with_the_file(tmp_path: Path) -> None:
     assert len(scores) > 50
 
 
-@pytest.mark.parametrize(("name", "dim"), [("aliked-n16rot-deep", 128), ("sift", 128)])
+@pytest.mark.parametrize(("name", "dim"), [("aliked-n16rot-deep", 128), ("sift-deep", 128)])
 def test_colmaps_layout(tmp_path: Path, name: str, dim: int) -> None:
     """Names, ranks and types as COLMAP 4 checks them when it loads a LightGlue file, and what it reads from the outputs."""
     model, file = load_weights(pretrained_path(name)), tmp_path / "colmap.onnx"
@@ -228,7 +228,7 @@ def test_colmaps_layout(tmp_path: Path, name: str, dim: int) -> None:
     export_onnx(model, file, OnnxSettings(layout="colmap"))
     session = onnxruntime.InferenceSession(str(file))
     inputs = ["kpts0", "kpts1", "desc0", "desc1", "image_size0", "image_size1"]
-    inputs += ["scales0", "scales1", "oris0", "oris1"] if name == "sift" else []
+    inputs += ["scales0", "scales1", "oris0", "oris1"] if name == "sift-deep" else []
     assert [i.name for i in session.get_inputs()] == inputs
     ranks = [3, 3, 3, 3, 2, 2, 2, 2, 2, 2]
     for value, rank in zip(session.get_inputs(), ranks, strict=False):
@@ -243,7 +243,7 @@ def test_colmaps_layout(tmp_path: Path, name: str, dim: int) -> None:
     for side, features in enumerate((a, b)):
         feed[f"kpts{side}"], feed[f"desc{side}"] = features.keypoints[None].numpy(), features.descriptors[None].numpy()
         feed[f"image_size{side}"] = np.array([features.image_size], np.float32)
-        if name == "sift" and features.scales is not None and features.orientations is not None:
+        if name == "sift-deep" and features.scales is not None and features.orientations is not None:
             feed[f"scales{side}"], feed[f"oris{side}"] = features.scales[None].numpy(), features.orientations[None].numpy()
     matches, scores = map(np.asarray, session.run(None, feed))
     expected = by_torch(model, (a, b), MatchSettings())
@@ -322,7 +322,7 @@ def test_the_command_line_exports_and_matches(tmp_path: Path, capsys: pytest.Cap
         assert cv2.imwrite(str(tmp_path / name), image[..., ::-1])
     file, photos = tmp_path / "sift.onnx", [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     assert main(["export", "onnx", "-o", str(file), "--exit-ratio", "0.9"]) == 0
-    assert f"sift, layout lumiglue, fp32, {file.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out.replace("\n", " ")
+    assert f"sift-deep, layout lumiglue, fp32, {file.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out.replace("\n", " ")
     results = {}
     for name, more in {
         "torch": ["--exit-ratio", "0.9"],
@@ -341,7 +341,7 @@ def test_the_command_line_exports_and_matches(tmp_path: Path, capsys: pytest.Cap
 
 def test_the_pipeline_takes_a_files_settings(tmp_path: Path, unchecked: None) -> None:
     file, settings = tmp_path / "m.onnx", MatchSettings(exit_ratio=0.8)
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     export_onnx(model, file, OnnxSettings(match=settings))
     pipeline = Pipeline.pretrained("sift", weights=file)
     assert pipeline.settings == settings.completed(model.own_settings)
@@ -352,7 +352,7 @@ def test_the_pipeline_takes_a_files_settings(tmp_path: Path, unchecked: None) ->
 @pytest.mark.parametrize("runtime", RUNTIMES)
 def test_a_lone_keypoint_first_changes_no_later_pair(runtime: Runtime, photos: list[tuple[Features, Features]]) -> None:
     """OpenVINO computes wrongly from then on where the first image of all has one keypoint."""
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     a, b = photos[0]
     actual = OnnxMatcher(model, runtime).match_features([(a[:1], b), (a, b)], FULL)
@@ -361,7 +361,7 @@ def test_a_lone_keypoint_first_changes_no_later_pair(runtime: Runtime, photos: l
 
 
 def test_a_matcher_travels_to_other_processes(photos: list[tuple[Features, Features]]) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     matcher = OnnxMatcher(model, "onnxruntime")
     before = matcher.match_features(photos[:1], MatchSettings())[0]

@@ -172,8 +172,8 @@ def test_same_input_same_output_bit_for_bit(pipeline: Pipeline, result: MatchRes
 def test_adaptivity_off_runs_all_layers(views: tuple) -> None:
     settings = MatchSettings(exit_ratio=0, prune_below=0)
     full = Pipeline.pretrained("sift", max_keypoints=300, settings=settings).match(views[0], views[1])
-    assert full.matches.stop_layer == 5
-    assert bool((full.matches.layers0 == 5).all())
+    assert full.matches.stop_layer == 9
+    assert bool((full.matches.layers0 == 9).all())
 
 
 def test_bfloat16_finds_nearly_the_same(result: MatchResult, views: tuple) -> None:

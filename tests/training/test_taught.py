@@ -341,8 +341,8 @@ def taught(module_folder: Path) -> Path:
     save("photos/alone/one.png", draw_photo(9))
     out = module_folder / "taught.h5"
     matches = str(module_folder / "matches")
-    flags = ["--teacher", "sift", "--teacher-keypoints", "400", "--teacher-matches", matches, "--max-keypoints", "300"]
-    assert main(["dataset", "teach", str(photos), "-o", str(out), "--workers", "1", *flags]) == 0
+    flags = ["--teacher", "sift-compact", "--teacher-keypoints", "400", "--max-keypoints", "300", "--workers", "1"]
+    assert main(["dataset", "teach", str(photos), "-o", str(out), "--teacher-matches", matches, *flags]) == 0
     return out
 
 
@@ -380,7 +380,7 @@ def test_other_features_take_the_same_matches_from_the_folder(
 
     monkeypatch.setattr(Teacher, "assign", refuse)
     monkeypatch.setattr(Teacher, "match", refuse)
-    flags = ["--teacher", "sift", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
+    flags = ["--teacher", "sift-compact", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
     out = module_folder / "again.h5"
     photos = str(module_folder / "photos")
     assert main(["dataset", "teach", photos, "-o", str(out), "--workers", "1", "--max-keypoints", "300", *flags]) == 0
@@ -400,7 +400,7 @@ def test_the_teacher_assigns_keypoints_of_other_features(
 ) -> None:
     """Its network describes them: what it is asked to assign is the dataset's keypoints, and its answer is stored."""
     asked: list[tuple[Features, Features]] = []
-    sift, matcher = Sift(max_keypoints=400, resize=None), load_weights(pretrained_path("sift"))
+    sift, matcher = Sift(max_keypoints=400, resize=None), load_weights(pretrained_path("sift-compact"))
 
     def detect(_: Aliked, image: np.ndarray) -> Features:
         return sift(image)
@@ -453,7 +453,7 @@ def test_a_photo_without_keypoints_belongs_to_no_pair(
         return usual(extractor, image)[: 0 if len(seen) == 2 else None]
 
     photos = TaughtPhotos.of_folder(
-        module_folder / "photos", Teacher.named("sift", max_keypoints=400), matches=module_folder / "matches"
+        module_folder / "photos", Teacher.named("sift-compact", max_keypoints=400), matches=module_folder / "matches"
     )
     extractor = Sift(max_keypoints=300, resize=None)
     monkeypatch.setattr(Sift, "__call__", blind)
@@ -472,13 +472,14 @@ def test_features_that_describe_no_given_keypoints_are_refused(
     taught: Path, module_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, out = str(module_folder / "photos"), str(module_folder / "refused.h5")
-    assert main(["dataset", "teach", photos, "-o", out, "--teacher", "sift", "--features", "sift", "--assignments"]) == 2
+    command = ["dataset", "teach", photos, "-o", out, "--teacher", "sift-compact", "--features", "sift"]
+    assert main([*command, "--assignments"]) == 2
     assert "sift cannot describe the keypoints of other features; use a teacher for ALIKED" in capsys.readouterr().err
 
 
 def test_the_record_of_a_dataset_says_whether_scenes_were_reconstructed(taught: Path, module_folder: Path) -> None:
     out, photos = module_folder / "posed.h5", str(module_folder / "photos")
-    flags = ["--teacher", "sift", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
+    flags = ["--teacher", "sift-compact", "--teacher-keypoints", "400", "--teacher-matches", str(module_folder / "matches")]
     sizes = ["--workers", "1", "--max-keypoints", "300"]
     assert main(["dataset", "teach", photos, "-o", str(out), "--poses", *sizes, *flags]) == 0
     for path, poses in ((taught, False), (out, True)):
@@ -490,7 +491,8 @@ def test_the_record_of_a_dataset_says_whether_scenes_were_reconstructed(taught: 
 def test_a_folder_without_two_photos_is_refused(tmp_path: Path, save_photo: Callable[[str, np.ndarray], Path]) -> None:
     save_photo("photos/a/one.png", draw_photo(0))
     save_photo("photos/b/one.png", draw_photo(1))
-    assert main(["dataset", "teach", str(tmp_path / "photos"), "-o", str(tmp_path / "x.h5"), "--teacher", "sift"]) == 2
+    photos, out = str(tmp_path / "photos"), str(tmp_path / "x.h5")
+    assert main(["dataset", "teach", photos, "-o", out, "--teacher", "sift-compact"]) == 2
 
 
 def test_a_released_teacher_needs_the_name_of_its_features(tmp_path: Path) -> None:
@@ -614,11 +616,11 @@ def test_a_matcher_is_not_made_shallower() -> None:
 def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: Path) -> None:
     """With a rate of nothing, its last head assigns as the shallow matcher's does."""
     settings = TrainSettings(
-        preset="deep", start_from="sift", pairs=2, confidence_pairs=0, batch_size=2, lengths=(64,), learning_rate=1e-12,
-        weight_decay=0.0, precision="fp32",
+        preset="deep", start_from="sift-compact", pairs=2, confidence_pairs=0, batch_size=2, lengths=(64,),
+        learning_rate=1e-12, weight_decay=0.0, precision="fp32",
     )  # fmt: skip
     list(train(taught, tmp_path / "run", settings))
-    deep, shallow = load_weights(tmp_path / "run" / "weights.safetensors"), load_weights(pretrained_path("sift"))
+    deep, shallow = load_weights(tmp_path / "run" / "weights.safetensors"), load_weights(pretrained_path("sift-compact"))
     assert isinstance(deep, LightGlue)
     assert isinstance(shallow, LightGlue)
     assert deep.config.n_layers == 9
@@ -634,14 +636,14 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
 
 @pytest.fixture(scope="module")
 def calibration(taught: Path) -> list[PackedPairs]:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     return sample_pairs(FeatureDataset(taught), model, 200, "training")[:8]
 
 
 def test_a_sliced_matcher_is_like_the_wide_one(taught: Path, calibration: list[PackedPairs]) -> None:
     """The wider, the more alike; a width that keeps most directions keeps most matches, with no training."""
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     small = {str(d): sliced(model, d, calibration) for d in (32, 120)}
     assert [one.config.d for one in small.values()] == [32, 120]
@@ -654,7 +656,7 @@ def test_a_sliced_matcher_is_like_the_wide_one(taught: Path, calibration: list[P
 
 def test_slicing_keeps_the_fixed_frequencies_of_orientation(calibration: list[PackedPairs]) -> None:
     """Each plane's integer frequency is that of the plane whose learned ones it has."""
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     wide, narrow = model.position_encoding, sliced(model, 64, calibration[:2]).position_encoding
     assert isinstance(wide, RotaryEncoding)
@@ -666,7 +668,7 @@ def test_slicing_keeps_the_fixed_frequencies_of_orientation(calibration: list[Pa
 
 @pytest.mark.parametrize("d", [0, -8, 12, 128, 256])
 def test_widths_that_cannot_be_sliced_are_refused(d: int) -> None:
-    model = load_weights(pretrained_path("sift"))
+    model = load_weights(pretrained_path("sift-compact"))
     assert isinstance(model, LightGlue)
     with pytest.raises(TrainingError, match="give a multiple of 8 below 128"):
         sliced(model, d, [])
@@ -676,7 +678,7 @@ def test_compress_slices_heals_and_resumes(taught: Path, module_folder: Path, ca
     """The whole command; a second call takes what is there, and another number of pairs is another run."""
     assert taught.exists()  # the photos
     out = module_folder / "small.safetensors"
-    command = ["compress", "sift", str(module_folder / "photos"), "-o", str(out), "--width", "64", "--workers", "1"]
+    command = ["compress", "sift-compact", str(module_folder / "photos"), "-o", str(out), "--width", "64", "--workers", "1"]
     assert main([*command, "--pairs", "8", "--max-keypoints", "128"]) == 0
     said = capsys.readouterr().out
     assert "sliced: " in said
@@ -691,7 +693,7 @@ def test_compress_slices_heals_and_resumes(taught: Path, module_folder: Path, ca
     assert (module_folder / "small.safetensors.run" / "sliced-64.safetensors").stat().st_mtime_ns == before[1]
     assert main([*command, "--pairs", "9", "--max-keypoints", "128"]) == 2
     assert main([*command[:-4], "--width", "100", "--pairs", "8", "--max-keypoints", "128"]) == 2
-    assert main(["compress", "sift", str(module_folder / "photos" / "alone"), "-o", str(module_folder / "no")]) == 2
+    assert main(["compress", "sift-compact", str(module_folder / "photos" / "alone"), "-o", str(module_folder / "no")]) == 2
     assert not (module_folder / "no.run").exists()
 
 

@@ -118,7 +118,7 @@ OF_A_TEACHER = {"teacher", "imitation", "forced_pairs"}
 def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values: dict[str, Any] = {
         "model": "lightglue", "ablation": "no-matchability", "deep_supervision": False, "preset": "base", "encoding": "xy",
-        "start_from": "sift", "pairs": 32, "confidence_pairs": 16, "batch_size": 8, "points": 64, "long_points": 96,
+        "start_from": "sift-compact", "pairs": 32, "confidence_pairs": 16, "batch_size": 8, "points": 64, "long_points": 96,
         "long_share": 0.5, "lengths": (32, 64), "distillation": 0.25, "schedule": "paper", "learning_rate": 0.1,
         "confidence_learning_rate": 0.2, "warmup_pairs": 6,
         "optimizer": "muon", "weight_decay": 0.3,
@@ -129,7 +129,7 @@ def test_every_setting_has_a_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     usual = asdict(TrainSettings())
     unchanged = {name for name, value in asdict(expected).items() if value == usual[name]}
     assert unchanged == {"model", *OF_A_TEACHER}
-    with_teacher = {"teacher": "sift", "imitation": 0.75, "forced_pairs": 14}  # which excludes an ablation and compile
+    with_teacher = {"teacher": "sift-deep", "imitation": 0.75, "forced_pairs": 14}  # which excludes an ablation and compile
     assert with_teacher.keys() == OF_A_TEACHER
     received: list[TrainSettings] = []
 
@@ -222,7 +222,7 @@ def test_points_replace_the_lengths_of_a_recipe() -> None:
         ({"negative_pair_ratio": 1.0}, "negative_pair_ratio is 1.0; give at least 0 and less than 1"),
         ({"optimizer": "sgd"}, r"unknown optimizer 'sgd'; choose from \['adamw', 'muon'\]"),
         ({"schedule": "step"}, "unknown schedule 'step'; choose from"),
-        ({"pairs": 0, "confidence_pairs": 0, "start_from": "sift"}, "nothing to train"),
+        ({"pairs": 0, "confidence_pairs": 0, "start_from": "sift-compact"}, "nothing to train"),
     ],
 )
 def test_settings_that_cannot_be(wrong: dict[str, Any], message: str, unchecked: None) -> None:

@@ -201,14 +201,14 @@ def test_the_command_line_lists_and_downloads(
     before = listed()
     assert before.keys() == {*BUILT_IN, *MATCHERS, *NETWORKS}
     assert before["xfeat-lighterglue"] == "no"
-    assert before["sift"] == "package"
+    assert before["sift-compact"] == "package"
     assert run(["weights", "download", "xfeat-lighterglue"]) == 0
     assert "xfeat-lighterglue.safetensors" in capsys.readouterr().out
     assert listed() == {**before, "xfeat-lighterglue": "here"}
     monkeypatch.setenv("LUMIGLUE_MIRROR", "http://127.0.0.1:9")
     assert run(["weights", "show", "xfeat-lighterglue"]) == 0
     assert '"licence": "Apache-2.0"' in capsys.readouterr().out
-    assert run(["weights", "download", "sift"]) == 0
+    assert run(["weights", "download", "sift-deep"]) == 0
     assert run(["weights", "download", "sfit"]) == 2
     assert "no published file is called 'sfit'" in capsys.readouterr().err
 

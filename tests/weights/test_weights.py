@@ -81,7 +81,7 @@ def test_built_in_weights_are_whole_and_documented(name: str) -> None:
     path = pretrained_path(name)
     config, metadata = read_metadata(path)
     n16 = dict.fromkeys(("aliked-n16-compact", "aliked-n16-deep"), "aliked-n16")
-    sift = dict.fromkeys(("sift", "sift-deep", "sift-clean"), "sift")
+    sift = dict.fromkeys(("sift-compact", "sift-deep", "sift-clean"), "sift")
     assert config.extractor == (sift | n16 | {"aliked-n16rot-deep": "aliked-n16rot"})[name]
     assert metadata["licence"] == "Apache-2.0"
     assert metadata["training_data"]

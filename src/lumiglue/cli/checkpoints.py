@@ -99,7 +99,7 @@ def average_weights(weights: Positional[tuple[str, ...]], out: Annotated[Path, a
     return 0
 
 
-def show_weights(weights: Positional[str] = "sift") -> int:
+def show_weights(weights: Positional[str] = "sift-deep") -> int:
     """Print the config, training record, metrics and licence of weights.
 
     Args:
@@ -124,7 +124,7 @@ def show_weights(weights: Positional[str] = "sift") -> int:
 
 def export_onnx(
     out: Annotated[Path, arg(aliases=["-o"])],
-    weights: str = "sift",
+    weights: str = "sift-deep",
     layout: Literal["lumiglue", "batch", "opencv", "colmap"] = "lumiglue",
     precision: Literal["fp32", "fp16", "int8"] = "fp32",
     score_threshold: float | None = None,

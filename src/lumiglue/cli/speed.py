@@ -41,7 +41,7 @@ class BenchFlags:
     """Pairs in a batch; if there are several, they have unequal sizes up to the given one."""
     adaptive: bool = False
     """Match the sample photos with early exit and pruning, instead of random points at full depth."""
-    weights: str = "sift"
+    weights: str = "sift-deep"
     """Trained weights, for --adaptive."""
     released: Literal["aliked", "disk", "xfeat"] | None = None
     """Match photos with the published weights for these features, adaptively and at full depth; by default against all

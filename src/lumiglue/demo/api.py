@@ -87,7 +87,7 @@ def create_app(service: Service) -> FastAPI:
     async def match(
         image0: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, AVIF or HEIC")],
         image1: Annotated[UploadFile, File()],
-        weights: Annotated[str, Form(description="sift, sift-deep, or another that is on this machine")] = "sift",
+        weights: Annotated[str, Form(description="sift-deep, or another that is on this machine")] = "sift-deep",
         estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",
         max_keypoints: Annotated[int, Form(description="per photo, strongest first")] = 2048,
         score_threshold: Annotated[float | None, Form(description="smallest score; by default the matcher's own")] = None,

@@ -28,8 +28,8 @@ from lumiglue.weights.registry import needed_files, resolve
 
 # What can be chosen: the weights, and the features that they were trained for.
 MODELS = {
-    "sift": "sift",
     "sift-deep": "sift",
+    "sift-compact": "sift",
     "sift-clean": "sift",
     "aliked-n16-compact": "aliked-n16",
     "aliked-n16-deep": "aliked-n16",
@@ -60,7 +60,7 @@ class MatchRequest:
     """
 
     photos: tuple[bytes, bytes] = field(repr=False)
-    weights: str = "sift"
+    weights: str = "sift-deep"
     estimator: Estimator = "fundamental"
     max_keypoints: int = 2048
     settings: MatchSettings = field(default_factory=MatchSettings)
@@ -120,7 +120,7 @@ def own_thresholds(weights: str) -> tuple[float, float]:
 def prepare(threads: int) -> None:
     """Prepares a new process: sets PyTorch's threads and loads the default matcher."""
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
-    _matcher("sift")
+    _matcher("sift-deep")
 
 
 def match(request: MatchRequest, max_pixels: int) -> bytes:

@@ -139,9 +139,9 @@ class _Page:
 
     def _settings(self, models: list[str]) -> list[Component]:
         most = self.service.limits.most_keypoints
-        exit_ratio, prune_below = own_thresholds("sift")
+        exit_ratio, prune_below = own_thresholds("sift-deep")
         return [
-            gr.Radio(models, value="sift", label="Features and weights"),
+            gr.Radio(models, value="sift-deep", label="Features and weights"),
             gr.Radio(["fundamental", "homography", "none"], value="fundamental", label="Geometry", info="separates inliers"),
             gr.Slider(128, most, value=min(2048, most), step=64, label="Keypoints", buttons=[],
                       info="the strongest of each photo"),

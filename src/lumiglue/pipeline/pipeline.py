@@ -130,7 +130,7 @@ class Pipeline:
                 the features that the weights were trained for, or SIFT if no weights are given either.
             max_keypoints: Number of keypoints to keep per image; None keeps all.
             resize: Long side in pixels to which larger images are downscaled; None keeps the full size.
-            weights: A name in the package ("sift", "sift-clean", "aliked-n16-compact"), the name of a published matcher
+            weights: A name in the package ("sift-deep", "sift-clean", "aliked-n16-deep"), the name of a published matcher
                 ("aliked-lightglue", see `lumiglue weights list`), a file, or a URL; also an .onnx file of `lumiglue export
                 onnx`, with the settings it was exported with. None takes the best for the features; except for SIFT, they
                 are downloaded on first use.

@@ -94,7 +94,7 @@ def load_weights(path: str | Path, device: torch.device | str = "cpu") -> Matche
 
 # The weights in the package, by name. Trained by us; see docs/weights.md.
 BUILT_IN = {
-    "sift": "sift-compact.safetensors",
+    "sift-compact": "sift-compact.safetensors",
     "sift-deep": "sift-deep.safetensors",
     "sift-clean": "sift-compact-clean.safetensors",  # trained with openly licensed photos only
     "aliked-n16rot-deep": "aliked-n16rot-deep.safetensors",

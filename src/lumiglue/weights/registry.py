@@ -131,7 +131,7 @@ NETWORKS = {
 
 # Features -> their default weights, the best available.
 DEFAULT_WEIGHTS = {
-    "sift": "sift",
+    "sift": "sift-deep",
     "aliked": "aliked-lightglue",
     "aliked-n16": "aliked-lightglue",
     "aliked-n16rot": "aliked-n16rot-deep",
