@@ -147,7 +147,7 @@ def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int
     assert isinstance(model, LightGlue)
     assert exit_ratio is not None
     layers_of, lengths = {}, []
-    print("| pair | keypoints | after layer | confident | matches (right) | stops after |\n|---|---|---|---|---|---|")
+    print("| pair | keypoints | confident | matches (right) | stops after |\n|---|---|---|---|---|")
     for example in examples():
         a, b = pipeline.extract(example.image0), pipeline.extract(example.image1)
         (matches,) = pipeline.match_features([(a, b)])
@@ -156,7 +156,7 @@ def main(out: Annotated[Path, tyro.conf.arg(aliases=["-o"])], max_keypoints: int
         lengths.append((len(a), len(b)))
         shares = " / ".join(f"{100 * row.confident:.0f}" for row in rows[:-1])
         numbers = " / ".join(f"{row.matches} ({row.right})" for row in rows)
-        print(f"| {example.title} | {len(a)}, {len(b)} | 1 to 4, 1 to 5 | {shares} % | {numbers} | {matches.stop_layer} |")
+        print(f"| {example.title} | {len(a)}, {len(b)} | {shares} % | {numbers} | {matches.stop_layer} |")
     save_figure(draw_layers(layers_of, exit_ratio), out / "adaptivity-layers.png")
     save_figure(draw_packing(lengths), out / "packing.png")
 
