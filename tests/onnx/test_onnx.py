@@ -322,7 +322,8 @@ def test_the_command_line_exports_and_matches(tmp_path: Path, capsys: pytest.Cap
         assert cv2.imwrite(str(tmp_path / name), image[..., ::-1])
     file, photos = tmp_path / "sift.onnx", [str(tmp_path / "a.png"), str(tmp_path / "b.png")]
     assert main(["export", "onnx", "-o", str(file), "--exit-ratio", "0.9"]) == 0
-    assert f"sift-deep, layout lumiglue, fp32, {file.stat().st_size / 1e6:.1f} MB" in capsys.readouterr().out.replace("\n", " ")
+    printed = capsys.readouterr().out.replace("\n", " ")
+    assert f"sift-deep, layout lumiglue, fp32, {file.stat().st_size / 1e6:.1f} MB" in printed
     results = {}
     for name, more in {
         "torch": ["--exit-ratio", "0.9"],

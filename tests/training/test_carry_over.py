@@ -1,4 +1,4 @@
-"""Layers carried over to other features: `benchmarks/tools/carry_over.py`."""
+"""Layers carried over to other features: `carry_over.py` and `add_learned.py` of `benchmarks/tools`."""
 
 import importlib.util
 from dataclasses import replace
@@ -13,17 +13,21 @@ from helpers import make_features, make_model
 from lumiglue.errors import InputError
 from lumiglue.matcher.inputs import pack
 
-FILE = Path(__file__).parents[2] / "benchmarks" / "tools" / "carry_over.py"
+TOOLS = Path(__file__).parents[2] / "benchmarks" / "tools"
 
 
-@pytest.fixture
-def tool() -> Any:
-    spec = importlib.util.spec_from_file_location("carry_over", FILE)
+def _tool(name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, TOOLS / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def tool() -> Any:
+    return _tool("carry_over")
 
 
 def test_turned_descriptors_get_the_same_matches(tool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,3 +52,25 @@ def test_turned_descriptors_get_the_same_matches(tool: Any, monkeypatch: pytest.
 def test_features_that_describe_only_their_own_keypoints_are_refused(tool: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="sift describes its own keypoints only; leave out --photos"):
         tool.described_twice(tmp_path, "sift", "sift")
+
+
+def test_what_was_learned_is_added_to_the_layers_alone() -> None:
+    """The whole of it turns the old layers into the new ones, half of it goes half the way; the input stays as it is."""
+    before, after, model = (make_model(encoding="xy", d=16, seed=seed) for seed in (1, 2, 1))
+    for name, parameter in model.named_parameters():
+        if name.startswith("input_projection."):
+            parameter.data.add_(1)
+    kept = {name: parameter.clone() for name, parameter in model.named_parameters() if name.startswith("input_projection.")}
+    assert len(kept) == 2
+    add = _tool("add_learned").with_learned
+    half = {name: parameter.clone() for name, parameter in add(model, before, after, 0.5).named_parameters()}
+    whole = dict(add(model, before, after, 0.5).named_parameters())
+    old, new = dict(before.named_parameters()), dict(after.named_parameters())
+    for name, parameter in whole.items():
+        if name in kept:
+            assert torch.equal(parameter, kept[name])
+        else:
+            torch.testing.assert_close(parameter, new[name])
+            torch.testing.assert_close(half[name], (old[name] + new[name]) / 2)
+    with pytest.raises(InputError, match="differ in the number or the width of their layers"):
+        add(model, before, make_model(encoding="xy", d=16, n_layers=2), 0.5)

@@ -760,8 +760,11 @@ REFUSALS: list[tuple[str, str]] = [
     ),
     ("DATA --points 24 --start-from nothing", "nothing"),
     ("DATA --points 24 --start-from TEXT", "text"),
-    ("DATA --points 24 --start-from sift-deep --preset base", "the weights sift-deep do not fit this run: .*d 128 for 256"),
-    ("DATA --points 24 --start-from sift-deep --model superglue", "the weights sift-deep are for lightglue, the run trains superglue"),
+    ("DATA --points 24 --start-from sift-deep --preset base", "the weights sift-deep do not fit this .*d 128 for 256"),
+    (
+        "DATA --points 24 --start-from sift-deep --model superglue",
+        "weights sift-deep are for lightglue, the run trains superglue",
+    ),
     (
         "DATA --points 24 --start-from aliked-n16rot-deep",
         "the weights aliked-n16rot-deep do not fit this run: they have .*extractor 'aliked-n16rot'",
