@@ -1,6 +1,7 @@
 """Published files by name: downloaded from a server on this machine, verified, converted, kept; what is said offline."""
 
 import http.server
+import inspect
 import logging
 import re
 import threading
@@ -17,6 +18,8 @@ from helpers import draw_photo, make_features, make_model
 from lumiglue import InputError, Pipeline, WeightsError, compat
 from lumiglue.cli import _LabelFormatter
 from lumiglue.cli import main as run
+from lumiglue.cli.checkpoints import export_onnx, show_weights
+from lumiglue.cli.speed import BenchFlags
 from lumiglue.io.download import file_sha256
 from lumiglue.weights import registry
 from lumiglue.weights.files import BUILT_IN, load_weights, read_metadata, save_weights
@@ -173,6 +176,18 @@ def test_names_of_weights_and_features_go_together(tmp_path: Path, publish: Call
     save_weights(make_model(descriptor_dim=128), tmp_path / "any.safetensors", {})
     with pytest.raises(InputError, match="the weights are for 'any' features; name an extractor"):
         Pipeline.pretrained(weights=tmp_path / "any.safetensors")
+
+
+def test_commands_start_with_the_default_weights() -> None:
+    """The command line starts without this table, so it repeats the name."""
+    name = default_weights("sift")
+    for command in (show_weights, export_onnx):
+        assert inspect.signature(command).parameters["weights"].default == name
+    assert BenchFlags().weights == name
+    chosen, named = Pipeline.pretrained().matcher, Pipeline.pretrained(weights=name).matcher
+    assert isinstance(chosen, torch.nn.Module)
+    assert isinstance(named, torch.nn.Module)
+    assert all(torch.equal(tensor, named.state_dict()[key]) for key, tensor in chosen.state_dict().items())
 
 
 def test_changing_one_import_is_all(publish: Callable[..., Path]) -> None:

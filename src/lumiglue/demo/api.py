@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 
 import lumiglue
-from lumiglue.demo.matching import Estimator, MatchRequest, Outcome, View
+from lumiglue.demo.matching import DEFAULT, Estimator, MatchRequest, Outcome, View
 from lumiglue.demo.service import BusyError, Service, TimeLimitError
 from lumiglue.errors import LumiglueError, TooLargeError
 from lumiglue.matcher.settings import MatchSettings
@@ -87,7 +87,7 @@ def create_app(service: Service) -> FastAPI:
     async def match(
         image0: Annotated[UploadFile, File(description="JPEG, PNG, TIFF, WebP, BMP, GIF, JPEG 2000, AVIF or HEIC")],
         image1: Annotated[UploadFile, File()],
-        weights: Annotated[str, Form(description="sift-deep, or another that is on this machine")] = "sift-deep",
+        weights: Annotated[str, Form(description="a name that the page offers")] = DEFAULT,
         estimator: Annotated[Estimator, Form(description="model that separates inliers")] = "fundamental",
         max_keypoints: Annotated[int, Form(description="per photo, strongest first")] = 2048,
         score_threshold: Annotated[float | None, Form(description="smallest score; by default the matcher's own")] = None,

@@ -24,7 +24,7 @@ from lumiglue.system.extras import available
 from lumiglue.types import Features, Geometry, GeometryKind, Matches
 from lumiglue.visualization import ColourBy, draw_layer, draw_matches, figure_bytes
 from lumiglue.weights.files import is_ours, load_weights, read_metadata
-from lumiglue.weights.registry import needed_files, resolve
+from lumiglue.weights.registry import default_weights, needed_files, resolve
 
 # What can be chosen: the weights, and the features that they were trained for.
 MODELS = {
@@ -38,6 +38,7 @@ MODELS = {
     "disk-lightglue": "disk",
     "xfeat-lighterglue": "xfeat",
 }
+DEFAULT = default_weights("sift")
 Estimator = Literal["fundamental", "homography", "none"]
 NAMES = ("photo A", "photo B")
 _DRAWN_SIDE = 1024  # pixels of the longer side of a photo in a picture
@@ -60,7 +61,7 @@ class MatchRequest:
     """
 
     photos: tuple[bytes, bytes] = field(repr=False)
-    weights: str = "sift-deep"
+    weights: str = DEFAULT
     estimator: Estimator = "fundamental"
     max_keypoints: int = 2048
     settings: MatchSettings = field(default_factory=MatchSettings)
@@ -120,7 +121,7 @@ def own_thresholds(weights: str) -> tuple[float, float]:
 def prepare(threads: int) -> None:
     """Prepares a new process: sets PyTorch's threads and loads the default matcher."""
     torch.set_num_threads(min(threads, torch.get_num_threads()))  # OMP_NUM_THREADS may ask for fewer
-    _matcher("sift-deep")
+    _matcher(DEFAULT)
 
 
 def match(request: MatchRequest, max_pixels: int) -> bytes:

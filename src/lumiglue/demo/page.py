@@ -15,7 +15,7 @@ from gradio.components import Component
 from gradio.themes import Soft
 
 from lumiglue.demo.api import layer_replies
-from lumiglue.demo.matching import MatchRequest, Outcome, View, own_thresholds
+from lumiglue.demo.matching import DEFAULT, MatchRequest, Outcome, View, own_thresholds
 from lumiglue.demo.service import Service
 from lumiglue.errors import ImageError, InputError, LumiglueError
 from lumiglue.matcher.settings import MatchSettings
@@ -139,9 +139,9 @@ class _Page:
 
     def _settings(self, models: list[str]) -> list[Component]:
         most = self.service.limits.most_keypoints
-        exit_ratio, prune_below = own_thresholds("sift-deep")
+        exit_ratio, prune_below = own_thresholds(DEFAULT)
         return [
-            gr.Radio(models, value="sift-deep", label="Features and weights"),
+            gr.Radio(models, value=DEFAULT, label="Features and weights"),
             gr.Radio(["fundamental", "homography", "none"], value="fundamental", label="Geometry", info="separates inliers"),
             gr.Slider(128, most, value=min(2048, most), step=64, label="Keypoints", buttons=[],
                       info="the strongest of each photo"),
