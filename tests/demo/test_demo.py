@@ -445,7 +445,7 @@ def test_the_page_of_the_documentation_says_how(
     exec(code.replace("http://127.0.0.1:7860", server), {})
     matches, inliers, stop_layer, layers = map(int, re.findall(r"\d+", capsys.readouterr().out))
     assert matches >= inliers > 10
-    assert stop_layer == layers <= 9
+    assert stop_layer == layers == 9
 
 
 def test_the_sliders_start_at_the_thresholds_of_the_weights() -> None:
