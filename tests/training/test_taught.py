@@ -2,6 +2,7 @@
 stored, sampled and learned from is the same."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import combinations, cycle
 from pathlib import Path
 
@@ -499,6 +500,28 @@ def test_a_released_teacher_needs_the_name_of_its_features(tmp_path: Path) -> No
     (tmp_path / "released.pth").touch()
     with pytest.raises(InputError, match="--teacher-features"):
         Teacher.named(str(tmp_path / "released.pth"))
+
+
+def test_the_precision_of_a_teacher_is_that_of_its_layers() -> None:
+    """float32 gives what the trained layers give; bfloat16 nearly that, and is in the plan, so that no labels are mixed."""
+    teacher = Teacher.named("sift-compact", max_keypoints=400)
+    photo = draw_photo(3)
+    a, b = (teacher.extractor()(image) for image in (photo, photo[20:, 30:]))
+    matches, assignment = teacher.assign(a, b)
+    model = teacher.model()
+    with torch.inference_mode():
+        *_, x = model.states(pack([(a, b)], model.config))
+        expected = model.heads[-1].matchability_logits(x).sigmoid().numpy()
+    given = np.concatenate([assignment.matchability0, assignment.matchability1])
+    np.testing.assert_allclose(given, expected, atol=1e-3)
+    lower = replace(teacher, precision="bf16")
+    rounded, other = lower.assign(a, b)
+    assert np.abs(other.matchability0 - assignment.matchability0).max() > 1e-5
+    assert len(matches) > 100
+    common = set(map(tuple, matches.tolist())) & set(map(tuple, rounded.tolist()))
+    assert len(common) > 0.9 * max(len(matches), len(rounded))
+    assert lower.plan() != teacher.plan()
+    assert set(map(tuple, lower.match(a, b).tolist())) != set()
 
 
 def test_batches_hold_the_labels_of_the_sampled_keypoints(taught: Path) -> None:

@@ -9,6 +9,7 @@ from tyro.conf import Positional, arg
 
 from lumiglue.cli.terminal import ProgressBar, err, say
 from lumiglue.errors import InputError
+from lumiglue.matcher.settings import Precision
 from lumiglue.system.extras import require
 
 if TYPE_CHECKING:
@@ -222,6 +223,7 @@ def teach(
     neighbours: int = 6,
     poses: bool = False,
     assignments: bool = False,
+    precision: Precision = "fp32",
     flags: Annotated[DatasetFlags, arg(name="")] = TAUGHT,
 ) -> int:
     """Build a feature dataset from overlapping photos, which a trained matcher labels for any features. Resumable.
@@ -238,12 +240,16 @@ def teach(
             model. Needs pycolmap.
         assignments: Let ALIKED describe the keypoints of your features, and the teacher assign them; training distils this.
             The teacher's own features have its assignments anyway.
+        precision: Arithmetic of the teacher. On processors with AMX, bf16 is several times as fast as fp32 and changes a
+            few matches in a hundred.
         flags: Features, sizes, seed and processes.
     """
     from lumiglue.training.data.teacher import Teacher
     from lumiglue.training.data.teaching import TaughtPhotos
 
-    matcher = Teacher.named(teacher, teacher_features, max_keypoints=teacher_keypoints, device=flags.usable_device)
+    matcher = Teacher.named(
+        teacher, teacher_features, max_keypoints=teacher_keypoints, device=flags.usable_device, precision=precision,
+    )  # fmt: skip
     source = TaughtPhotos.of_folder(
         photos, matcher, neighbours=neighbours, long_side=flags.long_side, seed=flags.seed, matches=teacher_matches,
         poses=poses, assignments=assignments,

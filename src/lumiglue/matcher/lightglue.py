@@ -303,10 +303,18 @@ class LightGlue(nn.Module):
         """lambda_l of Equation 11: how confident a point must be; layers count from 0."""
         return 0.8 + 0.1 * math.exp(-4.0 * layer / self.config.n_layers)
 
-    def states(self, pairs: PackedPairs) -> Iterator[Float[Tensor, "t d"]]:
-        """The state after each layer, all layers and all points: what training supervises."""
+    def states(self, pairs: PackedPairs, *, layers: Layers | None = None) -> Iterator[Float[Tensor, "t d"]]:
+        """The state after each layer, all layers and all points: what training supervises.
+
+        Args:
+            pairs: The input.
+            layers: As for `match`; None takes the trained ones themselves, which have gradients.
+
+        Yields:
+            T x d states.
+        """
         x, rotation = self.begin(pairs)
-        for layer in self.layers:
+        for layer in layers or self.layers:
             x = layer(x, rotation, pairs.lengths)
             yield x
 

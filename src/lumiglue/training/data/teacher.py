@@ -13,8 +13,10 @@ from lumiglue.errors import InputError
 from lumiglue.extractors import Extractor, create_extractor
 from lumiglue.io.download import file_sha256
 from lumiglue.matcher.assignment import log_assignment
+from lumiglue.matcher.execution import Layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import LightGlue
+from lumiglue.matcher.settings import Precision
 from lumiglue.training.data.taught import SparseAssignment
 from lumiglue.training.loss import mutual_best
 from lumiglue.types import Features
@@ -33,12 +35,14 @@ class Teacher:
         features: Name of the matcher's features.
         max_keypoints: Largest number of the teacher's keypoints per photo.
         device: Where the networks run.
+        precision: Arithmetic of the matcher's layers: "fp32" or "bf16".
     """
 
     weights: Path
     features: str
     max_keypoints: int = 2048
     device: str = "cpu"
+    precision: Precision = "fp32"
 
     @classmethod
     def named(cls, name: str, features: str | None = None, **settings: Any) -> "Teacher":
@@ -64,7 +68,10 @@ class Teacher:
 
     def plan(self) -> dict[str, Any]:
         """All that its labels depend on, as JSON values."""
-        return {"weights_sha256": file_sha256(self.weights), "features": self.features, "keypoints": self.max_keypoints}
+        return {
+            "weights_sha256": file_sha256(self.weights), "features": self.features, "keypoints": self.max_keypoints,
+            "precision": self.precision,
+        }  # fmt: skip
 
     def extractor(self) -> Extractor:
         """The extractor of the teacher's features."""
@@ -78,7 +85,7 @@ class Teacher:
         """Matches two photos, with early exit."""
         model = self.model()
         pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
-        return model.match(pairs)[0].pairs.cpu().numpy()
+        return model.match(pairs, layers=self._layers())[0].pairs.cpu().numpy()
 
     def assign(self, a: Features, b: Features) -> tuple[Integer[np.ndarray, "k 2"], SparseAssignment]:
         """Matches two photos with all layers: the matches, and the last layer's assignment without the entries below
@@ -86,7 +93,7 @@ class Teacher:
         model = self.model()
         with torch.inference_mode():
             pairs = pack([(a, b)], model.config).to(torch.device(self.device), torch.float32)
-            *_, x = model.states(pairs)
+            *_, x = model.states(pairs, layers=self._layers())
             head = model.heads[-1]
             features = head.features(x)
             similarity = (features[: len(a)] @ features[len(a) :].mT)[None]
@@ -100,6 +107,9 @@ class Teacher:
         matches = torch.stack([rows, partner[0, rows]], dim=1).cpu().numpy()
         matchabilities = (side[0].sigmoid().cpu().numpy().copy() for side in (logits0, logits1))
         return matches, SparseAssignment(entries.cpu().numpy().copy(), values.cpu().numpy().copy(), *matchabilities)
+
+    def _layers(self) -> Layers:
+        return _execution_layers(self.weights, self.features, self.device, self.precision)
 
 
 def _weights_of(name: str) -> Path:
@@ -115,3 +125,8 @@ def _load(weights: Path, features: str, device: str) -> LightGlue:
     if not isinstance(model, LightGlue):
         raise InputError(f"the teacher {weights} is a {type(model).__name__}; use a LightGlue")
     return model.eval().to(device)
+
+
+@lru_cache(maxsize=1)
+def _execution_layers(weights: Path, features: str, device: str, precision: Precision) -> Layers:
+    return execution_layers(_load(weights, features, device), precision)
