@@ -240,8 +240,8 @@ def teach(
             model. Needs pycolmap.
         assignments: Let ALIKED describe the keypoints of your features, and the teacher assign them; training distils this.
             The teacher's own features have its assignments anyway.
-        precision: Arithmetic of the teacher. On processors with AMX, bf16 is several times as fast as fp32 and changes a
-            few matches in a hundred.
+        precision: Arithmetic of the teacher. On processors with AMX, bf16 is faster than fp32, and changes a few
+            matches in a hundred.
         flags: Features, sizes, seed and processes.
     """
     from lumiglue.training.data.teacher import Teacher
