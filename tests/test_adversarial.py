@@ -122,7 +122,7 @@ def test_results_are_legal_and_what_else_is_in_the_batch_changes_nothing(
             assert_same(rows_of(last), rows_of(alone), 0.02)
         return
     assert same_exits
-    assert_same(rows_of(last), rows_of(alone), 1e-5)
+    assert_same(rows_of(last), rows_of(alone), 5e-5)
 
 
 @EACH
@@ -220,7 +220,7 @@ def test_a_bad_pair_leaves_the_others_of_a_run_as_they_are(unchecked: None) -> N
     (alone,) = match("scales", [(images["a"], images["b"])])
     assert results[0] is not None
     assert torch.equal(results[0].matches.pairs, alone.pairs)
-    assert torch.allclose(results[0].matches.scores, alone.scores, rtol=0, atol=1e-5)  # on one thread there, on several here
+    assert torch.allclose(results[0].matches.scores, alone.scores, rtol=0, atol=5e-5)  # on one thread there, on several here
 
 
 def test_scores_of_one_are_no_larger_than_one() -> None:

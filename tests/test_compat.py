@@ -118,7 +118,7 @@ def test_a_batch_gives_what_each_pair_gives_alone(tmp_path: Path) -> None:
     for i, (a, b) in enumerate(pairs):
         alone = ask(matcher, [a], [b])
         assert torch.equal(together["matches"][i], alone["matches"][0])
-        assert_close(together["scores"][i], alone["scores"][0], rtol=0, atol=1e-5)
+        assert_close(together["scores"][i], alone["scores"][0], rtol=0, atol=5e-5)
         for name in ("matches0", "matches1", "prune0", "prune1"):
             assert torch.equal(together[name][i], alone[name][0])
         assert int(together["stops"][i]) == alone["stop"]

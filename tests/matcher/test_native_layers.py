@@ -140,7 +140,7 @@ def test_matches_are_those_of_pytorch(settings: MatchSettings) -> None:
     mine = model.match(pairs, settings, layers=execution_layers(model, "fp32"))
     for found, expected in zip(mine, model.match(pairs, settings, layers=folded_layers(model, "fp32")), strict=True):
         assert torch.equal(found.pairs, expected.pairs)
-        assert_close(found.scores, expected.scores, rtol=0, atol=2e-5)
+        assert_close(found.scores, expected.scores, rtol=0, atol=5e-5)
         assert found.stop_layer == expected.stop_layer
         assert torch.equal(found.layers0, expected.layers0)
 
