@@ -14,6 +14,7 @@ from lumiglue.matcher.execution import current_layers, execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.lightglue import AbsoluteEncoding, RotaryEncoding, rotate
 from lumiglue.matcher.packed import PackedPairs
+from lumiglue.matcher.settings import Encoding
 
 pytestmark = [pytest.mark.numeric, pytest.mark.portable]
 
@@ -349,6 +350,26 @@ def test_relative_positions_do_not_notice_a_shift_and_absolute_ones_do() -> None
     torch.nn.init.normal_(encoding.mlp[3].weight, std=0.3)  # pyright: ignore[reportArgumentType]
     assert_close(last_state(relative, a, b), last_state(relative, moved, b), atol=1e-4, rtol=0)
     assert not torch.allclose(last_state(absolute, a, b), last_state(absolute, moved, b), atol=1e-2)
+
+
+@pytest.mark.parametrize("encoding", ["xy", "xy-scale-orientation", "xy-logscale-angle"])
+def test_rotations_of_a_token_do_not_depend_on_the_others(encoding: Encoding) -> None:
+    """To the bit: a million image sizes from the centre, the last bit of an angle is worth 0.06 radians."""
+    rotary = RotaryEncoding(encoding, channels=16)
+    torch.manual_seed(0)
+    positions = torch.randn(33, 2 if encoding == "xy" else 4) * 1e6
+    with torch.no_grad():
+        together = torch.stack(rotary(positions))
+        for rows in (slice(0, 1), slice(7, 8), slice(12, 16), slice(32, 33), slice(0, 31)):
+            assert torch.equal(torch.stack(rotary(positions[rows])), together[:, rows])
+        expected = (
+            positions.double()
+            @ torch.cat([rotary.frequencies, rotary.turns[:, None]] if rotary.periodic else [rotary.frequencies], dim=1)
+            .double()
+            .mT
+        )
+        angles = expected / 1e6
+        assert_close(torch.stack(rotary(positions / 1e6)), torch.stack([angles.cos(), angles.sin()]).float())
 
 
 def test_without_matchability_the_assignment_is_the_double_softmax() -> None:

@@ -101,10 +101,13 @@ class RotaryEncoding(nn.Module):
 
     def forward(self, positions: Float[Tensor, "t p"]) -> tuple[Float[Tensor, "t q"], Float[Tensor, "t q"]]:
         """Cosine and sine of the angle of each token's q = c / 2 planes, in the positions' precision."""
-        learned = positions[:, :3] if self.periodic else positions
-        angles = learned @ self.frequencies.to(positions.dtype).mT
+        frequencies = self.frequencies.to(positions.dtype).mT
         if self.periodic:
-            angles = angles + positions[:, 3:] * self.turns.to(positions.dtype)
+            frequencies = torch.cat([frequencies, self.turns.to(positions.dtype)[None]])
+        # Sums, not a matrix product: the last bits of that depend on the number of rows, and far from the origin they turn
+        # a token visibly.
+        along, *others = (coordinate * row for coordinate, row in zip(positions.split(1, dim=1), frequencies, strict=True))
+        angles = sum(others, along)
         return angles.cos(), angles.sin()
 
 
