@@ -49,10 +49,13 @@ def build() -> list[Path]:
         library = FOLDER / "amx.so"
         libraries.append(library)
         if not library.exists() or library.stat().st_mtime < newest:
-            c, compiled = _compiler("CC", "cc", "gcc", "clang"), library.with_suffix(".o")
-            _run([*c, *AMX, "-c", str(FOLDER / "amx.c")], compiled)
-            _run([*c, "-shared", str(compiled), "-lm"], library)
-            compiled.unlink()
+            c = _compiler("CC", "cc", "gcc", "clang")
+            parts = [(FOLDER / name, library.with_name(f"{name}.o")) for name in ("amx.c", "amx_backward.c")]
+            for source, compiled in parts:
+                _run([*c, *AMX, "-c", str(source)], compiled)
+            _run([*c, "-shared", *(str(compiled) for _, compiled in parts), "-lm"], library)
+            for _, compiled in parts:
+                compiled.unlink()
     return libraries
 
 

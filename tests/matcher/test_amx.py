@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +19,8 @@ from helpers import make_features, make_model
 from lumiglue.matcher.execution import execution_layers
 from lumiglue.matcher.inputs import pack
 from lumiglue.matcher.ops import amx
-from lumiglue.matcher.ops.amx import fused_attention, library, norm_gelu_, rotated
-from lumiglue.matcher.ops.attention import cross_attention, self_attention
+from lumiglue.matcher.ops.amx import attention_with_gradients, fused_attention, library, norm_gelu_, rotated
+from lumiglue.matcher.ops.attention import cross_attention, partner_attention, self_attention
 from lumiglue.matcher.ops.native import file_of
 from lumiglue.matcher.precision import multiplies_tiles
 
@@ -83,6 +84,134 @@ def test_what_one_offset_cannot_serve_is_left_to_pytorch(scale: float) -> None:
     assert fused_attention(q, (k * 50).bfloat16(), v) is None
     actual = self_attention(q, (k[:40] * 50).bfloat16(), v[:40], [(40, 0)])
     assert torch.isfinite(actual).all() == math.isfinite(scale)
+
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor | None]
+
+
+def _of_segments(segments: tuple[int, ...], *, partners: bool, attend: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Attend:
+    """Attention inside segments or between neighbours, segment by segment."""
+
+    def attend_all(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        queries, keys, values = (x.split(segments) for x in (q, k, v))
+        others = [i ^ 1 if partners else i for i in range(len(segments))]
+        return torch.cat([
+            attend(x, keys[j], values[j]) if segments[j] else torch.zeros_like(x)
+            for x, j in zip(queries, others, strict=True)
+        ])  # fmt: skip
+
+    return attend_all
+
+
+def _by_pytorch(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    q, k, v = (x.transpose(0, 1)[None] for x in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v)[0].transpose(0, 1)
+
+
+def _by_kernel(segments: tuple[int, ...], *, partners: bool) -> Attend:
+    return lambda q, k, v: attention_with_gradients(q, k, v, segments, partners=partners)
+
+
+def _with_gradients(attend: Attend, rows: Tensor, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+    """Messages and gradients of q, k and v, views into the same rows, for one gradient of the messages."""
+    q, k, v = rows.to(dtype).requires_grad_().chunk(3, dim=1)
+    for x in (q, k, v):
+        x.retain_grad()
+    messages = attend(q, k, v)
+    assert messages is not None
+    messages.backward(torch.randn(messages.shape, generator=torch.Generator().manual_seed(1)).bfloat16().to(messages.dtype))
+    return [
+        messages.detach().double(),
+        *(torch.zeros_like(x).double() if x.grad is None else x.grad.double() for x in (q, k, v)),
+    ]
+
+
+def _compare(rows: Tensor, segments: tuple[int, ...], *, partners: bool) -> None:
+    """With what PyTorch's kernel of the same precision is off."""
+    found = _with_gradients(_by_kernel(segments, partners=partners), rows)
+    exact = _with_gradients(_of_segments(segments, partners=partners, attend=_definition), rows, torch.float64)
+    usual = _with_gradients(_of_segments(segments, partners=partners, attend=_by_pytorch), rows)
+    for mine, theirs, expected in zip(found, usual, exact, strict=True):
+        rounding = (theirs - expected).square().mean().sqrt()
+        assert (mine - expected).square().mean().sqrt() <= 1.3 * rounding + 1e-4
+
+
+@needs_kernel
+@pytest.mark.parametrize("partners", [False, True])
+@pytest.mark.parametrize("c", [32, 64, 96, 128])
+@pytest.mark.parametrize("segments", [(5, 40), (33, 31), (64, 160), (300, 257, 1, 90), (0, 20), (50, 0), (0, 0, 17, 65)])
+def test_gradients_are_those_of_attention(segments: tuple[int, ...], c: int, partners: bool) -> None:
+    rows = torch.randn(sum(segments), 9, c, generator=torch.Generator().manual_seed(0)).bfloat16()
+    _compare(rows, segments, partners=partners)
+
+
+@needs_kernel
+@pytest.mark.parametrize("scale", [2.0, 8.0, 20.0])
+def test_gradients_with_sharp_attention(scale: float) -> None:
+    """Up to weights of 0 and 1; the rows that fill the last tile, whose weights would overflow, add nothing."""
+    generator = torch.Generator().manual_seed(0)
+    keys = scale * F.normalize(torch.randn(37, 2, 32, generator=generator), dim=2)
+    rows = torch.cat([keys, keys, torch.randn(37, 2, 32, generator=generator)], dim=1).bfloat16()
+    _compare(rows, (37,), partners=False)
+
+
+@needs_kernel
+def test_gradients_do_not_depend_on_threads() -> None:
+    rows = torch.randn(400, 12, 32, generator=torch.Generator().manual_seed(0)).bfloat16()
+    before = torch.get_num_threads()
+    try:
+        results: list[list[Tensor]] = []
+        for threads in (1, 2, 5):
+            torch.set_num_threads(threads)
+            results.append(_with_gradients(_by_kernel((250, 150), partners=True), rows))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+@needs_kernel
+def test_training_uses_it_and_is_as_exact_as_with_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a whole matcher under autocast, beside its gradients in float32."""
+    model = make_model(d=64, heads=2)
+    a = make_features(70, 0)
+    packed = pack([(a, make_features(50, 1, like=a)), (make_features(0, 2), make_features(9, 3))], model.config)
+
+    def gradients(*, lowered: bool = True) -> Tensor:
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lowered):
+            last = list(model.states(packed))[-1]
+        (last * torch.linspace(-1, 1, last.numel()).view_as(last)).sum().backward()
+        found = [
+            p.grad.double().flatten() for name, p in model.named_parameters() if "layers" in name and p.grad is not None
+        ]
+        return torch.cat(found)
+
+    expected, mine = gradients(lowered=False), gradients()
+    monkeypatch.setattr("lumiglue.matcher.ops.attention.attention_with_gradients", lambda *_, **__: None)
+    theirs = gradients()
+    assert len(mine) == len(expected)
+    assert not torch.equal(mine, theirs)  # else it was not used
+    assert (mine - expected).norm() <= 1.3 * (theirs - expected).norm()
+
+
+@needs_kernel
+def test_attention_that_one_offset_cannot_serve_is_trained_by_pytorch() -> None:
+    q, k, v = (x.contiguous() for x in _qkv(40, 40, 32))
+    k[:, :, 0], q = 0.0, torch.zeros_like(q)
+    q[:, :, 0] = 1e3
+    q, k = q.requires_grad_(), (50 * k).requires_grad_()
+    assert attention_with_gradients(q, k, v, (40,), partners=False) is None
+    partner_attention(q, k, v, [(25, 15)]).sum().backward()
+    assert q.grad is not None
+    assert torch.isfinite(q.grad).all()
+
+
+def test_gradients_that_it_does_not_compute_are_left_to_pytorch() -> None:
+    q, k, v = (x.contiguous().requires_grad_() for x in _qkv(8, 8, 32))
+    for change in (torch.Tensor.float, torch.Tensor.double, lambda x: x[..., :16], lambda x: x[:0]):
+        a, b, c = change(q), change(k), change(v)
+        assert attention_with_gradients(a, b, c, (len(a),), partners=False) is None
 
 
 @needs_kernel

@@ -1,13 +1,17 @@
 """Parts of a layer in bfloat16 on a processor with AMX, by `native/amx.c`: attention takes half of PyTorch's time there.
+Attention in training, with its gradients, by `native/amx_backward.c`.
 
 Without AMX or Linux, and with `LUMIGLUE_KERNEL=0`, PyTorch computes the same.
 """
 
 import ctypes
 import functools
+import itertools
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -40,10 +44,83 @@ def fused_attention(
     n, heads, channels = q.shape
     out = torch.empty(n, heads, channels, dtype=q.dtype)
     status = compiled.lumiglue_attention(
-        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), q.stride(0), k.stride(0), v.stride(0),
+        q.data_ptr(), k.data_ptr(), v.data_ptr(), out.data_ptr(), None, q.stride(0), k.stride(0), v.stride(0),
         n, len(k), heads, channels, channels**-0.5, torch.get_num_threads(),
     )  # fmt: skip
     return None if status else out  # a row that its one offset cannot serve, or no memory
+
+
+def attention_with_gradients(
+    q: Float[Tensor, "t h c"],
+    k: Float[Tensor, "t h c"],
+    v: Float[Tensor, "t h c"],
+    segments: Sequence[int],
+    *,
+    partners: bool,
+) -> Float[Tensor, "t h c"] | None:
+    """softmax(q k^T / sqrt(c)) v of each head and segment, for training: gradients flow to q, k and v.
+
+    Args:
+        q: Queries, in bfloat16 or under autocast to it.
+        k: Keys.
+        v: Values.
+        segments: Tokens of each segment, those of a pair's images one after the other.
+        partners: Whether keys and values are those of the pair's other image; else those of the same.
+
+    Returns:
+        The messages, zero where there are no keys; None if PyTorch has to compute them.
+    """
+    if torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16 and q.device.type == "cpu":
+        q, k, v = (x.bfloat16() for x in (q, k, v))
+    if any(x.dtype != torch.bfloat16 or x.device.type != "cpu" for x in (q, k, v)) or torch.compiler.is_compiling():
+        return None
+    if not len(q) or q.shape[2] not in _WIDTHS or isinstance(library(), str):
+        return None
+    q, k, v = (x if _contiguous_by_rows(x) else x.contiguous() for x in (q, k, v))
+    return _Attention.apply(q, k, v, tuple(segments), partners)
+
+
+class _Attention(torch.autograd.Function):
+    """`attention_with_gradients`; its forward pass gives None, and nothing is saved, where PyTorch has to compute."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[int, ...], partners: bool) -> Tensor | None:
+        compiled = library()
+        assert not isinstance(compiled, str)
+        heads, channels = q.shape[1:]
+        out, logs = q.new_zeros(q.shape), torch.zeros(len(q) * heads)
+        starts = [0, *itertools.accumulate(segments)]
+        for segment, n in enumerate(segments):
+            other = segment ^ 1 if partners else segment
+            if not n or not segments[other]:
+                continue
+            rows, columns = slice(starts[segment], None), slice(starts[other], None)
+            if compiled.lumiglue_attention(
+                q[rows].data_ptr(), k[columns].data_ptr(), v[columns].data_ptr(), out[rows].data_ptr(),
+                logs[starts[segment] * heads :].data_ptr(), q.stride(0), k.stride(0), v.stride(0),
+                n, segments[other], heads, channels, channels**-0.5, torch.get_num_threads(),
+            ):  # fmt: skip
+                return None
+        ctx.segments, ctx.partners = segments, partners
+        ctx.save_for_backward(q, k, v, out, logs)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        compiled = library()
+        assert not isinstance(compiled, str)
+        q, k, v, out, logs = ctx.saved_tensors
+        heads, channels = q.shape[1:]
+        gradient = grad_outputs[0].contiguous()
+        sizes = (ctypes.c_int64 * len(ctx.segments))(*ctx.segments)
+        gradients = [torch.empty(q.shape, dtype=q.dtype) for _ in range(3)]
+        if compiled.lumiglue_attention_backward(
+            *(x.data_ptr() for x in (q, k, v, out, gradient, logs, *gradients)), q.stride(0), k.stride(0), v.stride(0),
+            ctypes.addressof(sizes), len(sizes), heads, channels, channels**-0.5, ctx.partners, torch.get_num_threads(),
+        ):  # fmt: skip
+            raise MemoryError("no memory for the gradients of attention")
+        return *gradients, None, None
 
 
 def rotated(
@@ -125,7 +202,10 @@ def _library() -> "ctypes.CDLL | str":
     if loaded.lumiglue_init() != 0:
         return "the system does not permit AMX tiles"
     pointer, number, real, count = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float, ctypes.c_int
-    loaded.lumiglue_attention.argtypes = [*[pointer] * 4, *[number] * 7, real, count]
+    loaded.lumiglue_attention.argtypes = [*[pointer] * 5, *[number] * 7, real, count]
+    loaded.lumiglue_attention_backward.argtypes = [
+        *[pointer] * 9, *[number] * 3, pointer, *[number] * 3, real, count, count,
+    ]  # fmt: skip
     loaded.lumiglue_rotate.argtypes = [pointer, number, *[pointer] * 3, *[number] * 3, count]
     loaded.lumiglue_norm_gelu.argtypes = [*[pointer] * 3, real, *[number] * 2, count]
     return loaded

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from lumiglue.matcher.ops.amx import fused_attention
+from lumiglue.matcher.ops.amx import attention_with_gradients, fused_attention
 from lumiglue.matcher.ops.exponent import MIN_SUM, exponent_offset
 from lumiglue.matcher.packed import Lengths, segments_of
 from lumiglue.matcher.precision import multiplies_tiles
@@ -89,20 +89,24 @@ def cross_attention(
     Returns:
         The message to each token; zero if the partner is empty.
     """
-    if isinstance(lengths, PaddedPair) or (path := choose_path(lengths, qk)) == "padded":
+    if isinstance(lengths, PaddedPair):
+        return _attention(qk, qk, v, lengths, partners=True)
+    if (messages := _attend_for_training(qk, qk, v, lengths, partners=True)) is not None:
+        return messages
+    if (path := choose_path(lengths, qk)) == "padded":
         return _attention(qk, qk, v, lengths, partners=True)
     if path == "dense":
         qk, v = (x.unflatten(0, (len(lengths), 2, -1)).transpose(2, 3) for x in (qk, v))  # (P, 2, h, n, c)
         a_from_b, b_from_a = _attend_both(qk[:, 0], qk[:, 1], v[:, 0], v[:, 1])
         return torch.stack([a_from_b, b_from_a], dim=1).transpose(2, 3).flatten(0, 2)
-    messages: list[Tensor] = []
+    both: list[Tensor] = []
     for (qk_a, qk_b), (v_a, v_b) in zip(_by_pair(qk, lengths), _by_pair(v, lengths), strict=True):
         a_from_b, b_from_a = fused_attention(qk_a, qk_b, v_b), fused_attention(qk_b, qk_a, v_a)
         if a_from_b is None or b_from_a is None:
             sides = (x.transpose(0, 1) for x in (qk_a, qk_b, v_a, v_b))  # (h, n, c)
             a_from_b, b_from_a = (message.transpose(0, 1) for message in _attend_both(*sides))
-        messages += [a_from_b, b_from_a]
-    return torch.cat(messages)
+        both += [a_from_b, b_from_a]
+    return torch.cat(both)
 
 
 def choose_path(lengths: Lengths, x: Tensor) -> Literal["dense", "padded", "segments"]:
@@ -122,6 +126,8 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | PaddedPair, *
     """Attention of the (T, h, c) queries of each segment to itself or to its partner."""
     if isinstance(lengths, PaddedPair):
         return lengths.attend(q, k, v, partners=partners)
+    if (messages := _attend_for_training(q, k, v, lengths, partners=partners)) is not None:
+        return messages
     if (path := choose_path(lengths, q)) == "padded":
         return _attend_padded(q, k, v, lengths, partners=partners)
     if path == "dense":
@@ -130,12 +136,19 @@ def _attention(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths | PaddedPair, *
         # (2P, h, n, c), as fused kernels want it
         q, k, v = (x.unflatten(0, (2 * len(lengths), -1)).transpose(1, 2) for x in (q, k, v))
         return _attend(q, k, v).transpose(1, 2).flatten(0, 1)
-    messages: list[Tensor] = []
+    of_segments: list[Tensor] = []
     for (q_a, q_b), (k_a, k_b), (v_a, v_b) in zip(*(_by_pair(x, lengths) for x in (q, k, v)), strict=True):
         if partners:
             k_a, k_b, v_a, v_b = k_b, k_a, v_b, v_a
-        messages += [_attend_segment(q_a, k_a, v_a), _attend_segment(q_b, k_b, v_b)]
-    return torch.cat(messages)
+        of_segments += [_attend_segment(q_a, k_a, v_a), _attend_segment(q_b, k_b, v_b)]
+    return torch.cat(of_segments)
+
+
+def _attend_for_training(q: Tensor, k: Tensor, v: Tensor, lengths: Lengths, *, partners: bool) -> Tensor | None:
+    """`_attention` by the kernels that compute gradients too; None if PyTorch has to."""
+    if not _for_training(q):
+        return None
+    return attention_with_gradients(q, k, v, segments_of(lengths), partners=partners)
 
 
 def _by_pair(x: Tensor, lengths: Lengths) -> list[tuple[Tensor, Tensor]]:

@@ -1,15 +1,12 @@
 /* What a layer spends its time in, in bfloat16 on a processor with AMX: attention, rotation, LayerNorm with GELU.
 
    Attention is softmax(q k^T scale) v, a head at a time: keys and values are laid out once as the tile unit reads them; then
-   each 32 queries meet the keys in blocks that stay in the first-level cache. One offset serves all rows in place of each row's maximum (as in exponent.py),
-   so that sums and messages need no correction from block to block; a row that this cannot serve makes the call return 1,
-   and its caller computes the whole in another way. */
+   each 32 queries meet the keys in blocks that stay in the first-level cache. One offset serves all rows in place of each
+   row's maximum (as in exponent.py), so that sums and messages need no correction from block to block; a row that this cannot
+   serve makes the call return 1, and its caller computes the whole in another way. */
 
-#include <immintrin.h>
-#include <math.h>
-#include <stdint.h>
-#include <stdlib.h>
-#include <string.h>
+#include "amx.h"
+
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,23 +16,8 @@
 #define LARGEST 86.0f /* in powers of two: 2^86 = 1e26, far from float32's largest even when summed and multiplied */
 #define SMALLEST 1e-30f
 
-typedef struct {
-    uint8_t palette, start, reserved[14];
-    uint16_t bytes[16];
-    uint8_t rows[16];
-} __attribute__((packed, aligned(64))) Tiles;
-
 /* Asks Linux for the tile registers. 0 where it grants them. */
 int lumiglue_init(void) { return (int)syscall(SYS_arch_prctl, 0x1023, 18); }
-
-/* 16 numbers. */
-static inline __m512 widened(const uint16_t *x) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)x)), 16));
-}
-
-static inline void rounded(uint16_t *out, __m512 x) { _mm256_storeu_si256((__m256i *)out, (__m256i)_mm512_cvtneps_pbh(x)); }
-
-static inline size_t up(size_t n, size_t to) { return (n + to - 1) / to * to; }
 
 /* Largest norm of n rows of c channels. */
 static float largest_norm(const uint16_t *x, size_t stride, size_t n, size_t c) {
@@ -53,48 +35,6 @@ static float largest_norm(const uint16_t *x, size_t stride, size_t n, size_t c) 
     return sqrtf(largest);
 }
 
-/* Keys for the right-hand tiles of q k^T: for each 16 keys, c / 2 rows of 16 pairs of channels; keys beyond m are zero. */
-static void pack_keys(const uint16_t *k, size_t stride, size_t m, size_t c, uint32_t *out) {
-    for (size_t first = 0; first < up(m, 32); first += 16) {
-        for (size_t key = 0; key < 16; key++) {
-            uint32_t *column = out + first * (c / 2) + key;
-            if (first + key < m) {
-                const uint32_t *row = (const uint32_t *)(k + (first + key) * stride);
-                for (size_t pair = 0; pair < c / 2; pair++) column[pair * 16] = row[pair];
-            } else {
-                for (size_t pair = 0; pair < c / 2; pair++) column[pair * 16] = 0;
-            }
-        }
-    }
-}
-
-/* Values for the right-hand tiles of p v: for each 32 keys and 16 channels, 16 rows of 16 pairs of keys. */
-static void pack_values(const uint16_t *v, size_t stride, size_t m, size_t c, uint32_t *out) {
-    for (size_t first = 0; first < up(m, 32); first += 32) {
-        for (size_t channel = 0; channel < c; channel += 16) {
-            uint32_t *tile = out + (first * c + channel * 32) / 2;
-            for (size_t pair = 0; pair < 16; pair++) {
-                size_t key = first + 2 * pair;
-                __m256i even = _mm256_setzero_si256(), odd = even;
-                if (key < m) even = _mm256_loadu_si256((const __m256i *)(v + key * stride + channel));
-                if (key + 1 < m) odd = _mm256_loadu_si256((const __m256i *)(v + (key + 1) * stride + channel));
-                __m512i low = _mm512_cvtepu16_epi32(even), high = _mm512_slli_epi32(_mm512_cvtepu16_epi32(odd), 16);
-                _mm512_storeu_si512(tile + pair * 16, _mm512_or_si512(low, high));
-            }
-        }
-    }
-}
-
-/* 2^x, to 1e-4 of itself: a twentieth of what bfloat16 rounds. 2^whole 2^part, the part below 1 by a cubic polynomial. */
-static inline __m512 power_of_two(__m512 x) {
-    __m512 part = _mm512_reduce_ps(x, _MM_FROUND_TO_NEG_INF);
-    __m512 y = _mm512_set1_ps(0.07802452f);
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.22606716f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.69583354f));
-    y = _mm512_fmadd_ps(y, part, _mm512_set1_ps(0.99992522f));
-    return _mm512_scalef_ps(y, x);
-}
-
 typedef struct {
     _Alignas(64) float scores[2][ROWS * 32];
     _Alignas(64) uint16_t weights[ROWS * KEYS];
@@ -102,36 +42,14 @@ typedef struct {
     _Alignas(64) uint16_t queries[ROWS * MOST];
 } Scratch;
 
-/* Scores of 32 queries and 32 keys: tiles 0 to 3, of queries in 4 and 5 and keys in 6 and 7. */
-static inline void score(const uint16_t *queries, size_t stride, const uint32_t *keys, size_t c, float *scores) {
-    const uint32_t *right = keys + 16 * (c / 2);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (size_t channel = 0; channel < c; channel += 32) {
-        _tile_loadd(4, queries + channel, 2 * stride);
-        _tile_loadd(6, keys + channel / 2 * 16, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right + channel / 2 * 16, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, queries + 16 * stride + channel, 2 * stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, scores, 128);
-    _tile_stored(1, scores + 16, 128);
-    _tile_stored(2, scores + 16 * 32, 128);
-    _tile_stored(3, scores + 16 * 32 + 16, 128);
-}
-
-/* 32 queries (fewer at the end: `rows`) against all keys of a head. Returns whether a row's sum fell too low. */
+/* 32 queries (fewer at the end: `rows`) against all keys of a head. Returns whether a row's sum fell too low. logs: see
+   `lumiglue_attention`. */
 static int attend(const uint16_t *q, size_t q_stride, size_t rows, const uint32_t *keys, const uint32_t *values, size_t m,
-                  size_t c, float scale, float offset, uint16_t *out, size_t out_stride, Scratch *s) {
+                  size_t c, float scale, float offset, uint16_t *out, size_t out_stride, float *logs, Scratch *s) {
     const __m512 scales = _mm512_set1_ps(scale), offsets = _mm512_set1_ps(-offset);
     const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3F80);
-    __m512 sums[ROWS];
-    for (size_t i = 0; i < ROWS; i++) sums[i] = _mm512_setzero_ps();
+    __m512 sums[ROWS], exact[ROWS];
+    for (size_t i = 0; i < ROWS; i++) sums[i] = exact[i] = _mm512_setzero_ps();
     const uint16_t *queries = q;
     size_t stride = q_stride;
     if (rows < ROWS) { /* rows that are not there are zero */
@@ -153,6 +71,7 @@ static int attend(const uint16_t *q, size_t q_stride, size_t rows, const uint32_
                 __m512 b = power_of_two(_mm512_fmadd_ps(_mm512_load_ps(scores + i * 32 + 16), scales, offsets));
                 __m512bh both = (__m512bh)_mm512_maskz_mov_epi16(real, (__m512i)_mm512_cvtne2ps_pbh(b, a));
                 sums[i] = _mm512_dpbf16_ps(sums[i], both, ones); /* of rounded weights: values are weighed with those */
+                if (logs) exact[i] = _mm512_add_ps(exact[i], _mm512_mask_add_ps(_mm512_maskz_mov_ps(real, a), real >> 16, a, b));
                 _mm512_store_si512(weights + i * KEYS, (__m512i)both);
             }
         }
@@ -190,6 +109,7 @@ static int attend(const uint16_t *q, size_t q_stride, size_t rows, const uint32_
     for (size_t i = 0; i < rows; i++) {
         float sum = _mm512_reduce_add_ps(sums[i]);
         low |= !(sum >= SMALLEST && sum < INFINITY);
+        if (logs) logs[i] = offset + log2f(_mm512_reduce_add_ps(exact[i]));
         __m512 inverse = _mm512_set1_ps(1.0f / sum);
         for (size_t channel = 0; channel < c; channel += 32) {
             const float *message = s->messages + i * c + channel;
@@ -200,10 +120,11 @@ static int attend(const uint16_t *q, size_t q_stride, size_t rows, const uint32_
     return low;
 }
 
-/* q: n rows of heads x c channels, stride numbers apart; k and v: m rows; out: n rows of heads x c, close together.
+/* q: n rows of heads x c channels, stride numbers apart; k and v: m rows; out: n rows of heads x c, close together; logs:
+   null, or for each head and row the logarithm to base 2 of the sum that its weights are divided by, for the backward pass.
    c: 32, 64, 96 or 128. Returns 0, 1 where the result is not to be used, 2 where memory is short. */
-int lumiglue_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, int64_t q_stride,
-                       int64_t k_stride, int64_t v_stride, int64_t n, int64_t m, int64_t heads, int64_t c, float scale,
+int lumiglue_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, uint16_t *out, float *logs,
+                       int64_t q_stride, int64_t k_stride, int64_t v_stride, int64_t n, int64_t m, int64_t heads, int64_t c, float scale,
                        int threads) {
     const float to_powers = scale * 1.44269504f;
     const size_t packed = up(m, 32) * c / 2, blocks = (n + ROWS - 1) / ROWS;
@@ -213,10 +134,8 @@ int lumiglue_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, 
     if (!failed) {
 #pragma omp parallel num_threads(threads) reduction(| : failed)
         {
-            Tiles before, mine = {.palette = 1};
-            for (int tile = 0; tile < 8; tile++) mine.bytes[tile] = 64, mine.rows[tile] = 16;
-            _tile_storeconfig(&before); /* other libraries may count on theirs */
-            _tile_loadconfig(&mine);
+            Tiles before;
+            take_tiles(&before);
             Scratch *scratch = aligned_alloc(64, up(sizeof(Scratch), 64));
             if (!scratch) failed |= 2;
 #pragma omp for schedule(dynamic)
@@ -232,11 +151,11 @@ int lumiglue_attention(const uint16_t *q, const uint16_t *k, const uint16_t *v, 
                 if (!scratch) continue;
                 size_t head = task / blocks, row = task % blocks * ROWS, rows = n - row < ROWS ? n - row : ROWS;
                 failed |= attend(q + row * q_stride + head * c, q_stride, rows, keys + head * packed, values + head * packed, m, c,
-                                 to_powers, offsets[head], out + (row * heads + head) * c, heads * c, scratch);
+                                 to_powers, offsets[head], out + (row * heads + head) * c, heads * c,
+                                 logs ? logs + head * n + row : NULL, scratch);
             }
             free(scratch);
-            if (before.palette) _tile_loadconfig(&before);
-            else _tile_release();
+            return_tiles(&before);
         }
     }
     free(keys);
