@@ -1,6 +1,8 @@
 """The bfloat16 kernel beside PyTorch's operations, part by part and for a whole layer, in turns in one process.
 
-python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15]
+python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15] [--training]
+
+--training: attention with its gradients, and steps of the preset `deep` with four pairs.
 """
 
 import argparse
@@ -13,6 +15,7 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 from torch import nn
+from training_step import Step, made_up_batch
 
 from lumiglue.evaluation.speed import random_matcher
 from lumiglue.matcher.execution import folded_layers
@@ -25,19 +28,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--training", action="store_true")
     options = parser.parse_args()
     if isinstance(amx.library(), str):
         raise SystemExit(f"there is no kernel here: {amx.library()}")
     print(f"{torch.get_num_threads()} threads, milliseconds (lowest to highest)")
     print("| size | points | part | PyTorch | kernel | ratio |\n|---|---|---|---|---|---|")
+    if options.training:
+        step = Step("bf16", size="deep")
+        for n in options.points:
+            for part, job in _training_jobs(step, n).items():
+                _print("deep", n, part, *_times(job, options.rounds))
+        return
     for preset in ("base", "compact"):
         model = random_matcher(preset)
         model.layers = cast(Sequence[Layer], folded_layers(model, "bf16"))
         for n in options.points:
             for part, job in _jobs(model, n).items():
-                theirs, ours = _times(job, options.rounds)
-                ratio = statistics.median(theirs) / statistics.median(ours)
-                print(f"| {preset} | {n} | {part} | {_spread(theirs)} | {_spread(ours)} | {ratio:.1f} |")
+                with torch.inference_mode():
+                    _print(preset, n, part, *_times(job, options.rounds))
 
 
 def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
@@ -57,16 +66,30 @@ def _jobs(model: LightGlue, n: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def _training_jobs(step: Step, n: int) -> dict[str, Callable[[], object]]:
+    q, k, v = (torch.randn(2 * n, 4, 32).bfloat16().requires_grad_() for _ in range(3))
+    gradient = torch.randn(2 * n, 4, 32).bfloat16()
+    batch = made_up_batch(4, n)
+    return {
+        "attention inside two images, and gradients": lambda: self_attention(q, k, v, [(n, n)]).backward(gradient),
+        "a step": lambda: step(*batch),
+    }
+
+
 def _times(job: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
-    with torch.inference_mode():
-        for number in range(2 * rounds + 4):
-            with patch.object(amx, "library", (lambda: "off") if number % 2 == 0 else amx.library):
-                start = time.perf_counter()
-                job()
-                if number >= 4:
-                    times[number % 2].append(1000 * (time.perf_counter() - start))
+    for number in range(2 * rounds + 4):
+        with patch.object(amx, "library", (lambda: "off") if number % 2 == 0 else amx.library):
+            start = time.perf_counter()
+            job()
+            if number >= 4:
+                times[number % 2].append(1000 * (time.perf_counter() - start))
     return times
+
+
+def _print(preset: str, n: int, part: str, theirs: list[float], ours: list[float]) -> None:
+    ratio = statistics.median(theirs) / statistics.median(ours)
+    print(f"| {preset} | {n} | {part} | {_spread(theirs)} | {_spread(ours)} | {ratio:.1f} |", flush=True)
 
 
 def _spread(values: list[float]) -> str:

@@ -28,21 +28,21 @@ from lumiglue.training.sampling import PairSampler
 PAIRS, POINTS = 16, 256
 
 
-def made_up_batch() -> tuple[PackedPairs, Labels]:
-    """60 matches in each pair, 196 points without."""
-    descriptors = torch.nn.functional.normalize(torch.rand(2 * PAIRS * POINTS, 128), dim=1)
-    packed = PackedPairs(descriptors, torch.rand(len(descriptors), 4), ((POINTS, POINTS),) * PAIRS)
-    matches = torch.stack(torch.meshgrid(torch.arange(PAIRS), torch.arange(60), indexing="ij"), -1).reshape(-1, 2)
-    alone = (torch.arange(POINTS) >= 60).expand(PAIRS, POINTS)
+def made_up_batch(pairs: int = PAIRS, points: int = POINTS) -> tuple[PackedPairs, Labels]:
+    """60 matches in each pair, the other points without."""
+    descriptors = torch.nn.functional.normalize(torch.rand(2 * pairs * points, 128), dim=1)
+    packed = PackedPairs(descriptors, torch.rand(len(descriptors), 4), ((points, points),) * pairs)
+    matches = torch.stack(torch.meshgrid(torch.arange(pairs), torch.arange(60), indexing="ij"), -1).reshape(-1, 2)
+    alone = (torch.arange(points) >= 60).expand(pairs, points)
     return packed, Labels(torch.cat([matches, matches[:, 1:]], dim=1), alone, alone)
 
 
 class Step:
     """A model, its optimiser, and one step of training."""
 
-    def __init__(self, precision: str, compiled: bool = False) -> None:
+    def __init__(self, precision: str, compiled: bool = False, size: str = "compact") -> None:
         torch.manual_seed(0)
-        self.model = LightGlue(preset("compact", "sift", 128, "xy-logscale-angle"))
+        self.model = LightGlue(preset(size, "sift", 128, "xy-logscale-angle"))
         self.parameters = [p for name, p in self.model.named_parameters() if not name.startswith("confidences.")]
         self.optimizer = torch.optim.AdamW(self.parameters, 1e-4, fused=True)
         self.precision = precision

@@ -75,35 +75,9 @@ static int attend(const uint16_t *q, size_t q_stride, size_t rows, const uint32_
                 _mm512_store_si512(weights + i * KEYS, (__m512i)both);
             }
         }
-        for (size_t channel = 0; channel < c; channel += 32) { /* messages: tiles 0 to 3, weights in 4 and 5, values in 6 and 7 */
-            float *messages = s->messages + channel;
-            if (first) {
-                _tile_loadd(0, messages, 4 * c);
-                _tile_loadd(1, messages + 16, 4 * c);
-                _tile_loadd(2, messages + 16 * c, 4 * c);
-                _tile_loadd(3, messages + 16 * c + 16, 4 * c);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
-            }
-            for (size_t key = 0; key < here; key += 32) {
-                const uint32_t *tile = values + ((first + key) * c + channel * 32) / 2;
-                _tile_loadd(4, s->weights + key, 2 * KEYS);
-                _tile_loadd(5, s->weights + 16 * KEYS + key, 2 * KEYS);
-                _tile_loadd(6, tile, 64);
-                _tile_loadd(7, tile + 256, 64);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, messages, 4 * c);
-            _tile_stored(1, messages + 16, 4 * c);
-            _tile_stored(2, messages + 16 * c, 4 * c);
-            _tile_stored(3, messages + 16 * c + 16, 4 * c);
-        }
+        for (size_t channel = 0; channel < c; channel += 32)
+            multiply(s->messages + channel, 4 * c, s->weights, 2 * KEYS, values + (first * c + channel * 32) / 2, 64, 256, 16 * c,
+                     here / 32, first > 0);
     }
     int low = 0;
     for (size_t i = 0; i < rows; i++) {

@@ -79,47 +79,30 @@ static inline __m512 power_of_two(__m512 x) {
     return _mm512_scalef_ps(y, x);
 }
 
-/* Products of 32 rows of c channels with 32 keys that `pack_keys` laid out: tiles 0 to 3, of rows in 4 and 5, keys in 6 and
-   7. scores: 32 x 32. */
-static inline void score(const uint16_t *queries, size_t stride, const uint32_t *keys, size_t c, float *scores) {
-    const uint32_t *right = keys + 16 * (c / 2);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    for (size_t channel = 0; channel < c; channel += 32) {
-        _tile_loadd(4, queries + channel, 2 * stride);
-        _tile_loadd(6, keys + channel / 2 * 16, 64);
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_loadd(7, right + channel / 2 * 16, 64);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_loadd(5, queries + 16 * stride + channel, 2 * stride);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
-    }
-    _tile_stored(0, scores, 128);
-    _tile_stored(1, scores + 16, 128);
-    _tile_stored(2, scores + 16 * 32, 128);
-    _tile_stored(3, scores + 16 * 32 + 16, 128);
-}
-
-/* out, 32 x 32, += left right, over `steps` times 32: tiles 0 to 3, of the left in 4 and 5, the right in 6 and 7. Strides in
-   bytes, a step of the right in numbers of 32 bits; a right tile is 16 rows of 16 pairs, the second one `beside` the first. */
-static inline void accumulate(float *out, size_t out_stride, const uint16_t *left, size_t left_stride, const uint32_t *right,
-                              size_t right_stride, size_t beside, size_t step, size_t steps) {
+/* out, 32 x 32 numbers, = (add: +=) left right, over `steps` times 32 channels. Strides in bytes; left: rows of bfloat16;
+   right: tiles of 16 rows of 16 pairs, the second `beside` 32-bit numbers after the first, the next step `step` after it. */
+static inline void multiply(float *out, size_t out_stride, const uint16_t *left, size_t left_stride, const uint32_t *right,
+                            size_t right_stride, size_t beside, size_t step, size_t steps, int add) {
     float *below = out + 16 * out_stride / 4;
     const uint16_t *left_below = left + 16 * left_stride / 2;
-    _tile_loadd(0, out, out_stride);
-    _tile_loadd(1, out + 16, out_stride);
-    _tile_loadd(2, below, out_stride);
-    _tile_loadd(3, below + 16, out_stride);
+    if (add) {
+        _tile_loadd(0, out, out_stride);
+        _tile_loadd(1, out + 16, out_stride);
+        _tile_loadd(2, below, out_stride);
+        _tile_loadd(3, below + 16, out_stride);
+    } else {
+        _tile_zero(0);
+        _tile_zero(1);
+        _tile_zero(2);
+        _tile_zero(3);
+    }
     for (size_t i = 0; i < steps; i++) {
         _tile_loadd(4, left + 32 * i, left_stride);
-        _tile_loadd(5, left_below + 32 * i, left_stride);
         _tile_loadd(6, right + i * step, right_stride);
-        _tile_loadd(7, right + i * step + beside, right_stride);
         _tile_dpbf16ps(0, 4, 6);
+        _tile_loadd(7, right + i * step + beside, right_stride);
         _tile_dpbf16ps(1, 4, 7);
+        _tile_loadd(5, left_below + 32 * i, left_stride);
         _tile_dpbf16ps(2, 5, 6);
         _tile_dpbf16ps(3, 5, 7);
     }
@@ -127,6 +110,11 @@ static inline void accumulate(float *out, size_t out_stride, const uint16_t *lef
     _tile_stored(1, out + 16, out_stride);
     _tile_stored(2, below, out_stride);
     _tile_stored(3, below + 16, out_stride);
+}
+
+/* Products of 32 rows of c channels with 32 keys that `pack_keys` laid out. scores: 32 x 32. */
+static inline void score(const uint16_t *queries, size_t stride, const uint32_t *keys, size_t c, float *scores) {
+    multiply(scores, 128, queries, 2 * stride, keys, 64, 8 * c, 256, c / 32, 0);
 }
 
 #endif

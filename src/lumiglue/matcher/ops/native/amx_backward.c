@@ -87,14 +87,14 @@ static void add_block(const Head *h, size_t key, size_t query, size_t keys, size
     for (size_t channel = 0; channel < c; channel += 32) {
         for (size_t row = 0; row < keys; row += 32) {
             const size_t out = (key + row) * c + channel, right = (query * c + channel * 32) / 2;
-            accumulate(h->dv + out, 4 * c, block->weights + row * QUERIES, 2 * QUERIES, h->gradient_pairs + right, 64, 256,
-                       16 * c, queries / 32);
-            accumulate(h->dk + out, 4 * c, block->gradients + row * QUERIES, 2 * QUERIES, h->query_pairs + right, 64, 256,
-                       16 * c, queries / 32);
+            multiply(h->dv + out, 4 * c, block->weights + row * QUERIES, 2 * QUERIES, h->gradient_pairs + right, 64, 256,
+                       16 * c, queries / 32, 1);
+            multiply(h->dk + out, 4 * c, block->gradients + row * QUERIES, 2 * QUERIES, h->query_pairs + right, 64, 256,
+                       16 * c, queries / 32, 1);
         }
         for (size_t column = 0; column < queries; column += 32)
-            accumulate(h->dq + channel * n + query + column, 4 * n, h->channels + channel * m + key, 2 * m,
-                       block->pairs + column, 4 * QUERIES, 16, 16 * QUERIES, keys / 32);
+            multiply(h->dq + channel * n + query + column, 4 * n, h->channels + channel * m + key, 2 * m,
+                       block->pairs + column, 4 * QUERIES, 16, 16 * QUERIES, keys / 32, 1);
     }
 }
 
