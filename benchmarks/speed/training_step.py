@@ -22,8 +22,9 @@ from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.precision import product_rate
 from lumiglue.training.data.dataset import FeatureDataset
 from lumiglue.training.labels import Labels
-from lumiglue.training.loss import correspondence_loss, layer_scores, matcher_loss
+from lumiglue.training.loss import correspondence_loss, matcher_loss
 from lumiglue.training.sampling import PairSampler
+from lumiglue.training.scores import layer_scores
 
 PAIRS, POINTS = 16, 256
 
@@ -123,7 +124,7 @@ def parts_of_a_step(dataset: Path | None, packed: PackedPairs, labels: Labels, r
 
 def head_losses(model: LightGlue, states: list[torch.Tensor], labels: Labels) -> torch.Tensor:
     pairs = zip(model.heads, states, strict=True)
-    return torch.stack([correspondence_loss(*layer_scores(head, x, PAIRS), labels) for head, x in pairs]).mean()
+    return torch.stack([correspondence_loss(layer_scores(head, x, PAIRS), labels) for head, x in pairs]).mean()
 
 
 def main() -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 import cv2
 import pytest
 import torch
-from torch import Tensor
 
 from helpers import draw_photo, make_model
 from lumiglue import LightGlue, Sift, TrainingError
@@ -20,8 +19,9 @@ from lumiglue.training.data.teacher import Teacher
 from lumiglue.training.distillation import distillation_loss
 from lumiglue.training.imitation import StateTeacher, attention_logits, forced_states, unit_states
 from lumiglue.training.loop import train
-from lumiglue.training.loss import layer_scores, matcher_loss
+from lumiglue.training.loss import matcher_loss
 from lumiglue.training.sampling import PairSampler
+from lumiglue.training.scores import LayerScores, layer_scores
 from lumiglue.training.subspace import directions_of, fit_linear
 from lumiglue.weights.files import load_weights, save_weights
 
@@ -167,13 +167,13 @@ def test_the_teachers_assignment_is_the_one_that_datasets_store(
 ) -> None:
     """A student with the teacher's own scores has the smallest distillation loss; another one has a larger one."""
     soft = teacher.lesson(pairs[0]).soft
-    scores: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
+    scores: dict[str, LayerScores] = {}
     for name, model in (("own", wide_model()), ("other", wide_model(seed=1))):
         *_, x = model.states(pairs[0])
         scores[name] = layer_scores(model.heads[-1], x, pairs[0].n_pairs)
     assert soft.pairs == 4
-    torch.testing.assert_close(soft.unmatchable0, 1 - scores["own"][1].sigmoid())
-    assert distillation_loss(*scores["own"], soft) < distillation_loss(*scores["other"], soft)
+    torch.testing.assert_close(soft.unmatchable0, 1 - scores["own"].logits0.sigmoid())
+    assert distillation_loss(scores["own"], soft) < distillation_loss(scores["other"], soft)
 
 
 def test_the_input_projection_is_fitted(pairs: list[PackedPairs]) -> None:

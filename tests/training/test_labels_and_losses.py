@@ -16,10 +16,10 @@ from lumiglue.training.loss import (
     confidence_loss,
     correspondence_loss,
     disagreement,
-    layer_scores,
     matcher_loss,
     predictions,
 )
+from lumiglue.training.scores import LayerScores, layer_scores
 
 pytestmark = pytest.mark.numeric
 
@@ -69,9 +69,9 @@ def test_the_loss_is_the_papers_sum() -> None:
     generator = torch.Generator().manual_seed(1)
     keypoints = torch.rand(2, 12, 2, generator=generator) * 100
     labels = labels_from_homographies(keypoints, keypoints + 1.0, torch.eye(3).expand(2, 3, 3), torch.tensor([True, False]))
-    similarity = torch.randn(2, 12, 12, generator=generator, requires_grad=True)
+    features0, features1 = (torch.randn(2, 12, 5, generator=generator) for _ in range(2))
     z0, z1 = torch.randn(2, 12, generator=generator), torch.randn(2, 12, generator=generator)
-    log_p = log_assignment(similarity, z0, z1)
+    log_p = log_assignment(features0 @ features1.mT, z0, z1)
     total = torch.zeros(())
     for pair in range(2):
         matched = [log_p[pair, i, j] for p, i, j in labels.matches.tolist() if p == pair]
@@ -81,10 +81,36 @@ def test_the_loss_is_the_papers_sum() -> None:
             alone = [torch.log(1 - z[pair, i].sigmoid()) for i in where[pair].nonzero()[:, 0].tolist()]
             if alone:
                 total = total + torch.stack(alone).mean() / 2
-    assert_close(correspondence_loss(similarity, z0, z1, labels), -total / 2)
+    assert_close(correspondence_loss(LayerScores(features0, features1, z0, z1), labels), -total / 2)
     assert torch.autograd.gradcheck(
-        lambda s: correspondence_loss(s, z0.double(), z1.double(), labels), similarity.detach().double().requires_grad_()
+        lambda *parts: correspondence_loss(LayerScores(*parts), labels),
+        tuple(part.double().requires_grad_() for part in (features0, features1, z0, z1)),
     )
+
+
+@pytest.mark.parametrize("block", [1, 40, 2**17])
+@pytest.mark.parametrize("scale", [1.0, 12.0])
+def test_sums_in_blocks_are_those_of_the_whole(block: int, scale: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Similarities up to hundreds, whose exponentials float32 cannot hold; under autocast too, which must not lower them."""
+    monkeypatch.setattr("lumiglue.training.scores.BLOCK", block)
+    generator = torch.Generator().manual_seed(0)
+    parts = [scale * torch.randn(2, n, 6, generator=generator) for n in (13, 17)]
+    weights = [torch.rand(2, n, generator=generator) for n in (13, 17)]
+    found = [part.clone().requires_grad_() for part in parts]
+    with torch.autocast("cpu", torch.bfloat16):
+        rows, columns = LayerScores(found[0], found[1], weights[0], weights[1]).log_sums
+        ((rows * weights[0]).sum() + (columns * weights[1]).sum()).backward()
+    expected = [part.double().requires_grad_() for part in parts]
+    similarity = expected[0] @ expected[1].mT
+    sums = similarity.logsumexp(2), similarity.logsumexp(1)
+    ((sums[0] * weights[0]).sum() + (sums[1] * weights[1]).sum()).backward()
+    assert float(similarity.detach().abs().max()) > 5 * scale**2
+    for mine, exact in zip((rows, columns), sums, strict=True):
+        assert_close(mine.double(), exact, rtol=1e-5, atol=1e-5)
+    for mine, exact in zip(found, expected, strict=True):
+        assert mine.grad is not None
+        assert exact.grad is not None
+        assert_close(mine.grad.double(), exact.grad, rtol=1e-3, atol=1e-4 * scale)
 
 
 def test_predictions_agree_with_the_matcher() -> None:
@@ -95,7 +121,7 @@ def test_predictions_agree_with_the_matcher() -> None:
     packed = pack([(a, b)], model.config)
     with torch.no_grad():
         (x,) = model.states(packed)
-        said0, said1 = predictions(*layer_scores(model.heads[0], x, 1), threshold=0.1)
+        said0, said1 = predictions(layer_scores(model.heads[0], x, 1), threshold=0.1)
     result = model.match(packed)[0]
     assert {(i, j) for i, j in enumerate(said0[0].tolist()) if j >= 0} == {tuple(p) for p in result.pairs.tolist()}
     assert {(i, j) for j, i in enumerate(said1[0].tolist()) if i >= 0} == {tuple(p) for p in result.pairs.tolist()}
@@ -121,7 +147,7 @@ def test_the_confidence_loss_weighs_matched_and_unmatched_points_alike_and_unfin
         states = list(model.states(packed))
         predicted = []  # of each layer, of each pair, of each point of both images
         for head, x in zip(model.heads, states, strict=True):
-            side0, side1 = predictions(*layer_scores(head, x, 2), 0.1)
+            side0, side1 = predictions(layer_scores(head, x, 2), 0.1)
             predicted.append([[*side0[pair].tolist(), *side1[pair].tolist()] for pair in range(2)])
         parts, shares = [], set()
         for layer in range(2):
@@ -169,7 +195,7 @@ def test_without_deep_supervision_the_last_layer_alone_learns() -> None:
     alone = (torch.arange(20) >= 6)[None]
     labels = Labels(torch.stack([torch.zeros_like(rows), rows, rows], 1), alone, alone)
     *_, x = model.states(packed)
-    last = correspondence_loss(*layer_scores(model.heads[-1], x, 1), labels)
+    last = correspondence_loss(layer_scores(model.heads[-1], x, 1), labels)
     assert_close(matcher_loss(model, packed, labels, deep_supervision=False), last)
 
     model = make_model(n_layers=1, ablation="no-matchability")

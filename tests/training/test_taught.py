@@ -41,8 +41,9 @@ from lumiglue.training.deepening import deepened
 from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels, mutual_nearest
 from lumiglue.training.loop import train
-from lumiglue.training.loss import correspondence_loss, layer_scores
+from lumiglue.training.loss import correspondence_loss
 from lumiglue.training.sampling import PairSampler
+from lumiglue.training.scores import LayerScores, layer_scores
 from lumiglue.training.slicing import sliced
 from lumiglue.types import Features
 from lumiglue.weights.files import load_weights, pretrained_path, save_weights
@@ -580,20 +581,21 @@ def test_a_run_learns_from_a_taught_dataset(taught: Path, tmp_path: Path, monkey
 
 def test_a_teacher_that_is_always_sure_gives_the_loss_of_labels() -> None:
     generator = torch.Generator().manual_seed(0)
-    similarity, logits0, logits1 = (torch.randn(shape, generator=generator) for shape in ((2, 8, 9), (2, 8), (2, 9)))
+    shapes = ((2, 8, 4), (2, 9, 4), (2, 8), (2, 9))
+    scores = LayerScores(*(torch.randn(shape, generator=generator) for shape in shapes))
     matches = torch.tensor([[0, 1, 2], [0, 3, 3], [1, 0, 8]])
     unmatchable = (torch.rand(2, 8, generator=generator) < 0.4, torch.rand(2, 9, generator=generator) < 0.4)
     unmatchable[0][matches[:, 0], matches[:, 1]] = False
     soft = SoftLabels(matches, torch.ones(3), unmatchable[0].float(), unmatchable[1].float(), 2)
-    expected = correspondence_loss(similarity, logits0, logits1, Labels(matches, *unmatchable))
-    assert distillation_loss(similarity, logits0, logits1, soft) == pytest.approx(float(expected), rel=1e-5)
+    expected = correspondence_loss(scores, Labels(matches, *unmatchable))
+    assert distillation_loss(scores, soft) == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_matches_and_unmatchable_points_pull_on_the_matchability() -> None:
     """With one point on a side P is sigma_0 sigma_1: both means pull on one number, each with its own weight."""
     soft = SoftLabels(torch.tensor([[0, 0, 0]]), torch.tensor([0.7]), torch.tensor([[0.3]]), torch.tensor([[0.3]]), 1)
-    x = torch.zeros(1, 1, requires_grad=True)
-    loss = distillation_loss(torch.zeros(1, 1, 1), x, torch.full((1, 1), 20.0), soft)
+    point, x = torch.zeros(1, 1, 1), torch.zeros(1, 1, requires_grad=True)
+    loss = distillation_loss(LayerScores(point, point, x, torch.full((1, 1), 20.0)), soft)
     loss.backward()
     assert x.grad is not None
     assert x.grad.item() == pytest.approx(-0.5 + 0.5 * 0.5, abs=1e-5)
@@ -650,7 +652,8 @@ def test_a_run_deepens_the_weights_that_it_starts_from(taught: Path, tmp_path: P
     sampler = PairSampler([FeatureDataset(taught)], deep.config, split="training", seed=1, negative_pair_ratio=0)
     packed = sampler.batch(0, 1, 100).pairs
     with torch.inference_mode():
-        one, two = (layer_scores(model.heads[-1], list(model.states(packed))[-1], 1)[0] for model in (deep, shallow))
+        both = (layer_scores(model.heads[-1], list(model.states(packed))[-1], 1) for model in (deep, shallow))
+        one, two = (scores.features0 @ scores.features1.mT for scores in both)
     assert torch.allclose(one, two, atol=1e-4)
 
 

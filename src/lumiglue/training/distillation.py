@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from lumiglue.training.data.taught import SparseAssignment
+from lumiglue.training.scores import LayerScores
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,25 +51,16 @@ class SoftLabels:
         return cls(*(torch.from_numpy(array).to(device) for array in arrays), pairs=len(numbered))
 
 
-def distillation_loss(
-    similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], soft: SoftLabels
-) -> Float[Tensor, ""]:
+def distillation_loss(scores: LayerScores, soft: SoftLabels) -> Float[Tensor, ""]:
     """One layer's cross-entropy against the teacher, averaged over the pairs with an assignment.
 
     With P of the teacher and u its unmatchable probabilities, per pair: -(sum P log P_ij / sum P + 1/2 sum u_i log(1 -
-    sigma_i) / sum u_i + 1/2 sum u_j log(1 - sigma_j) / sum u_j). The student has similarities S and matchability logits.
+    sigma_i) / sum u_i + 1/2 sum u_j log(1 - sigma_j) / sum u_j). The student has the scores.
     """
-    pair, i, j = soft.entries.unbind(1)
-    log_p = (
-        2 * similarity[pair, i, j]
-        - similarity.logsumexp(2)[pair, i]
-        - similarity.logsumexp(1)[pair, j]
-        + F.logsigmoid(logits0)[pair, i]
-        + F.logsigmoid(logits1)[pair, j]
-    )
-    mass = torch.zeros(len(similarity), device=similarity.device).index_add(0, pair, soft.weights).clamp_min(1e-6)
-    matched = (log_p * soft.weights / mass[pair]).sum()
-    sides = ((logits0, soft.unmatchable0), (logits1, soft.unmatchable1))
+    pair = soft.entries[:, 0]
+    mass = torch.zeros(len(scores.logits0), device=pair.device).index_add(0, pair, soft.weights).clamp_min(1e-6)
+    matched = (scores.log_p(soft.entries) * soft.weights / mass[pair]).sum()
+    sides = ((scores.logits0, soft.unmatchable0), (scores.logits1, soft.unmatchable1))
     unmatched = sum((F.logsigmoid(-x) * u).sum(1) / u.sum(1).clamp_min(1e-6) for x, u in sides)
     assert isinstance(unmatched, Tensor)
     return -(matched + unmatched.sum() / 2) / max(soft.pairs, 1)

@@ -14,12 +14,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from lumiglue.errors import TrainingError
-from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import LightGlue, rotate
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.training.data.teacher import LEAST_P
 from lumiglue.training.distillation import SoftLabels
-from lumiglue.training.loss import layer_scores
+from lumiglue.training.scores import layer_scores
 from lumiglue.training.subspace import Basis, directions_of, fit_linear, shared_directions
 
 # Points of an image whose attention is compared in a step; the attention of all would take time with their square.
@@ -113,11 +112,11 @@ class StateTeacher:
     def lesson(self, pairs: PackedPairs) -> Lesson:
         """What the student is to learn from pairs of segments of equal length."""
         states = [x.float() for x in unit_states(self.model, pairs)]
-        similarity, logits0, logits1 = layer_scores(self.model.heads[-1], states[-1], pairs.n_pairs)
-        log_p = log_assignment(similarity, logits0, logits1)
+        scores = layer_scores(self.model.heads[-1], states[-1], pairs.n_pairs)
+        log_p = scores.log_assignment()
         entries = (log_p > math.log(LEAST_P)).nonzero()
         weights = log_p[tuple(entries.T)].clamp(max=0).exp()
-        soft = SoftLabels(entries, weights, 1 - logits0.sigmoid(), 1 - logits1.sigmoid(), pairs.n_pairs)
+        soft = SoftLabels(entries, weights, 1 - scores.logits0.sigmoid(), 1 - scores.logits1.sigmoid(), pairs.n_pairs)
         return Lesson(states, [x @ self.basis for x in states], soft)
 
     def loss(self, states: Sequence[Float[Tensor, "t narrow"]], lesson: Lesson) -> Float[Tensor, ""]:

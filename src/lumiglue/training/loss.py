@@ -11,47 +11,26 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from lumiglue.matcher.assignment import MatchAssignment, log_assignment
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.superglue import SuperGlue, log_optimal_transport
 from lumiglue.training.distillation import SoftLabels, distillation_loss
 from lumiglue.training.labels import Labels
+from lumiglue.training.scores import LayerScores, layer_scores
 
 
-def layer_scores(head: MatchAssignment, x: Float[Tensor, "t d"], n_pairs: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores of one layer, in float32, for P pairs of segments of equal length, from the states of all points.
-
-    Returns:
-        The similarity S (P, n, n), and the matchability logits of the first and of the second images (P, n).
-    """
-    with torch.autocast(x.device.type, enabled=False):
-        features = head.features(x.float()).unflatten(0, (n_pairs, 2, -1))
-        logits = head.matchability_logits(x.float()).unflatten(0, (n_pairs, 2, -1))
-        return features[:, 0] @ features[:, 1].mT, logits[:, 0], logits[:, 1]
-
-
-def correspondence_loss(
-    similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], labels: Labels
-) -> Float[Tensor, ""]:
+def correspondence_loss(scores: LayerScores, labels: Labels) -> Float[Tensor, ""]:
     """One layer's negative log-likelihood (Equation 10 without the sum over layers), averaged over the pairs.
 
     -(1/|M| sum log P_ij + 1/(2|A~|) sum log(1 - sigma_i) + 1/(2|B~|) sum log(1 - sigma_j)). Empty sets add 0.
     """
-    n_pairs = len(similarity)
-    pair, i, j = labels.matches.unbind(1)
-    log_p = (
-        2 * similarity[pair, i, j]
-        - similarity.logsumexp(2)[pair, i]
-        - similarity.logsumexp(1)[pair, j]
-        + F.logsigmoid(logits0)[pair, i]
-        + F.logsigmoid(logits1)[pair, j]
-    )
+    n_pairs = len(scores.logits0)
+    pair = labels.matches[:, 0]
     counts = torch.bincount(pair, minlength=n_pairs).clamp_min(1)
-    matched = (log_p / counts[pair]).sum()
-    unmatched0 = _mean_where(F.logsigmoid(-logits0), labels.unmatchable0)
-    unmatched1 = _mean_where(F.logsigmoid(-logits1), labels.unmatchable1)
+    matched = (scores.log_p(labels.matches) / counts[pair]).sum()
+    unmatched0 = _mean_where(F.logsigmoid(-scores.logits0), labels.unmatchable0)
+    unmatched1 = _mean_where(F.logsigmoid(-scores.logits1), labels.unmatchable1)
     return -(matched + (unmatched0 + unmatched1).sum() / 2) / n_pairs
 
 
@@ -110,9 +89,9 @@ def matcher_loss(
         if not deep_supervision and layer < model.config.n_layers:
             continue
         scores = layer_scores(head, x, pairs.n_pairs)
-        losses.append(correspondence_loss(*scores, labels))
+        losses.append(correspondence_loss(scores, labels))
         if soft is not None and distillation:
-            losses[-1] = losses[-1] + distillation * soft.pairs / pairs.n_pairs * distillation_loss(*scores, soft)
+            losses[-1] = losses[-1] + distillation * soft.pairs / pairs.n_pairs * distillation_loss(scores, soft)
     return torch.stack(losses).mean()
 
 
@@ -125,12 +104,10 @@ def mutual_best(log_p: Float[Tensor, "b m n"]) -> tuple[Tensor, Tensor, Tensor, 
     return partner0.where(mutual0, -1), best0, partner1.where(mutual1, -1), best1
 
 
-def predictions(
-    similarity: Float[Tensor, "b m n"], logits0: Float[Tensor, "b m"], logits1: Float[Tensor, "b n"], threshold: float
-) -> tuple[Tensor, Tensor]:
+def predictions(scores: LayerScores, threshold: float) -> tuple[Tensor, Tensor]:
     """One layer's matches: the row of each point's partner, or -1, in both images, (B, m) and (B, n)."""
-    partner0, best0, partner1, best1 = mutual_best(log_assignment(similarity, logits0, logits1))
-    limit = torch.tensor(threshold, device=similarity.device).log()
+    partner0, best0, partner1, best1 = mutual_best(scores.log_assignment())
+    limit = torch.tensor(threshold, device=best0.device).log()
     return partner0.where(best0 > limit, -1), partner1.where(best1 > limit, -1)
 
 
@@ -167,7 +144,7 @@ def confidence_loss(
     with torch.no_grad():
         states = list(model.states(pairs))
         predicted = [
-            torch.stack(predictions(*layer_scores(head, x, pairs.n_pairs), threshold), dim=1).flatten()  # (T,)
+            torch.stack(predictions(layer_scores(head, x, pairs.n_pairs), threshold), dim=1).flatten()  # (T,)
             for head, x in zip(model.heads, states, strict=True)
         ]
     sums, counts = [], []

@@ -7,15 +7,15 @@ from jaxtyping import Bool, Float, Int
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from lumiglue.matcher.assignment import log_assignment
 from lumiglue.matcher.lightglue import LightGlue
 from lumiglue.matcher.models import MatcherModel
 from lumiglue.matcher.packed import PackedPairs
 from lumiglue.matcher.superglue import SuperGlue
 from lumiglue.training.config import TrainSettings
 from lumiglue.training.figures import draw_training_matches
-from lumiglue.training.loss import layer_scores, log_partial_assignment, mutual_best
+from lumiglue.training.loss import log_partial_assignment, mutual_best
 from lumiglue.training.sampling import Batch, PairSampler
+from lumiglue.training.scores import layer_scores
 
 BATCHES, PAIRS = 8, 8
 
@@ -65,7 +65,7 @@ def _predict_lightglue(model: LightGlue, pairs: PackedPairs) -> list[LayerPredic
     states = list(model.states(pairs))
     predictions = []
     for layer, (head, x) in enumerate(zip(model.heads, states, strict=True)):
-        partner0, best0, partner1, best1 = mutual_best(log_assignment(*layer_scores(head, x, pairs.n_pairs)))
+        partner0, best0, partner1, best1 = mutual_best(layer_scores(head, x, pairs.n_pairs).log_assignment())
         confident = None
         if layer < len(model.confidences):
             sure = model.confidences[layer](x.float()).squeeze(-1).sigmoid() > model.exit_threshold(layer)
