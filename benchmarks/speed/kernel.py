@@ -1,6 +1,6 @@
 """The bfloat16 kernel beside PyTorch's operations, part by part and for a whole layer, in turns in one process.
 
-python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15] [--training]
+python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15] [--training] [--threads 1]
 
 --training: attention with its gradients, and steps of the preset `deep` with four pairs.
 """
@@ -29,7 +29,10 @@ def main() -> None:
     parser.add_argument("--points", type=int, nargs="+", default=[512, 1024, 2048])
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--training", action="store_true")
+    parser.add_argument("--threads", type=int)
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     if isinstance(amx.library(), str):
         raise SystemExit(f"there is no kernel here: {amx.library()}")
     print(f"{torch.get_num_threads()} threads, milliseconds (lowest to highest)")
