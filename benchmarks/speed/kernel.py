@@ -2,13 +2,15 @@
 
 python benchmarks/speed/kernel.py [--points 512 1024 2048] [--rounds 15] [--training] [--threads 1]
 
---training: attention with its gradients, and steps of the preset `deep` with four pairs.
+--training: attention with its gradients, and steps of the preset `deep` with four pairs; then the losses of its layers from
+the whole matrix of similarities, by PyTorch, beside those in blocks.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import cast
 from unittest.mock import patch
 
@@ -22,6 +24,9 @@ from lumiglue.matcher.execution import folded_layers
 from lumiglue.matcher.lightglue import Layer, LightGlue, rotate
 from lumiglue.matcher.ops import amx
 from lumiglue.matcher.ops.attention import self_attention
+from lumiglue.training.labels import Labels
+from lumiglue.training.loss import correspondence_loss
+from lumiglue.training.scores import LayerScores, layer_scores
 
 
 def main() -> None:
@@ -42,6 +47,8 @@ def main() -> None:
         for n in options.points:
             for part, job in _training_jobs(step, n).items():
                 _print("deep", n, part, *_times(job, options.rounds))
+            whole, blocks = (partial(_losses, step, n, whole) for whole in (True, False))
+            _print("deep", n, "losses, whole / in blocks", *_in_turns(whole, blocks, options.rounds))
         return
     for preset in ("base", "compact"):
         model = random_matcher(preset)
@@ -79,14 +86,39 @@ def _training_jobs(step: Step, n: int) -> dict[str, Callable[[], object]]:
     }
 
 
+def _losses(step: Step, n: int, whole: bool) -> None:
+    """The losses of all layers and their gradients, of random states of four pairs."""
+    _, labels = made_up_batch(4, n)
+    losses: list[torch.Tensor] = []
+    for head in step.model.heads:
+        scores = layer_scores(head, torch.randn(8 * n, step.model.config.d, requires_grad=True), 4)
+        losses.append(correspondence_loss(scores, labels) if not whole else _loss_of_the_whole(scores, labels))
+    torch.stack(losses).mean().backward()
+
+
+def _loss_of_the_whole(scores: LayerScores, labels: Labels) -> torch.Tensor:
+    """What `correspondence_loss` does with its matches, by operations on the matrix of all pairs."""
+    pair, i, j = labels.matches.unbind(1)
+    similarity = scores.features0 @ scores.features1.mT
+    log_p = 2 * similarity[pair, i, j] - similarity.logsumexp(2)[pair, i] - similarity.logsumexp(1)[pair, j]
+    return -(log_p + F.logsigmoid(scores.logits0)[pair, i] + F.logsigmoid(scores.logits1)[pair, j]).mean()
+
+
 def _times(job: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
+    def by_pytorch() -> None:
+        with patch.object(amx, "library", lambda: "off"):
+            job()
+
+    return _in_turns(by_pytorch, job, rounds)
+
+
+def _in_turns(theirs: Callable[[], object], ours: Callable[[], object], rounds: int) -> tuple[list[float], list[float]]:
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(2 * rounds + 4):
-        with patch.object(amx, "library", (lambda: "off") if number % 2 == 0 else amx.library):
-            start = time.perf_counter()
-            job()
-            if number >= 4:
-                times[number % 2].append(1000 * (time.perf_counter() - start))
+        start = time.perf_counter()
+        (theirs, ours)[number % 2]()
+        if number >= 4:
+            times[number % 2].append(1000 * (time.perf_counter() - start))
     return times
 
 

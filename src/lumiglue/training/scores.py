@@ -1,8 +1,8 @@
 """What a layer says of pairs in training: the log-probabilities of labelled pairs, without the matrix of all pairs.
 
-A loss needs P_ij at its labels, the sums over rows and columns of exp(S), and their gradients. With 2,048 points S itself,
-and what PyTorch's operations would keep of it, took a third of the memory of a step and half of its time. So S is computed
-in blocks that stay in the processor's cache, in the forward pass and again in the backward pass.
+A loss needs P_ij at its labels, the sums over rows and columns of exp(S), and their gradients. S itself, and what PyTorch's
+operations keep of it, would take much of the memory of a step, and with 2,048 points half of its time. So S is computed in
+blocks that stay in the processor's cache, in the forward pass and again in the backward pass.
 """
 
 import functools
